@@ -1,0 +1,92 @@
+"""Find where the modalities of a PyTorch model meet, and put RegBN there.
+
+>>> from regbn_surgery import regbnify, inspect
+>>> print(inspect(model, example_inputs))          # where do my modalities meet?
+>>> model = regbnify(model, "rules.yaml", example_inputs)   # the same class, the same keys, with RegBN inside
+
+Names are imported on first use (PEP 562), so that `regbn-surgery --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from ._api import inspect, plan, regbnify, unregbnify
+    from ._errors import (
+        AlreadyRewrittenError,
+        CaptureError,
+        InputsError,
+        NothingMatchedError,
+        PlanError,
+        RegBNError,
+        RegBNShapeError,
+        RegBNWarning,
+        RewriteError,
+        RulesError,
+        UnseenCallError,
+    )
+    from ._inputs import Inputs
+    from ._rules import Rules
+    from .nn import RegBN
+
+_HOME = {
+    **dict.fromkeys(("inspect", "plan", "regbnify", "unregbnify"), "._api"),
+    **dict.fromkeys(
+        (
+            "AlreadyRewrittenError",
+            "CaptureError",
+            "InputsError",
+            "NothingMatchedError",
+            "PlanError",
+            "RegBNError",
+            "RegBNShapeError",
+            "RegBNWarning",
+            "RewriteError",
+            "RulesError",
+            "UnseenCallError",
+        ),
+        "._errors",
+    ),
+    "Inputs": "._inputs",
+    "Rules": "._rules",
+    "RegBN": ".nn",
+}
+
+__all__ = [
+    "AlreadyRewrittenError",
+    "CaptureError",
+    "Inputs",
+    "InputsError",
+    "NothingMatchedError",
+    "PlanError",
+    "RegBN",
+    "RegBNError",
+    "RegBNShapeError",
+    "RegBNWarning",
+    "RewriteError",
+    "Rules",
+    "RulesError",
+    "UnseenCallError",
+    "__version__",
+    "inspect",
+    "plan",
+    "regbnify",
+    "unregbnify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home, __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,242 @@
+"""What flows between the stages, as frozen dataclasses: capture → analyse → rules → plan → rewrite → report.
+
+No stage keeps state of its own beside these; every one of them can be printed, compared and written as JSON.
+The tensors of the user's model never appear here, only their shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal[
+    "concat", "sum", "product", "matmul", "bilinear", "attention", "scatter", "similarity", "loss", "module"
+]
+Level = Literal["early", "middle", "late", "remeeting"]
+Reduce = Literal["flatten", "mean"]
+Replace = Literal["both", "f"]
+
+KINDS: tuple[Kind, ...] = (
+    "concat", "sum", "product", "matmul", "bilinear", "attention", "scatter", "similarity", "loss", "module",
+)  # fmt: skip
+LEVELS: tuple[Level, ...] = ("early", "middle", "late", "remeeting")
+#: Kinds that no rule selects unless it names them.
+NEVER_BY_DEFAULT: frozenset[Kind] = frozenset({"similarity", "loss"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """A line of the user's code."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the axes of a tensor mean, and why we believe it. `None` means unknown, never guessed.
+
+    `sequence` is true where the spatial axes count tokens, so that their number may vary from batch to batch.
+    """
+
+    batch_dim: int | None
+    channel_dim: int | None
+    spatial_dims: tuple[int, ...]
+    sequence: bool = False
+    evidence: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        return self.batch_dim is not None and self.channel_dim is not None
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor operand of a fusion call, as the call saw it (at the example batch size)."""
+
+    modalities: tuple[str, ...]  # every modality that reached it ("touched"), in input order
+    home: tuple[str, ...]  # the stream it belongs to
+    producer: str  # what made it, for people: "Linear `img_proj`", "input `image`"
+    shape: tuple[int, ...]
+    dtype: str
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Side:
+    """One half of a site: a tensor that RegBN can take at the fusion point, and how it lies in memory."""
+
+    home: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    layout: Layout
+    anchor: str  # where it is taken, for people: "argument `context`", "operand 0 of cat"
+
+    @property
+    def channels(self) -> int | None:
+        dim = self.layout.channel_dim
+        return None if dim is None else self.shape[dim]
+
+    @property
+    def spatial_shape(self) -> tuple[int, ...]:
+        return tuple(self.shape[dim] for dim in self.layout.spatial_dims)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A pair of tensors at a fusion point between which RegBN may go. Which one is f, the plan decides.
+
+    `gate` is the index of the side that only modulates the other: it can be g, read but not replaced, never f.
+    `obstacle` says why RegBN cannot go here; such a site can be reported but not planned.
+    `role` numbers the ways in which one shared owner is called (a siamese cross-attention has two).
+    """
+
+    host: str
+    sides: tuple[Side, Side]
+    reduce: Reduce
+    role: int = 0
+    gate: int | None = None
+    obstacle: str | None = None
+
+
+@dataclass(frozen=True)
+class FusionPoint:
+    """A call at which operands with incomparable homes meet (or a mixed stream meets a pure one again)."""
+
+    id: str  # unique within the model and stable: "fusion.cat", "cat", "encoder.cross.attention"
+    owner: str  # path of the module whose own forward contains the call; "" is the root
+    owner_class: str
+    kind: Kind
+    op: str  # name of the function or leaf module class: "cat", "add", "MultiheadAttention"
+    source: Source | None
+    level: Level
+    selected_by_default: bool
+    operands: tuple[Operand, ...]
+    sites: tuple[Site, ...]
+    group: str = ""  # equal for the same call repeated over layers
+    modes: tuple[str, ...] = ("eval", "train")  # the modes in which the call was seen
+    note: str = ""
+
+    @property
+    def homes(self) -> tuple[tuple[str, ...], ...]:
+        """The distinct homes that meet here, in operand order."""
+        seen: dict[tuple[str, ...], None] = {}
+        for operand in self.operands:
+            if operand.home:
+                seen.setdefault(operand.home)
+        return tuple(seen)
+
+
+@dataclass(frozen=True)
+class Modality:
+    """A named group of primary inputs, by their dotted names (`batch.audio`)."""
+
+    name: str
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExcludedInput:
+    """An input that counts for no modality, with the reason shown to the user."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class InputTensor:
+    """One tensor among the example inputs."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found. `notes` are sentences for people (guards, gaps, branches that never meet)."""
+
+    model: str  # class name of the model
+    modalities: tuple[Modality, ...]
+    inputs: tuple[InputTensor, ...]
+    excluded: tuple[ExcludedInput, ...]
+    fusion_points: tuple[FusionPoint, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content as plain JSON types (see `docs/inspect.schema.json`)."""
+        from ._report.jsonout import inspection_to_dict
+
+        return inspection_to_dict(self)
+
+    def __str__(self) -> str:
+        from ._report.text import inspection_to_text
+
+        return inspection_to_text(self)
+
+
+@dataclass(frozen=True)
+class PlannedSite:
+    """One RegBN module that will go in. `f` and `g` are indices into `site.sides` (or describe a pair)."""
+
+    name: str  # name of the new submodule inside the host: "regbn_late", "regbn_late_1"
+    host: str
+    rule: str  # id of the rule that asked for it
+    point: str | None  # id of the fusion point; None at a pair site
+    f: Side
+    g: Side
+    reduce: Reduce
+    replace: Replace
+    site: Site | None = None
+    pair: tuple[str, str] | None = None  # ("input:gray", "input:colored") at a pair site
+    options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments for RegBN, sizes left out
+
+    @property
+    def f_layer_dim(self) -> tuple[int, ...]:
+        return () if self.reduce == "mean" else self.f.spatial_shape
+
+    @property
+    def g_layer_dim(self) -> tuple[int, ...]:
+        return () if self.reduce == "mean" else self.g.spatial_shape
+
+    @property
+    def projection_shape(self) -> tuple[int, int]:
+        """(m, n): flat size of g by flat size of f, the shape of RegBN's W."""
+        return _flat(self.g, self.g_layer_dim), _flat(self.f, self.f_layer_dim)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the rules say about one fusion point, and why."""
+
+    point: str
+    action: Literal["normalize", "skip", "leave"]
+    rule: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rules applied to the found fusion points. Nothing has changed yet."""
+
+    decisions: tuple[Decision, ...]
+    sites: tuple[PlannedSite, ...]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        from ._report.text import plan_to_text
+
+        return plan_to_text(self)
+
+
+def _flat(side: Side, layer_dim: tuple[int, ...]) -> int:
+    size = side.channels or 0
+    for extent in layer_dim:
+        size *= extent
+    return size

@@ -52,5 +52,9 @@ class RegBNShapeError(RegBNError, ValueError):
     """Inputs or sizes given to a `RegBN` module do not fit it."""
 
 
+class RegBNOptionError(RegBNError, ValueError):
+    """An option of a `RegBN` module is out of range, or contradicts another one."""
+
+
 class RegBNWarning(UserWarning):
     """Something worth knowing that does not stop the work."""

@@ -1,0 +1,31 @@
+"""The RegBN operator and what belongs to it.
+
+Names are imported on first use, so that `regbn_surgery.nn.options` stays free of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .options import RegBNOptions
+
+if TYPE_CHECKING:
+    from .regbn import RegBN
+
+_HOME = {"RegBN": ".regbn"}
+
+__all__ = ["RegBN", "RegBNOptions"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home, __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,17 @@
+"""Run a model's real forward and write down what happened: a `torch.fx` graph and a list of operations."""
+
+from ._intercept import intercepting
+from ._recorder import Recorder, capture
+from ._trace import Frame, Op, TensorInfo, TensorRef, Trace, ValueRead
+
+__all__ = [
+    "Frame",
+    "Op",
+    "Recorder",
+    "TensorInfo",
+    "TensorRef",
+    "Trace",
+    "ValueRead",
+    "capture",
+    "intercepting",
+]

@@ -1,0 +1,95 @@
+"""Sizes that remember where they came from.
+
+`x.shape` gives ordinary integers, so a graph would be valid for one batch size only. These integers are real ones to
+the user's code, and carry the graph node that computes them to ours.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.fx
+
+
+class TracedInt(int):
+    """An `int` that knows the fx node that computes it. Copies and pickles as a plain `int`.
+
+    Most sizes are looked at and dropped, so the node is made when first asked for.
+    """
+
+    recorder: Any
+    _make: Callable[[], torch.fx.Node]
+    _node: torch.fx.Node | None
+
+    def __new__(cls, value: int, make: Callable[[], torch.fx.Node], recorder: Any) -> TracedInt:
+        self = super().__new__(cls, value)
+        self.recorder = recorder
+        self._make = make
+        self._node = None
+        return self
+
+    @property
+    def node(self) -> torch.fx.Node:
+        if self._node is None:
+            self._node = self._make()
+        return self._node
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> int:
+        return int(self)
+
+    def __copy__(self) -> int:
+        return int(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (int, (int(self),))
+
+    def __neg__(self) -> int:
+        return _arithmetic(operator.neg, int.__neg__(self), (self,))
+
+
+def _arithmetic(op: Callable[..., Any], value: Any, operands: tuple[Any, ...]) -> Any:
+    traced = next(x for x in operands if isinstance(x, TracedInt))
+    if type(value) is not int or not traced.recorder.recording:
+        return value
+    return TracedInt(value, lambda: traced.recorder.number(op, operands), traced.recorder)
+
+
+def _binary(name: str) -> tuple[Callable[[int, Any], Any], Callable[[int, Any], Any]]:
+    op = getattr(operator, name)
+
+    def forward(self: TracedInt, other: Any) -> Any:
+        # Floats leave the traced world: what is computed from them is a constant that the self-check questions.
+        if not isinstance(other, int):
+            return getattr(int, f"__{name}__")(self, other) if not isinstance(other, float) else op(int(self), other)
+        return _arithmetic(op, op(int(self), int(other)), (self, other))
+
+    def backward(self: TracedInt, other: Any) -> Any:
+        if not isinstance(other, int):
+            return getattr(int, f"__r{name}__")(self, other) if not isinstance(other, float) else op(other, int(self))
+        return _arithmetic(op, op(int(other), int(self)), (other, self))
+
+    return forward, backward
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod"):
+    _forward, _backward = _binary(_name)
+    setattr(TracedInt, f"__{_name}__", _forward)
+    setattr(TracedInt, f"__r{_name}__", _backward)
+
+
+def plain(value: Any) -> Any:
+    """The same value with plain integers, for calls into torch."""
+    if type(value) is TracedInt:
+        return int(value)
+    if type(value) is tuple or type(value) is list:
+        return type(value)(plain(item) for item in value)
+    if type(value) is torch.Size:
+        return torch.Size(int(item) for item in value)
+    if type(value) is dict:
+        return {key: plain(item) for key, item in value.items()}
+    if type(value) is slice:
+        return slice(plain(value.start), plain(value.stop), plain(value.step))
+    return value

@@ -1,0 +1,272 @@
+"""What the schema alone cannot say: values that must fit together, exist, or be readable as patterns.
+
+Works on the plain values, before the schema has accepted them, so that all problems of a file come out at once;
+each check therefore looks only at values of the type it expects and leaves the others to the schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .._errors import RegBNOptionError
+from ..nn.options import RegBNOptions
+from .patterns import PatternError, compile_pattern
+from .problems import Path, Problem, did_you_mean, listing
+from .validate import show
+
+SIZES = ("f_num_channels", "g_num_channels", "f_layer_dim", "g_layer_dim")
+#: Options that are keys of the rule itself, since they change where tensors are taken and put back.
+RULE_LEVEL = ("reduce", "replace")
+#: What only a rule that normalises can say.
+_TREATMENT = ("normalize", "against", "pairs", "regbn", "reduce", "replace")
+_INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
+_YAML_1_1 = {"on": "true", "yes": "true", "off": "false", "no": "false"}
+
+
+def check(value: Any) -> list[Problem]:
+    """Every problem of a rules file's plain values that the schema does not see."""
+    if not isinstance(value, dict):
+        return []
+    problems = list(_blanks(value, ()))
+    problems += _check_inputs(_mapping(value.get("inputs")))
+    problems += _check_modalities(_mapping(value.get("modalities")))
+    problems += _check_matches(value)
+    problems += _check_ids(_rules(value))
+    defaults = _mapping(value.get("defaults"))
+    problems += _check_options(_mapping(defaults.get("regbn")), {}, ("defaults", "regbn"))
+    shared = _mapping(defaults.get("regbn"))
+    names = list(_mapping(value.get("modalities")))
+    for index, rule in _rules(value):
+        path: Path = ("rules", index)
+        problems += _check_shape(rule, path)
+        problems += _check_options(_mapping(rule.get("regbn")), shared, (*path, "regbn"))
+        problems += _check_names(rule, names, path)
+    for key, override in _mapping(value.get("overrides")).items():
+        over = _mapping(override)
+        problems += _check_options(_mapping(over.get("regbn")), {}, ("overrides", key, "regbn"))
+        problems += _check_names(over, names, ("overrides", key))
+    return problems
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _texts(value: Any, path: Path) -> Iterator[tuple[str, Path]]:
+    """Each text of a value that may be one text or a list of them, with where it stands."""
+    if isinstance(value, str):
+        yield value, path
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if isinstance(item, str):
+                yield item, (*path, index)
+
+
+def _rules(value: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    rules = value.get("rules")
+    if not isinstance(rules, list):
+        return []
+    return [(index, rule) for index, rule in enumerate(rules) if isinstance(rule, dict)]
+
+
+def _blanks(value: Any, path: Path) -> Iterator[Problem]:
+    """A key with nothing after it: `kind:` alone would otherwise mean every kind."""
+    if value is None and path and not (len(path) > 1 and path[-2] == "regbn"):
+        yield Problem(path, "nothing stands after this key; give it a value or remove it")
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, child in children:
+        yield from _blanks(child, (*path, step))
+
+
+def _check_inputs(inputs: dict[str, Any]) -> Iterator[Problem]:
+    for name, spec in inputs.items():
+        path: Path = ("inputs", name)
+        if not all(name.split(".")):
+            yield Problem(path, f"`{name}` is no input name: a segment between dots is empty", at_key=True)
+        above = ".".join(name.split(".")[:-1])
+        if above and above in inputs:
+            yield Problem(path, f"`{above}` is given as a tensor, so it cannot also hold `{name}`", at_key=True)
+        if not isinstance(spec, dict):
+            continue
+        dtype, bounds = spec.get("dtype", "float32"), spec.get("range")
+        integer = isinstance(dtype, str) and dtype in _INTEGERS
+        if integer and bounds is None and "range" not in spec:
+            yield Problem(
+                path,
+                f"an input of dtype {dtype} needs its range, as in `range: [0, 100]` (high left out): "
+                "indices outside an embedding table would fail",
+            )
+        if not integer and bounds is not None:
+            yield Problem(
+                (*path, "range"),
+                "a range is for whole numbers; floating inputs are drawn from a standard normal",
+            )
+        numbers = isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(x, int) for x in bounds)
+        if integer and isinstance(bounds, list) and numbers and bounds[0] >= bounds[1]:
+            yield Problem((*path, "range"), f"low must be below high; found {bounds[0]} and {bounds[1]}")
+
+
+def _check_modalities(modalities: dict[str, Any]) -> Iterator[Problem]:
+    owner: dict[str, str] = {}
+    for name, spec in modalities.items():
+        path: Path = ("modalities", name)
+        if name == "":
+            yield Problem(path, "a modality needs a name", at_key=True)
+        if isinstance(spec, dict):
+            spec, path = spec.get("inputs"), (*path, "inputs")
+        for text, where in _texts(spec, path):
+            yield from _check_pattern(text, where)
+            if owner.setdefault(text, name) != name:
+                yield Problem(where, f"`{text}` already belongs to modality `{owner[text]}`; an input has one modality")
+
+
+def _check_matches(value: dict[str, Any]) -> Iterator[Problem]:
+    found: list[tuple[dict[str, Any], Path]] = []
+    exclude = value.get("exclude")
+    for index, item in enumerate(exclude if isinstance(exclude, list) else [exclude]):
+        path: Path = ("exclude", index) if isinstance(exclude, list) else ("exclude",)
+        if item == {}:
+            yield Problem(path, "this excludes every fusion point; name a kind, owner, level or modalities")
+        found.append((_mapping(item), path))
+    for index, rule in _rules(value):
+        found.append((_mapping(rule.get("match")), ("rules", index, "match")))
+    for match, path in found:
+        for text, where in _texts(match.get("owner"), (*path, "owner")):
+            yield from _check_pattern(text, where)
+        names = [text for text, _ in _texts(match.get("between"), ())]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield Problem((*path, "between"), f"`{name}` is named twice; a modality does not meet itself")
+
+
+def _check_pattern(text: str, path: Path) -> Iterator[Problem]:
+    try:
+        compile_pattern(text)
+    except PatternError as error:
+        yield Problem(path, str(error))
+
+
+def _check_ids(rules: list[tuple[int, dict[str, Any]]]) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for index, rule in rules:
+        name = rule.get("id")
+        if isinstance(name, str) and first.setdefault(name, index) != index:
+            yield Problem(
+                ("rules", index, "id"), f"the id `{name}` is already that of rule {first[name] + 1}; choose another"
+            )
+
+
+def _check_shape(rule: dict[str, Any], path: Path) -> Iterator[Problem]:
+    """Which keys of a rule go together."""
+    if "match" in rule and "pair" in rule:
+        yield Problem((*path, "pair"), "a rule has `match` or `pair`, not both; make two rules of it", at_key=True)
+    if "match" not in rule and "pair" not in rule:
+        yield Problem(path, "a rule needs `match` (which fusion points; `match: {}` for all) or `pair`")
+    if rule.get("action") == "skip":
+        if "pair" in rule:
+            yield Problem((*path, "action"), "a pair is only there if a rule asks for it; remove this rule")
+        for key in _TREATMENT:
+            if key in rule:
+                yield Problem((*path, key), f"`{key}` does nothing in a rule that skips; remove it", at_key=True)
+    elif "pair" in rule:
+        for key in ("normalize", "against", "pairs", "expect"):
+            if key in rule:
+                yield Problem((*path, key), f"`{key}` does not go with `pair`, which names f and g", at_key=True)
+    elif "pairs" in rule:
+        for key in ("normalize", "against"):
+            if key in rule:
+                yield Problem(
+                    (*path, key),
+                    f"`{key}` does not go with `pairs: all`, which takes every pair in the order of `modalities`",
+                    at_key=True,
+                )
+    for letter, text in _mapping(rule.get("pair")).items():
+        if letter in ("f", "g") and isinstance(text, str):
+            yield from _check_reference(text, (*path, "pair", letter))
+    pair = _mapping(rule.get("pair"))
+    if isinstance(pair.get("f"), str) and pair.get("f") == pair.get("g"):
+        yield Problem((*path, "pair"), "f and g are the same tensor; there would be nothing left of it")
+    count = _mapping(rule.get("expect"))
+    low, high = count.get("min", 0), count.get("max")
+    if isinstance(low, int) and isinstance(high, int) and low > high:
+        yield Problem((*path, "expect"), f"min {low} is above max {high}")
+
+
+def _check_reference(text: str, path: Path) -> Iterator[Problem]:
+    head, colon, name = text.partition(":")
+    if head not in ("input", "module") or not colon:
+        yield Problem(
+            path,
+            f"`{text}` names no tensor: write `input:NAME` for an input or `module:PATH` for a module's output"
+            + did_you_mean(head, ("input", "module")),
+        )
+    elif not name or not all(name.split(".")):
+        yield Problem(path, f"`{text}` lacks a name after `{head}:` or has an empty segment in it")
+
+
+def _check_names(rule: dict[str, Any], modalities: list[str], path: Path) -> Iterator[Problem]:
+    """Modalities that a rule names, where the file itself lists them (else the model's inputs decide, later)."""
+    normalize, against = rule.get("normalize"), rule.get("against")
+    if isinstance(normalize, str) and normalize == against:
+        yield Problem((*path, "against"), f"`{against}` cannot be normalised against itself")
+    if not modalities:
+        return
+    named = [
+        *_texts(normalize, (*path, "normalize")),
+        *_texts(against, (*path, "against")),
+        *_texts(_mapping(rule.get("match")).get("between"), (*path, "match", "between")),
+    ]
+    for name, where in named:
+        if name not in modalities:
+            yield Problem(where, unknown_modality(name, modalities))
+
+
+def unknown_modality(name: str, known: list[str]) -> str:
+    """The sentence for a modality that nobody defined."""
+    return f"there is no modality `{name}`{did_you_mean(name, known)} (known: {listing(known)})"
+
+
+def _check_options(options: dict[str, Any], shared: dict[str, Any], path: Path) -> Iterator[Problem]:
+    """Names, types and ranges of RegBN's options, each by itself and then together with the defaults."""
+    good: dict[str, Any] = {}
+    names = RegBNOptions.names()
+    for name, value in options.items():
+        where: Path = (*path, name)
+        if name in SIZES:
+            if not _is_size(name, value):
+                wanted = "a list of whole numbers of at least 1" if name.endswith("dim") else "a whole number"
+                yield Problem(where, f"`{name}` is {wanted}; found {show(value)}")
+        elif name in RULE_LEVEL:
+            yield Problem(where, f"`{name}` is a key of the rule itself: move it one level up", at_key=True)
+        elif name not in names:
+            known = [known for known in (*names, *SIZES) if known not in RULE_LEVEL]
+            hint = did_you_mean(name, known) or f"; known: {listing(known, limit=40)}"
+            yield Problem(where, f"RegBN has no option `{name}`{hint}", at_key=True)
+        elif text := _option_error({name: value}):
+            yield Problem(where, text)
+        else:
+            good[name] = value
+    usable = {name: value for name, value in shared.items() if name in names and not _option_error({name: value})}
+    if good and (text := _option_error({**usable, **good})):
+        yield Problem(path, text)
+
+
+def _option_error(options: dict[str, Any]) -> str | None:
+    if len(options) == 1 and "rank" in options:
+        options = {**options, "projection": "low_rank"}  # a rank by itself is judged by its value only
+    try:
+        RegBNOptions(**options)
+    except RegBNOptionError as error:
+        words = [value for value in options.values() if isinstance(value, str) and value.lower() in _YAML_1_1]
+        hint = f"; write `{_YAML_1_1[words[0].lower()]}` (YAML 1.2 reads `{words[0]}` as text)" if words else ""
+        return f"{error}{hint}"
+    return None
+
+
+def _is_size(name: str, value: Any) -> bool:
+    def whole(number: Any) -> bool:
+        return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+
+    if name.endswith("_dim"):
+        return isinstance(value, list) and all(whole(item) for item in value)
+    return whole(value)

@@ -1,0 +1,195 @@
+"""`Rules`: a rules file, read, checked and frozen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from .._errors import RulesError
+from . import checks
+from .patterns import matches
+from .presets import preset_names, preset_path
+from .problems import Marks, Path, Problem, did_you_mean, listing, render
+from .schema import Document, InputSpec, Match, Override, Rule, Treatment
+from .validate import validate
+from .yaml_tree import DEEPEST, read_tree
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the user wants done, as read from a rules file or a dict; see `docs/rules.md` for the language.
+
+    Two `Rules` are equal if they say the same, wherever they were read from.
+    """
+
+    document: Document
+    marks: Marks = field(default_factory=Marks, compare=False, repr=False)
+
+    @classmethod
+    def load(cls, rules: Rules | str | os.PathLike[str] | Mapping[str, Any]) -> Rules:
+        """Take rules in any form: a path, the name of a preset, a dict, or `Rules`.
+
+        Raises `RulesError` listing every problem with its place.
+        """
+        if isinstance(rules, Rules):
+            return rules
+        if isinstance(rules, Mapping):
+            return cls.from_dict(rules)
+        if isinstance(rules, str | os.PathLike):
+            return cls.from_file(rules)
+        raise RulesError(f"rules must be a path, the name of a preset, a dict or `Rules`; found {type(rules).__name__}")
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Rules:
+        """Read a YAML rules file, or the preset of that name where no such file exists."""
+        name = os.fspath(path)
+        where = preset_path(name) or FilePath(name)
+        try:
+            data = where.read_bytes()
+        except FileNotFoundError as error:
+            raise RulesError(_not_found(name)) from error
+        except (OSError, ValueError) as error:  # a directory, no permission, a NUL in the name
+            raise RulesError(f"cannot read the rules file {name!r}: {error}") from error
+        return cls.from_text(data, name)
+
+    @classmethod
+    def from_text(cls, text: str | bytes, name: str = "<text>") -> Rules:
+        """Read YAML text; `name` stands for it in messages."""
+        tree = read_tree(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text, name)
+        return cls._build(tree.value, tree.marks, tree.problems)
+
+    @classmethod
+    def from_dict(cls, rules: Mapping[str, Any]) -> Rules:
+        """Take the same as a file says, as a dict of plain Python values."""
+        problems: list[Problem] = []
+        value = _plain(rules, (), problems)
+        return cls._build(value, Marks(), problems)
+
+    @classmethod
+    def _build(cls, value: Any, marks: Marks, spelling: list[Problem]) -> Rules:
+        if value is None and spelling:
+            raise RulesError(render(spelling, marks, {}))
+        document, wrong_types = validate(value)
+        known = {problem.path for problem in spelling}
+        problems = [*spelling]
+        # What a misspelt or blank value leads to is no problem of its own.
+        for found in (checks.check(value), wrong_types):
+            fresh = [problem for problem in found if not any(problem.path[: len(p)] == p for p in known if p)]
+            problems += fresh
+            known |= {problem.path for problem in fresh if not problem.at_key}
+        if problems or document is None:
+            raise RulesError(render(problems, marks, _ids(value)))
+        return cls(document, marks)
+
+    @property
+    def strict(self) -> bool:
+        """Whether a rule, exclude or override that matches nothing is an error (else a note in the plan)."""
+        return self.document.strict is True
+
+    @property
+    def inputs(self) -> Mapping[str, InputSpec]:
+        """Example inputs to make up, by dotted name."""
+        return self.document.inputs
+
+    @property
+    def modalities(self) -> Mapping[str, tuple[str, ...]]:
+        """Each modality with the input names or globs that belong to it; empty where the file leaves it open."""
+        return {name: spec.inputs for name, spec in self.document.modalities.items()}
+
+    @property
+    def defaults(self) -> Treatment:
+        """What holds for every rule that does not say otherwise."""
+        return self.document.defaults
+
+    @property
+    def exclude(self) -> tuple[Match, ...]:
+        """Fusion points that no rule may touch."""
+        return self.document.exclude
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules in order: the first that matches a point decides it."""
+        return self.document.rules
+
+    @property
+    def overrides(self) -> Mapping[str, Override]:
+        """Changes to single fusion points, by id."""
+        return self.document.overrides
+
+    def resolve_modalities(self, inputs: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """The model's input names that belong to each modality (globs resolved), in input order.
+
+        Raises `RulesError` for a name or glob that fits no input, and for an input in two modalities.
+        """
+        problems: list[Problem] = []
+        owner: dict[str, str] = {}
+        out: dict[str, tuple[str, ...]] = {}
+        for name, patterns in self.modalities.items():
+            where: Path = ("modalities", name, "inputs")
+            chosen: set[str] = set()
+            for pattern in patterns:
+                # A name stands for all that it holds: `batch` for `batch.audio` and `batch.video`.
+                hits = {item for item in inputs if matches(pattern, item) or item.startswith(pattern + ".")}
+                if not hits:
+                    hint = did_you_mean(pattern, inputs)
+                    problems.append(
+                        Problem(where, f"no input is called `{pattern}`{hint} (the model's: {listing(inputs)})")
+                    )
+                chosen |= hits
+            for item in sorted(chosen):
+                if owner.setdefault(item, name) != name:
+                    problems.append(Problem(where, f"input `{item}` already belongs to modality `{owner[item]}`"))
+            out[name] = tuple(item for item in inputs if item in chosen)
+        if problems:
+            raise RulesError(render(problems, self.marks, {}))
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, fit for JSON, YAML and `from_dict`."""
+        return self.document.model_dump(mode="json", exclude_unset=True)
+
+    def where(self, *path: str | int, key: bool = False) -> str:
+        """`file:line:column` of a value, for messages."""
+        return self.marks.at(path, key=key)
+
+
+def _ids(value: Any) -> dict[int, str]:
+    rules = value.get("rules") if isinstance(value, dict) else None
+    if not isinstance(rules, list):
+        return {}
+    return {i: rule["id"] for i, rule in enumerate(rules) if isinstance(rule, dict) and isinstance(rule.get("id"), str)}
+
+
+def _plain(value: Any, path: Path, problems: list[Problem]) -> Any:
+    """Copy a user's values into dicts, lists and scalars, as YAML would have given them."""
+    if len(path) > DEEPEST:
+        problems.append(Problem(path[:DEEPEST], f"values are nested more than {DEEPEST} deep (a cycle?)"))
+        return None
+    if isinstance(value, Mapping):
+        out: dict[str, Any] = {}
+        for key, child in value.items():
+            if isinstance(key, str):
+                out[key] = _plain(child, (*path, key), problems)
+            else:
+                problems.append(Problem(path, f"keys are text; found the {type(key).__name__} {key!r}"))
+        return out
+    if isinstance(value, list | tuple):
+        return [_plain(child, (*path, index), problems) for index, child in enumerate(value)]
+    if isinstance(value, _PLAIN):
+        return value
+    problems.append(Problem(path, f"rules hold text, numbers, lists and mappings; found a {type(value).__name__}"))
+    return None
+
+
+def _not_found(name: str) -> str:
+    presets = preset_names()
+    hint = did_you_mean(name, presets)
+    return (
+        f"there is no rules file {name!r} in {os.getcwd()!r}, and no preset of that name{hint} "
+        f"(presets: {listing(presets)})"
+    )

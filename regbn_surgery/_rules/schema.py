@@ -1,0 +1,139 @@
+"""The rules language, version 1, as pydantic models: which keys there are and what type each value has.
+
+What single keys cannot say (a rule has `match` or `pair`, names exist, patterns compile) is in `checks`.
+Everything is frozen and holds plain values only, so that rules can be compared and written out again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr
+
+from .._types import Kind, Level, Reduce, Replace
+
+
+def _as_list(value: Any) -> Any:
+    """One value stands for a list of it; a list becomes a tuple, so that rules stay frozen."""
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return value if value is None else (value,)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_modality(value: Any) -> Any:
+    """`image: pixel_values` and `image: [a, b]` are short for `image: {inputs: [...]}`."""
+    return {"inputs": value} if isinstance(value, str | list | tuple) else value
+
+
+def _as_count(value: Any) -> Any:
+    """`expect: 2` is short for `expect: {min: 2, max: 2}`."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"min": value, "max": value}
+    return value
+
+
+Name = Annotated[StrictStr, Field(min_length=1)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_as_list), Field(min_length=1)]
+Meeting = Annotated[tuple[Name, ...], BeforeValidator(_as_list), Field(min_length=2)]
+Patterns = Annotated[tuple[StrictStr, ...], BeforeValidator(_as_list), Field(min_length=1)]
+Kinds = Annotated[tuple[Kind, ...], BeforeValidator(_as_list), Field(min_length=1)]
+Levels = Annotated[tuple[Level, ...], BeforeValidator(_as_list), Field(min_length=1)]
+Indices = Annotated[tuple[StrictInt, ...], BeforeValidator(_as_list), Field(min_length=1)]
+Bounds = Annotated[tuple[StrictInt, StrictInt], BeforeValidator(_as_tuple)]
+Size = Annotated[StrictInt, Field(ge=1)]
+Dtype = Literal[
+    "float16", "bfloat16", "float32", "float64", "complex64", "complex128",
+    "uint8", "int8", "int16", "int32", "int64", "bool",
+]  # fmt: skip
+#: What may stand under `regbn:`; `checks` holds names and values to `RegBNOptions`.
+Options = dict[StrictStr, Any]
+
+
+class Model(BaseModel):
+    """Base of all parts: unknown keys are errors, types are exact, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class InputSpec(Model):
+    """One example input to make up: shape with the batch axis in its place, dtype, and a range for integers.
+
+    `range: [low, high]` counts low in and high out, as `torch.randint` does.
+    """
+
+    shape: Annotated[tuple[Size, ...], BeforeValidator(_as_tuple)]
+    dtype: Dtype = "float32"
+    range: Bounds | None = None
+
+
+class ModalitySpec(Model):
+    """A modality: the inputs that belong to it, by dotted name or glob."""
+
+    inputs: Names
+
+
+class Match(Model):
+    """Which fusion points: the keys are ANDed, the values of a list ORed; a key left out always holds."""
+
+    kind: Kinds | None = None
+    owner: Patterns | None = None
+    between: Meeting | None = None
+    level: Levels | None = None
+    nth: Indices | None = None
+
+
+class Pair(Model):
+    """Two points named outright: `input:NAME` or `module:PATH`, f first."""
+
+    f: StrictStr
+    g: StrictStr
+
+
+class Count(Model):
+    """How many fusion points a rule must select."""
+
+    min: Annotated[StrictInt, Field(ge=0)] = 0
+    max: Annotated[StrictInt, Field(ge=0)] | None = None
+
+
+class Treatment(Model):
+    """What is done at a site, as far as rules, defaults and overrides may all say it."""
+
+    regbn: Options = Field(default_factory=dict)
+    reduce: Reduce | None = None
+    replace: Replace | None = None
+
+
+class Override(Treatment):
+    """A change to one fusion point, by id, after the rules have decided."""
+
+    normalize: StrictStr | None = None
+    against: StrictStr | None = None
+
+
+class Rule(Override):
+    """One rule: which fusion points (`match`) or which pair (`pair`), and what to do there."""
+
+    id: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=64)]
+    match: Match | None = None
+    pair: Pair | None = None
+    pairs: Literal["all"] | None = None
+    action: Literal["normalize", "skip"] = "normalize"
+    expect: Annotated[Count | None, BeforeValidator(_as_count)] = None
+
+
+class Document(Model):
+    """A whole rules file."""
+
+    version: Annotated[StrictInt, Field(ge=1, le=1)]
+    strict: Literal[True, "warn"] = True
+    inputs: dict[StrictStr, InputSpec] = Field(default_factory=dict)
+    modalities: dict[StrictStr, Annotated[ModalitySpec, BeforeValidator(_as_modality)]] = Field(default_factory=dict)
+    defaults: Treatment = Field(default_factory=Treatment)
+    exclude: Annotated[tuple[Match, ...], BeforeValidator(_as_list)] = ()
+    rules: Annotated[tuple[Rule, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    overrides: dict[StrictStr, Override] = Field(default_factory=dict)

@@ -1,0 +1,101 @@
+"""Which tensor of a site is f (normalised) and which g: what the rules say, or what they leave open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .._rules.matching import meeting_homes, spell_homes
+from .._types import FusionPoint, Side, Site
+
+
+def directed_sites(
+    point: FusionPoint, normalize: str | None, against: str | None, all_pairs: bool, ranks: Mapping[str, int]
+) -> tuple[list[tuple[Site, int, int]], list[str]]:
+    """The sites of a point with the indices of f and g, and what keeps the direction open."""
+    if all_pairs:
+        return _all_pairs(point, ranks)
+    homes = meeting_homes(point)
+    if len(homes) > 2 and not (normalize and against):
+        return [], [
+            f"{len(homes)} branches meet ({spell_homes(homes)}): write both `normalize:` and `against:`, "
+            "or `pairs: all` for every pair in the order of `modalities`"
+        ]
+    chosen: list[tuple[Site, int, int]] = []
+    problems: list[str] = []
+    for site in point.sites:
+        ways = _ways(site, normalize, against)
+        if len(ways) == 1:
+            chosen.append((site, *ways[0]))
+        elif ways:
+            problems.append(_ambiguous(site))
+        elif len(homes) <= 2:
+            problems.append(_absent(site, normalize, against))
+    if not chosen and not problems and point.sites:
+        problems.append(
+            f"`{normalize}` and `{against}` do not meet there ({spell_homes(homes)} do); "
+            f"add `between: [{normalize}, {against}]` to the match"
+        )
+    return chosen, list(dict.fromkeys(problems))
+
+
+def _ways(site: Site, normalize: str | None, against: str | None) -> list[tuple[int, int]]:
+    """The directions that fit the named modalities; among several the one whose branches hold nothing else."""
+
+    def fits(name: str | None, side: int) -> bool:
+        return name is None or name in site.sides[side].home
+
+    def is_exactly(name: str | None, side: int) -> bool:
+        return name is None or site.sides[side].home == (name,)
+
+    ways = [(f, g) for f, g in ((0, 1), (1, 0)) if fits(normalize, f) and fits(against, g)]
+    if len(ways) == 2 and (normalize or against):
+        exact = [(f, g) for f, g in ways if is_exactly(normalize, f) and is_exactly(against, g)]
+        return exact if len(exact) == 1 else ways
+    return ways
+
+
+def _all_pairs(point: FusionPoint, ranks: Mapping[str, int]) -> tuple[list[tuple[Site, int, int]], list[str]]:
+    def rank(side: Side) -> tuple[int, ...]:
+        return tuple(ranks.get(name, len(ranks)) for name in side.home)
+
+    chosen: list[tuple[Site, int, int]] = []
+    problems: list[str] = []
+    for site in point.sites:
+        first, second = (rank(side) for side in site.sides)
+        if first == second:
+            problems.append(_ambiguous(site))
+            continue
+        f = 0 if first < second else 1
+        if site.gate is not None:
+            f = 1 - site.gate  # a gate is never normalised, whatever the order
+        chosen.append((site, f, 1 - f))
+    chosen.sort(key=lambda item: (rank(item[0].sides[item[1]]), rank(item[0].sides[item[2]])))
+    return chosen, problems
+
+
+def _ambiguous(site: Site) -> str:
+    homes = [side.home for side in site.sides]
+    lines = []
+    for f in (0, 1):
+        mine = next((name for name in homes[f] if name not in homes[1 - f]), None)
+        other = next((name for name in homes[1 - f] if name not in homes[f]), None)
+        if site.gate == f:
+            continue
+        if mine is not None:
+            lines.append(f"\n    normalize: {mine}")
+        elif other is not None:
+            lines.append(f"\n    against: {other}")
+    both = spell_homes(homes)
+    if not lines:
+        return (
+            f"both sides carry the same modalities ({both}), so no name tells f from g; "
+            'name the two tensors by a rule with `pair: {f: "module:PATH", g: "module:PATH"}`'
+        )
+    which = "the other side only gates, so one line is possible; add" if site.gate is not None else "add one of"
+    return f"which of {both} is normalised is not said; {which}:" + "".join(lines)
+
+
+def _absent(site: Site, normalize: str | None, against: str | None) -> str:
+    both = spell_homes([side.home for side in site.sides])
+    said = " and ".join(f"`{key}: {name}`" for key, name in (("normalize", normalize), ("against", against)) if name)
+    return f"{said} does not fit what meets there ({both}); narrow the match with `between:`, or use another rule"

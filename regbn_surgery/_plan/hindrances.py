@@ -1,0 +1,89 @@
+"""What keeps RegBN from going where a rule wants it, and what is worth a word although it can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .._errors import RegBNOptionError
+from .._rules.matching import spell_homes
+from .._types import FusionPoint, PlannedSite, Side, Site
+from ..nn.options import RegBNOptions
+
+_BYTES = 4  # of one float32 of W
+
+
+def obstacles(point: FusionPoint, site: Site, f: int, g: int) -> list[str]:
+    if site.obstacle is not None:
+        return [f"RegBN cannot go there: {site.obstacle}; leave it out with a rule `action: skip`"]
+    if site.gate == f:
+        gate, other = (spell_homes([site.sides[side].home]) for side in (f, g))
+        return [
+            f"`{gate}` only gates `{other}` there and cannot be normalised; the other way round works: "
+            f"`normalize: {site.sides[g].home[0]}`"
+        ]
+    return [text for side in (f, g) for text in unknown_layout(site.sides[side], site.sides[side].anchor)]
+
+
+def unknown_layout(side: Side, name: str) -> list[str]:
+    layout = side.layout
+    if layout.known:
+        return []
+    evidence = "; ".join(layout.evidence) or "none"
+    shape = "×".join(str(size) for size in side.shape)
+    if layout.batch_dim is None:
+        what = "batch axis"
+        remedy = "give `example_inputs` as a function of the batch size, so that the axis that follows it is seen"
+    else:
+        what = "channel axis"
+        remedy = "no parametrised operation before it shows which axis holds channels; name another pair of points"
+    return [f"the {what} of {name} ({shape}, of {'+'.join(side.home)}) is unknown (evidence: {evidence}); {remedy}"]
+
+
+def size_problems(site: PlannedSite, stated: Mapping[str, Any]) -> list[str]:
+    actual = {
+        "f_num_channels": site.f.channels,
+        "g_num_channels": site.g.channels,
+        "f_layer_dim": list(site.f_layer_dim),
+        "g_layer_dim": list(site.g_layer_dim),
+    }
+    return [
+        f"`{name}` is stated as {value}, but is {actual[name]}"
+        for name, value in stated.items()
+        if value != actual[name]
+    ]
+
+
+def option_problems(site: PlannedSite) -> list[str]:
+    try:
+        options = RegBNOptions(**{**site.options, "reduce": site.reduce, "replace": site.replace})
+    except RegBNOptionError as error:
+        return [str(error)]
+    m, n = site.projection_shape
+    gib = m * n * _BYTES / 2**30
+    if options.projection != "dense" or gib <= options.max_dense_gib:
+        return []
+    smaller = "" if site.reduce == "mean" else " or `reduce: mean`"
+    return [
+        f"the projection would have {m} x {n} entries, {gib:.1f} GiB, above max_dense_gib={options.max_dense_gib:g}; "
+        f"set `regbn: {{projection: low_rank}}`{smaller}, or raise `max_dense_gib`"
+    ]
+
+
+def advice(sites: Sequence[PlannedSite]) -> Iterator[str]:
+    """Notes drawn from the method's own guidance."""
+    rescaled = [site.name for site in sites if site.options.get("normalize_output", True)]
+    if rescaled:
+        yield (
+            "the output norms rescale f and g even while W is 0: in a pretrained model set "
+            "`regbn: {normalize_output: false}`, which leaves evaluation unchanged until the first training step"
+        )
+    places: dict[tuple[tuple[str, ...], tuple[str, ...]], set[str]] = {}
+    for site in sites:
+        places.setdefault((site.f.home, site.g.home), set()).add(site.point or "the pair of " + site.rule)
+    for (f, g), points in places.items():
+        if len(points) > 1:
+            yield (
+                f"{'+'.join(f)} is normalised against {'+'.join(g)} at {len(points)} points in one forward, "
+                "each with a projection of its own; make sure that all of them are wanted"
+            )

@@ -1,0 +1,97 @@
+"""Products and inverses of the small matrices: Gram matrices in float64, whatever the features' own precision.
+
+A rank-deficient Gram matrix formed in float32 carries noise of about 1e-7 of its largest eigenvalue, which a small
+multiplier lifts into the result; formed in float64 the noise is harmless, at the cost of a b x b x m product.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+#: Columns converted to float64 at a time: keeps the copy small beside a feature map of any size.
+CHUNK = 1 << 14
+
+
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b.T` in the accumulation dtype, [p, k] x [q, k] -> [p, q]."""
+    wide = accumulation_dtype(a.device)
+    total = None
+    for left, right in zip(torch.split(a, CHUNK, -1), torch.split(b, CHUNK, -1), strict=True):
+        wide_left = left.to(wide)
+        wide_right = wide_left if left is right else right.to(wide)
+        part = wide_left @ wide_right.mT
+        total = part if total is None else total + part
+    if total is None:  # no columns at all
+        return a.new_zeros((a.shape[0], b.shape[0]), dtype=wide)
+    return total
+
+
+class _CrossGram(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return _product(a, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        grad = grad.to(a.dtype)
+        grad_a = grad @ b if ctx.needs_input_grad[0] else None
+        grad_b = grad.mT @ a if ctx.needs_input_grad[1] else None
+        return grad_a, grad_b
+
+
+class _Gram(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor) -> Tensor:
+        wide = accumulation_dtype(a.device)
+        if a.shape[-1] <= CHUNK:
+            whole = a.to(wide)
+            return whole @ whole.mT
+        return _product(a, a)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        a: Tensor = ctx.saved_tensors[0]
+        return (grad + grad.mT).to(a.dtype) @ a
+
+
+def cross_gram(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b.T` for `a` [p, k] and `b` [q, k], accumulated and returned in float64; twice differentiable."""
+    return cast(Tensor, _CrossGram.apply(a, b))  # type: ignore[no-untyped-call]
+
+
+def gram(a: Tensor) -> Tensor:
+    """`a @ a.T` for `a` [p, k], accumulated and returned in float64; twice differentiable."""
+    return cast(Tensor, _Gram.apply(a))  # type: ignore[no-untyped-call]
+
+
+def shifted_inverse(matrix: Tensor, shift: Tensor) -> Tensor:
+    """`(matrix + shift I)^-1`, differentiable, with no error flag read back from the device.
+
+    A singular or non-finite matrix gives non-finite entries instead of an exception.
+    """
+    size = matrix.shape[-1]
+    identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+    shifted = matrix + shift[..., None, None] * identity
+    return cast(Tensor, torch.linalg.inv_ex(shifted, check_errors=False).inverse)

@@ -1,0 +1,185 @@
+"""The multiplier lambda of the ridge problem, as the root of one monotone scalar equation.
+
+With G the fitted features of g [b, m], F those of f [b, n], K = G G^T and R = (K + lambda I)^-1 the projection is
+W = G^T R F. Both constraints of RegBN read `tr(R^2 T) = 1`, and in the eigenbasis of K (values s_i, columns u_i)
+
+    sum_i c_i / (s_i + lambda)^2 = 1,      c_i = u_i^T T u_i
+
+with T = K^2 for the smoother (`||K R||_F = 1`, what the published code solves) and T = K F F^T for the paper's
+`||W||_F = 1`. In the primal form S = G^T G takes the place of K, and T = (G^T F)(G^T F)^T for the latter.
+
+The left side falls monotonically. Its inverse square root is concave and nearly linear (the secular equation of
+trust-region methods, Moré and Sorensen 1983), so a bracket and a few Newton steps from the left find the root to
+machine precision from any spectrum, in a fixed number of operations and without asking the device for a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._linalg import shifted_inverse
+from .options import Constraint
+
+GRID = 32  # points of the bracketing grid; neighbours differ by a factor below 2 over the whole range
+NEWTON_STEPS = 6  # quadratic from there: two steps more than float64 needs
+COARSE_GRID = 8  # per round of two, where each point costs a matrix inverse
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A solved multiplier, without gradient.
+
+    `multiplier` is 0-dimensional. `inverse` is `(K + lambda I)^-1` with the numerical null space of K (or what
+    `sigma_THR` cut off) taken out, so that rounding noise in it is not divided by a small lambda.
+    `active` says whether the constraint binds; where it does not, lambda is at its floor.
+    """
+
+    multiplier: Tensor
+    inverse: Tensor
+    active: Tensor
+    spectrum: Spectrum | None = None
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues and -vectors of K, and the factor by which each enters the projection in place of 1/(s + lambda)."""
+
+    values: Tensor
+    vectors: Tensor
+    kept: Tensor  # bool
+    weights: Tensor
+
+
+def left_side(values: Tensor, energies: Tensor, multiplier: Tensor) -> Tensor:
+    """`sum_i c_i / (s_i + lambda)^2`; the last axis is summed, `multiplier` > 0 broadcasts against it."""
+    return (energies / (values + multiplier).square()).sum(-1)
+
+
+def solve_root(values: Tensor, energies: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """The root of `sum_i c_i / (s_i + lambda)^2 = 1` over lambda >= floor > 0, and whether it lies above the floor.
+
+    `values` and `energies` are [k] and not negative. Where the left side at the floor is at most 1 the floor
+    is returned.
+    """
+    top = torch.maximum(energies.sum().sqrt(), floor)  # the left side is at most 1 here
+    exponents = torch.linspace(0.0, 1.0, GRID, dtype=values.dtype, device=values.device)
+    grid = floor * (top / floor) ** exponents
+    above = left_side(values, energies, grid[:, None]) > 1.0
+    reached = above.sum()
+    low = grid.gather(0, (reached - 1).clamp(0, GRID - 1)[None])[0]
+    high = grid.gather(0, reached.clamp(0, GRID - 1)[None])[0]
+    active = reached > 0
+    root = low
+    for _ in range(NEWTON_STEPS):
+        inverse = (values + root).reciprocal()
+        terms = energies * inverse.square()
+        value = terms.sum()
+        # Newton on value^(-1/2) - 1, whose derivative is value^(-3/2) * sum_i c_i / (s_i + lambda)^3
+        step = value * (value.sqrt() - 1.0) / (terms * inverse).sum()
+        root = torch.minimum(torch.maximum(root + step, low), high)
+    return torch.where(active, root, floor), active
+
+
+def solve_by_eigenvectors(
+    K: Tensor,
+    T: Tensor | None,
+    constraint: Constraint,
+    eps: float,
+    threshold: float = 0.0,
+    substitute: float = 0.0,
+    given: Tensor | None = None,
+) -> Ridge:
+    """Solve for lambda with one symmetric eigendecomposition of K (for devices on which the host waits anyway).
+
+    `T` is needed for the constraint "frobenius" only. `eps` is the precision of the features that K came from.
+    `threshold` and `substitute` are the published sigma_THR and sigma_MIN: singular values sqrt(s_i) not above
+    `threshold` times the largest are replaced by `substitute`. A direction in which the features are zero to
+    rounding stays out whatever the substitute, since no feature spans it. `given` is used in place of the root.
+    """
+    finite = torch.isfinite(K).all()
+    identity = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
+    values, vectors = torch.linalg.eigh(torch.where(finite, K, identity))  # refuses what is not finite
+    values = values.clamp_min(0.0)
+    largest = values[-1]
+    zero_level = K.shape[-1] * eps * largest
+    spanned = values > zero_level
+    kept = spanned & (values > threshold**2 * largest)
+    replaced = torch.where(kept, values, torch.where(spanned, substitute**2, 0.0))
+    if constraint == "smoother" or T is None:
+        energies = replaced.square()
+    else:
+        own = (vectors * (T @ vectors)).sum(0).clamp_min(0.0)
+        energies = torch.where(spanned, own * replaced / values.clamp_min(torch.finfo(K.dtype).tiny), 0.0)
+    floor = torch.where(largest > 0, zero_level, 1.0)
+    multiplier, active = solve_root(replaced, energies, floor)
+    multiplier = multiplier if given is None else given
+    # W = sum_i v_i sigma~_i / (sigma~_i^2 + lambda) u_i^T F with v_i = G^T u_i / sigma_i
+    shrink = torch.where(spanned, (replaced / values.clamp_min(torch.finfo(K.dtype).tiny)).sqrt(), 0.0)
+    weights = shrink / (replaced + multiplier)
+    inverse = (vectors * weights) @ vectors.mT
+    return Ridge(multiplier, inverse, active, Spectrum(values, vectors, kept, weights))
+
+
+def solve_by_inverses(
+    K: Tensor, T: Tensor | None, constraint: Constraint, eps: float, given: Tensor | None = None
+) -> Ridge:
+    """Solve for lambda with matrix inverses alone, for devices on which a decomposition would make the host wait."""
+    if constraint == "smoother" or T is None:
+        T = K @ K
+    largest = _largest_eigenvalue(K)
+    floor = torch.where(largest > 0, K.shape[-1] * eps * largest, 1.0)
+    top = torch.maximum(T.diagonal().sum().clamp_min(0.0).sqrt(), floor)
+    low, high = floor, top
+    exponents = torch.linspace(0.0, 1.0, COARSE_GRID, dtype=K.dtype, device=K.device)
+    active = torch.zeros((), dtype=torch.bool, device=K.device)
+    for _ in range(2):
+        grid = low * (high / low) ** exponents
+        inverses = shifted_inverse(K, grid)
+        reached = ((inverses @ inverses) * T.mT).sum((-2, -1)).gt(1.0).sum()
+        low = grid.gather(0, (reached - 1).clamp(0, COARSE_GRID - 1)[None])[0]
+        high = grid.gather(0, reached.clamp(0, COARSE_GRID - 1)[None])[0]
+        active = active | (reached > 0)
+    root = low
+    for _ in range(NEWTON_STEPS):
+        inverse = shifted_inverse(K, root)
+        weighted = inverse @ T
+        value = (weighted * inverse.mT).sum()
+        slope = ((inverse @ weighted) * inverse.mT).sum()
+        step = value * (value.sqrt() - 1.0) / slope
+        root = torch.minimum(torch.maximum(root + step, low), high)
+    multiplier = torch.where(active, root, floor) if given is None else given
+    # K (K + mu I)^-1 with mu far below the floor and far above the noise of a float64 K keeps all but the null space
+    span = K @ shifted_inverse(K, floor * 1e-3)
+    return Ridge(multiplier, shifted_inverse(K, multiplier) @ span, active)
+
+
+def _largest_eigenvalue(K: Tensor) -> Tensor:
+    """An upper bound on the largest eigenvalue of K >= 0, at most k^(1/64) times it, by squaring five times."""
+    scale = K.diagonal().sum()
+    power = K / torch.where(scale > 0, scale, 1.0)
+    log_norm = torch.zeros((), dtype=K.dtype, device=K.device)
+    for _ in range(5):
+        power = power @ power
+        norm = torch.linalg.vector_norm(power)
+        power = power / torch.where(norm > 0, norm, 1.0)
+        log_norm = 2.0 * log_norm + norm.clamp_min(torch.finfo(K.dtype).tiny).log()
+    return torch.where(scale > 0, scale * (log_norm / 32.0).exp(), 0.0)
+
+
+def attach_gradient(multiplier: Tensor, K: Tensor, T: Tensor, active: Tensor) -> Tensor:
+    """`multiplier` with the derivative of the root with respect to K and T, correct to third order.
+
+    Each differentiable Newton step from the converged root leaves its value and doubles the order to which its
+    derivatives are right.
+    """
+    root = multiplier
+    for _ in range(2):
+        inverse = shifted_inverse(K, root)
+        weighted = inverse @ T
+        value = (weighted * inverse.mT).sum()
+        slope = -2.0 * ((inverse @ weighted) * inverse.mT).sum()
+        root = root - (value - 1.0) / torch.where(active, slope, -1.0)
+    return torch.where(active, root, multiplier)

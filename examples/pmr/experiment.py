@@ -1,0 +1,124 @@
+"""Run variants over seeds and write down what came out. Every file is written below one folder:
+
+OUT/seed0/none/checkpoint.pt    state after the last finished epoch
+OUT/seed0/none/history.csv      loss and accuracy by epoch, split and modality
+OUT/seed0/curves.png            the variants of this seed side by side
+OUT/comparison.{csv,md,png}     all variants over all seeds (`--compare`)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from data import Data
+from measure import Measurement, evaluate, read_history
+from plots import plot_comparison, plot_curves
+from progress import watch
+from rich.console import Console
+from tables import Result, results_of, to_markdown, write_results
+from train import Run, Settings
+from variants import Variant
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the runs have in common. `load(seed)` gives the data of a seed."""
+
+    settings: Settings
+    load: Callable[[int], Data]
+    out: Path
+    device: torch.device
+    console: Console
+
+    def train(self, variant: Variant, seed: int, *, resume: bool) -> Run:
+        """Train one model to the end, on screen, and draw it beside the other variants of its seed."""
+        run = self._run(variant, seed)
+        if resume:
+            run.resume()
+            self._say(f"{variant.name}, seed {seed}: going on after epoch {run.epoch}")
+            if run.epoch > self.settings.epochs:
+                self._say(f"  it has had more than the {self.settings.epochs} epochs asked for: nothing to do")
+        with watch(run, f"{variant.name}, seed {seed}", self.console) as observe:
+            run.train(observe)
+        return run
+
+    def test(self, variant: Variant, seed: int) -> list[Measurement]:
+        """Measure the saved model of a variant."""
+        run = self._run(variant, seed)
+        run.resume()
+        parts = (("train", run.data.train), ("test", run.data.test))
+        return [m for name, split in parts for m in evaluate(run.model, split, name, run.epoch, self.device)]
+
+    def compare(self, variants: Sequence[Variant], seeds: Sequence[int], *, resume: bool) -> list[Path]:
+        """Train every variant with every seed; with `resume`, finished and begun runs are taken up where they are.
+
+        Returns:
+            The files written: the comparison, and the curves of each seed.
+        """
+        results: list[Result] = []
+        curves = []
+        for seed in seeds:
+            for variant in variants:
+                begun = self._run_folder(variant, seed) / "checkpoint.pt"
+                run = self.train(variant, seed, resume=resume and begun.is_file())
+                results += results_of(variant.name, seed, run.history, self.settings.epochs)
+            curves.append(self.draw_curves(seed, [v.name for v in variants]))
+        return [*self._write_comparison(results, len(seeds)), *curves]
+
+    def draw_curves(self, seed: int, names: Sequence[str] | None = None) -> Path:
+        """Draw the runs of a seed side by side: those of `names`, or all that were trained alike."""
+        folder = self._seed_folder(seed)
+        names = names or self._trained_alike(seed)
+        histories = {name: read_history(folder / name / "history.csv") for name in names}
+        plot_curves(histories, f"{self.load(seed).name}, seed {seed}", folder / "curves.png")
+        return folder / "curves.png"
+
+    def _trained_alike(self, seed: int) -> list[str]:
+        """Variants in the folder of a seed that differ from what was asked in nothing but the rules."""
+        wanted = self._identity(seed)
+        names = []
+        for path in sorted(self._seed_folder(seed).glob("*/settings.json")):
+            alike = json.loads(path.read_text(encoding="utf-8")) == wanted
+            if alike:
+                names.append(path.parent.name)
+            else:
+                self._say(f"{path.parent.name} is left out of the plot: it was trained with other settings")
+        return sorted(names, key=lambda name: (name != "none", name))
+
+    def _write_comparison(self, results: Sequence[Result], seeds: int) -> list[Path]:
+        files = [self.out / f"comparison.{end}" for end in ("csv", "md", "png")]
+        write_results(results, files[0])
+        table = to_markdown(results)
+        files[1].write_text(table, encoding="utf-8")
+        seed_words = "1 seed" if seeds == 1 else f"{seeds} seeds"
+        plot_comparison(results, f"after {self.settings.epochs} epochs, {seed_words}", files[2])
+        self._say(f"\nAccuracy in percent after the last epoch, {seed_words}:\n{table}")
+        return files
+
+    def _run(self, variant: Variant, seed: int) -> Run:
+        settings = replace(self.settings, seed=seed)
+        data = self.load(seed)
+        folder = self._run_folder(variant, seed)
+        identity = {"data": f"{data.name} ({data.digest})", "rules": variant.fingerprint}
+        run = Run(variant.build(seed), data, settings, identity, folder, self.device)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "settings.json").write_text(json.dumps(self._identity(seed)), encoding="utf-8")
+        return run
+
+    def _identity(self, seed: int) -> dict[str, object]:
+        """What two variants of one seed must share to be drawn side by side."""
+        shared = ("batch_size", "learning_rate", "optimizer")
+        return {"data": self.load(seed).digest, **{name: getattr(self.settings, name) for name in shared}}
+
+    def _seed_folder(self, seed: int) -> Path:
+        return self.out / f"seed{seed}"
+
+    def _run_folder(self, variant: Variant, seed: int) -> Path:
+        return self._seed_folder(seed) / variant.name
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)

@@ -1,0 +1,56 @@
+"""The comparison of finished runs as CSV and Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from measure import MODALITIES, Measurement, write_rows
+
+SPLITS = ("test", "train")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Loss and accuracy of one modality of one run on one split, after its last epoch."""
+
+    variant: str
+    seed: int
+    epoch: int
+    split: str
+    modality: str
+    loss: float
+    accuracy: float
+
+
+def results_of(variant: str, seed: int, history: Sequence[Measurement], epoch: int) -> list[Result]:
+    """A run after `epoch`, the last. Not its best: choosing by the test accuracy would be reading the answers."""
+    return [Result(variant, seed, **asdict(m)) for m in history if m.epoch == epoch]
+
+
+def values(results: Sequence[Result], variant: str, split: str, modality: str) -> list[float]:
+    """The accuracies of a variant, one for each seed."""
+    return [r.accuracy for r in results if (r.variant, r.split, r.modality) == (variant, split, modality)]
+
+
+def write_results(results: Sequence[Result], path: Path) -> None:
+    """One CSV row for each run, split and modality."""
+    write_rows([asdict(r) for r in results], [f.name for f in fields(Result)], path)
+
+
+def to_markdown(results: Sequence[Result]) -> str:
+    """Accuracies in percent: the mean over the seeds ± their standard deviation (of a sample)."""
+    head = [f"{split}: {modality}" for split in SPLITS for modality in MODALITIES]
+    lines = ["| RegBN | " + " | ".join(head) + " |", "| --- |" + " ---: |" * len(head)]
+    for variant in dict.fromkeys(r.variant for r in results):
+        cells = [_cell(values(results, variant, s, m)) for s in SPLITS for m in MODALITIES]
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(accuracies: Sequence[float]) -> str:
+    percent = [100 * a for a in accuracies]
+    mean = f"{statistics.mean(percent):.1f}"
+    return mean if len(percent) < 2 else f"{mean} ± {statistics.stdev(percent):.1f}"

@@ -1,0 +1,26 @@
+"""The example is a folder of scripts, not a package: put it where its modules find each other."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+PMR = Path(__file__).resolve().parents[2] / "examples" / "pmr"
+sys.path.insert(0, str(PMR))
+
+
+@pytest.fixture(scope="session")
+def pmr() -> Path:
+    """The folder of the example."""
+    return PMR
+
+
+@pytest.fixture(scope="session")
+def small_data():
+    """120 training and 40 test digits, in their colours."""
+    from data import Data, Split, load_data
+
+    whole = load_data(seed=0)
+    parts = ((whole.train, 120), (whole.test, 40))
+    train, test = (Split(s.gray[:n], s.colored[:n], s.labels[:n]) for s, n in parts)
+    return Data("a few digits", train, test)

@@ -1,0 +1,72 @@
+# `make demo` and `make test` need Python 3.10 or newer and make, nothing else: they set up .venv on first use and
+# again only when pyproject.toml or constraints.txt change.
+#
+#   make demo PYTHON=python3.12                                        another Python
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu         torch without CUDA (a small download)
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+TESTS ?= tests
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+MODEL := examples/pmr/model.py:factory
+RULES := examples/pmr/rules/late.yaml
+
+.PHONY: demo test lint types format clean help
+
+help:
+	@echo "make demo    inspect, rewrite and train the example (no download of data)"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff;  make types: mypy;  make format: rewrite in ruff's format;  make clean: remove .venv"
+
+demo: $(VENV)/.for-demo
+	@echo; echo "== Where do the modalities of the example meet?  (regbn-surgery inspect $(MODEL))"
+	@$(BIN)/regbn-surgery inspect $(MODEL)
+	@echo; echo "== What would the rules change?  (regbn-surgery show $(MODEL) $(RULES))"
+	@$(BIN)/regbn-surgery show $(MODEL) $(RULES)
+	@echo; echo "== Training with and without RegBN  (python examples/pmr/PMR.py --quick)"
+	@$(BIN)/python examples/pmr/PMR.py --quick
+
+test: $(VENV)/.for-development
+	@$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+
+lint: $(VENV)/.for-development
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.for-development
+	@$(BIN)/mypy
+
+format: $(VENV)/.for-development
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Each stamp is written last, so that an interrupted set-up is taken up again rather than believed.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; '$(PYTHON)' is not. Try: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@touch $@
+
+# torch by itself and first: where the index offers a CPU build of this version, pip takes that one here.
+$(VENV)/.torch: $(VENV)/.created constraints.txt
+	@echo "setting up $(VENV): torch"
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
+	@touch $@
+
+$(VENV)/.for-demo: $(VENV)/.torch pyproject.toml
+	@echo "setting up $(VENV): the package and its examples"
+	@$(PIP) --quiet --editable '.[examples]'
+	@touch $@
+
+$(VENV)/.for-development: $(VENV)/.torch pyproject.toml
+	@echo "setting up $(VENV): the package, its tests and tools"
+	@$(PIP) --quiet --editable '.[dev]'
+	@touch $@

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-Check = Literal["points", "sites", "surgery"]
+Check = Literal["points", "levels", "sites", "surgery"]
 Home = frozenset[str]
 
 

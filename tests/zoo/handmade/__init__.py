@@ -9,6 +9,7 @@ from . import (
     gating,
     multi_level,
     tensor_products,
+    torch_features,
     transformers,
     two_branch,
 )
@@ -20,6 +21,7 @@ CASES = (
     *multi_level.CASES,
     *cross_attention.CASES,
     *branches.CASES,
+    *torch_features.CASES,
     *tensor_products.CASES,
     *gating.CASES,
     *attention_variants.CASES,

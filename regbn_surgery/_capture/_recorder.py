@@ -238,6 +238,7 @@ class Recorder:
         node = self.graph.create_node("call_module", path, *inputs)
         self._impure.add(node)  # a module may keep state: batch statistics, random numbers, a cache
         traits = {name: getattr(module, name) for name in _TRAITS if hasattr(module, name)}
+        traits["parametrised"] = next(module.parameters(), None) is not None
         self._record(
             node,
             type(module).__name__,

@@ -1,0 +1,146 @@
+"""Find the fusion points of a model: run it, follow the modalities, and say where they meet and how things lie."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .._capture import Trace, capture
+from .._errors import CaptureError, RegBNError
+from .._inputs import Batches, Inputs
+from .._state import preserved, seeded
+from .._types import FusionPoint, InputTensor, Inspection
+from ._flow import follow
+from ._layouts import channel_axes, compare_batches, layout_of
+from ._points import Found, Recipe, Run, find_points
+from ._sources import Sources, find_sources, matches_input
+
+__all__ = ["Analysis", "Recipe", "analyse", "matches_input"]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """An inspection, with what the rewrite needs to know beside it: a recipe for every site of every point."""
+
+    inspection: Inspection
+    recipes: Mapping[tuple[str, int], Recipe]  # by point id and index of the site
+    batches: Batches
+
+
+def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Sequence[str]] | None = None) -> Analysis:
+    """Run the model in evaluation and training mode, at two batch sizes, and analyse what happened.
+
+    The model's parameters, buffers, mode and torch's random state are as before when this returns or raises.
+
+    Raises:
+        CaptureError: where the model cannot be run on the example inputs.
+        InputsError: where `modalities` name inputs that do not exist.
+    """
+    small, large = _both(model, batches, training=False)
+    train, large_train = _both(model, batches, training=True)
+    sources = find_sources(small, modalities)
+    order = tuple(modality.name for modality in sources.modalities)
+    runs = [
+        _analysed("eval", small, large, batches, sources, order),
+        _analysed("train", train, large_train, batches, _again(sources, small, train), order),
+    ]
+    found = find_points(runs)
+    inspection = Inspection(
+        model=type(model).__name__,
+        modalities=sources.modalities,
+        inputs=_inputs(runs[0]),
+        excluded=sources.excluded,
+        fusion_points=tuple(f.point for f in found),
+        notes=(*batches.notes, *_notes(runs, sources, found)),
+    )
+    recipes = {(f.point.id, i): recipe for f in found for i, recipe in enumerate(f.recipes)}
+    return Analysis(inspection, recipes, batches)
+
+
+def run_model(model: nn.Module, inputs: Inputs, *, training: bool) -> Trace:
+    """Capture one run of the whole model in the given mode, leaving no trace in the model."""
+    with preserved(model), seeded(), torch.no_grad():
+        model.train(training)
+        try:
+            trace, _ = capture(model, inputs.args, inputs.kwargs)
+        except RegBNError:
+            raise
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            IndexError,
+            KeyError,
+            AttributeError,
+            NotImplementedError,
+        ) as error:
+            mode = "training" if training else "evaluation"
+            raise CaptureError(
+                f"{type(model).__name__} could not be run in {mode} mode on {inputs!r}: "
+                f"{type(error).__name__}: {error}. "
+                "The same call must work without regbn_surgery; see the error above this one for where it failed."
+            ) from error
+    return trace
+
+
+def _both(model: nn.Module, batches: Batches, *, training: bool) -> tuple[Trace, Trace | None]:
+    small = run_model(model, batches.small, training=training)
+    large = run_model(model, batches.large, training=training) if batches.large is not None else None
+    return small, large
+
+
+def _analysed(
+    mode: str, trace: Trace, large: Trace | None, batches: Batches, sources: Sources, order: tuple[str, ...]
+) -> Run:
+    axes = compare_batches(trace, large, batches.sizes)
+    channels = channel_axes(trace)
+    flow = follow(trace, sources.lineages, axes.axis, axes.varying)
+    layout = functools.cache(lambda uid: layout_of(uid, trace, axes, channels))
+    return Run(mode, trace, flow, layout, order)
+
+
+def _again(sources: Sources, first: Trace, second: Trace) -> Sources:
+    """The same sources in another run, whose tensors have other uids."""
+    names = {uid: name for name, uid in first.inputs}
+    uids = dict(second.inputs)
+    lineages = {uids[names[uid]]: lineage for uid, lineage in sources.lineages.items()}
+    return Sources(sources.modalities, sources.excluded, lineages)
+
+
+def _inputs(run: Run) -> tuple[InputTensor, ...]:
+    tensors = run.trace.tensors
+    return tuple(
+        InputTensor(name, tensors[uid].shape, str(tensors[uid].dtype).removeprefix("torch."), run.layout(uid))
+        for name, uid in run.trace.inputs
+    )
+
+
+def _notes(runs: Sequence[Run], sources: Sources, found: Sequence[Found]) -> list[str]:
+    notes = []
+    reads = {(read.what, str(read.source)) for run in runs for read in run.trace.reads}
+    for what, source in sorted(reads):
+        notes.append(
+            f"a tensor's value is read into Python ({what}) at {source}: what follows may depend on the values"
+        )
+    for effect in sorted({effect for run in runs for effect in run.trace.effects}):
+        notes.append(effect)
+    met: set[frozenset[str]] = set()
+    for f in found:
+        met.update(_pairs(f.point))
+    names = [modality.name for modality in sources.modalities]
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            if frozenset({first, second}) not in met:
+                notes.append(f"`{first}` never meets `{second}`")
+    if len(names) < 2:
+        notes.append("fewer than two modalities: nothing can meet; name them with modalities=...")
+    return notes
+
+
+def _pairs(point: FusionPoint) -> set[frozenset[str]]:
+    homes = point.homes
+    return {frozenset({a, b}) for i, x in enumerate(homes) for y in homes[i + 1 :] for a in x for b in y if a != b}

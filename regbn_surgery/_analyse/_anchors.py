@@ -1,0 +1,211 @@
+"""Where RegBN takes f and g at a fusion point, and where it puts them back: the table of DESIGN's section 5.
+
+The operands of an attention product are per-head projections; what a person means are the token streams before the
+projection. Inside the frame of the owner every tensor has a chain of tensors that all its data passed through; RegBN
+goes to the right one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .._capture import Frame, Op, Trace
+from .._types import Layout
+from . import _axes as ax
+from ._families import SQUASHES
+from ._flow import Flow
+from ._lineage import Lineage
+
+Key = tuple[str, str, int, int]
+Reader = tuple[Key, int]  # an event of the owner's frame, and which of its tensor operands
+
+_SCALING = frozenset({
+    "mul", "mul_", "div", "div_", "__mul__", "__rmul__", "__truediv__", "__itruediv__", "__imul__", "true_divide",
+    "add", "__add__", "__radd__", "neg", "sub", "__rsub__",
+})  # fmt: skip
+_NORMALISING = frozenset({
+    "norm", "normalize", "vector_norm", "linalg_vector_norm", "linalg_norm", "sum", "sqrt", "rsqrt", "pow", "square",
+    "clamp", "clamp_min", "expand_as", "expand", "__pow__",
+})  # fmt: skip
+_TRANSPARENT = ax.VIEWS | ax.PERMUTES | ax.CASTS | ax.DROPOUTS
+
+
+@dataclass(frozen=True)
+class Event:
+    """A call in the owner's own frame: a torch call, or the call of a child, looked into or not."""
+
+    key: Key
+    order: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    op: Op | None
+    child: str | None
+
+
+@dataclass(frozen=True)
+class Take:
+    """Where one side is taken (`at`: any reader of the tensor) and which readers get the normalised one instead.
+
+    `argument` is set where the tensor is an argument of the owner itself.
+    """
+
+    uid: int
+    at: Reader
+    readers: tuple[Reader, ...]
+    argument: str | None = None
+
+
+class FrameView:
+    """One call of the owner, as a small dataflow graph of its own events."""
+
+    def __init__(self, frame: Frame, trace: Trace, flow: Flow, layout: Callable[[int], Layout]) -> None:
+        self.frame = frame
+        self.trace = trace
+        self.flow = flow
+        self.layout = layout
+        self.arguments = {uid: name for name, uid in reversed(frame.inputs)}
+        self.events = _events(frame, trace)
+        self.maker: dict[int, Event] = {}
+        self.readers: dict[int, list[tuple[Event, int]]] = {}
+        for event in self.events:
+            for position, uid in enumerate(event.inputs):
+                self.readers.setdefault(uid, []).append((event, position))
+            for uid in event.outputs:
+                if uid not in event.inputs:
+                    self.maker.setdefault(uid, event)
+
+    def carries(self, uid: int) -> Lineage | None:
+        lineage = self.flow.lineages.get(uid)
+        return lineage if lineage is not None and lineage.touched else None
+
+    def chain(self, starts: tuple[int, ...]) -> list[tuple[int, tuple[Event, ...]]]:
+        """Tensors that all the data of `starts` passed through, nearest first, with the events in between."""
+        frontier = dict.fromkeys(starts)
+        found: list[tuple[int, tuple[Event, ...]]] = []
+        crossed: list[Event] = []
+        seen: set[int] = set()
+        while frontier:
+            if len(frontier) == 1:
+                found.append((next(iter(frontier)), tuple(crossed)))
+                crossed = []
+            made = [(self.maker[uid].order, uid) for uid in frontier if uid in self.maker and uid not in self.arguments]
+            if not made:
+                break
+            uid = max(made)[1]
+            event = self.maker[uid]
+            for other in event.outputs:
+                frontier.pop(other, None)
+            if event.order not in seen:
+                seen.add(event.order)
+                crossed.append(event)
+            before = [i for i in event.inputs if self.carries(i) is not None and i not in event.outputs]
+            if not before:
+                break
+            frontier.update(dict.fromkeys(before))
+        return found
+
+    def take(self, uid: int, towards: tuple[int, ...], event: Event) -> Take:
+        """Take `uid`; replace it for the readers through which it reaches the fusion call `event`."""
+        wanted = self._leading_to(set(towards), event)
+        readers = tuple(
+            (reader.key, position)
+            for reader, position in self.readers.get(uid, ())
+            if reader is event or reader.order in wanted
+        )
+        return Take(uid, readers[0], readers, self.arguments.get(uid))
+
+    def read_only(self, uid: int) -> Take:
+        reader, position = self.readers[uid][0]
+        return Take(uid, (reader.key, position), (), self.arguments.get(uid))
+
+    def _leading_to(self, targets: set[int], event: Event) -> set[int]:
+        """Orders of the events that make `targets`, directly or not."""
+        wanted: set[int] = set()
+        todo = list(targets)
+        while todo:
+            maker = self.maker.get(todo.pop())
+            if maker is None or maker.order in wanted or maker.order >= event.order:
+                continue
+            wanted.add(maker.order)
+            todo.extend(maker.inputs)
+        return wanted
+
+    def event_of(self, op: Op) -> Event:
+        return next(event for event in self.events if event.op is op)
+
+    # -- which tensor of a chain ------------------------------------------------------------------------------
+
+    def stream_before_projection(self, starts: tuple[int, ...]) -> int | None:
+        """For attention: the `[B, L, C]` tokens before projection and splitting into heads."""
+        best: int | None = None
+        projected = False
+        for uid, events in self.chain(starts):
+            projections = [event for event in events if self._projects(event)]
+            if not projections and not all(self._sees_through(event) for event in events):
+                break
+            projected = projected or bool(projections)
+            if self._is_stream(uid):
+                best = uid
+                if projected:
+                    break  # one projection back is enough
+        return best
+
+    def before_squash(self, start: int) -> int:
+        """For gates: the tensor before sigmoid, `1 +` and broadcasting, in the shape `[B, C]` where there is one."""
+        best = start
+        squashed = False
+        for uid, events in self.chain((start,)):
+            for event in events:
+                name = event.op.name if event.op is not None else ""
+                if name in SQUASHES and not squashed:
+                    squashed = True
+                elif name not in _TRANSPARENT | _SCALING:
+                    return best
+            best = uid
+        return best
+
+    def before_normalisation(self, start: int) -> int:
+        """For similarity heads: the embedding before it is normalised, scaled and transposed."""
+        best = start
+        for uid, events in self.chain((start,)):
+            names = {event.op.name if event.op is not None else event.key[0] for event in events}
+            if not names <= _TRANSPARENT | _SCALING | _NORMALISING:
+                break
+            best = uid
+        return best
+
+    def _projects(self, event: Event) -> bool:
+        if event.child is not None:
+            op = event.op
+            if op is None:
+                return "norm" not in event.key[0].lower()
+            return op.name in ax.PER_LAST_AXIS or op.name.startswith("Conv")
+        assert event.op is not None
+        parameters = any(self.trace.tensors[uid].parameter is not None for uid in event.inputs)
+        return parameters and event.op.name in ("linear", "matmul", "mm", "addmm", "einsum", "bmm", "conv1d", "conv2d")
+
+    def _sees_through(self, event: Event) -> bool:
+        name = event.op.name if event.op is not None else ""
+        return (
+            name in _TRANSPARENT | _SCALING
+            or name in ax.SPLITS
+            or name in ("cat", "stack", "__getitem__", "cos", "sin")
+        )
+
+    def _is_stream(self, uid: int) -> bool:
+        layout = self.layout(uid)
+        rank = len(self.trace.tensors[uid].shape)
+        return layout.known and rank in (2, 3)
+
+
+def _events(frame: Frame, trace: Trace) -> list[Event]:
+    events = [Event(op.key, 0, op.inputs, op.outputs, op, op.module) for op in trace.ops if op.frame == frame.index]
+    starts = {event.key: event.op.index for event in events if event.op is not None}
+    for child in trace.frames:
+        if child.parent == frame.index:
+            events.append(Event(child.key, 0, child.reads, child.outputs, None, child.path))
+            starts[child.key] = child.start
+    # A child that records nothing starts where the next call does; its own key then comes first.
+    events.sort(key=lambda event: (starts[event.key], event.op is not None))
+    return [Event(e.key, i, e.inputs, e.outputs, e.op, e.child) for i, e in enumerate(events)]

@@ -1,0 +1,236 @@
+"""What the axes of a tensor mean: batch, channels, space or sequence, with the evidence that decided it.
+
+The batch axis is what differs between a run at one batch size and a run at another. The channel axis comes from the
+layers a tensor went through, not from its rank: a `[8, 16, 32]` may be batch-first tokens or a channels-first signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .._capture import Op, Trace
+from .._types import Layout
+from . import _axes as ax
+from ._contract import labels
+from ._families import CONCATS, EMBEDDINGS, MATMULS
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A channel axis, the layer that says so, and whether that layer puts channels first or last."""
+
+    dim: int
+    evidence: str
+    style: str  # "first" (convolutions, batch norm) or "last" (Linear, LayerNorm, Embedding, RNN, attention)
+
+
+@dataclass(frozen=True)
+class BatchAxes:
+    """Axes that follow the batch size: `axis` where there is one and it counts samples, `varying` all of them."""
+
+    axis: Mapping[int, int]
+    folded: Mapping[int, tuple[int, int]]  # uid -> (axis, how many times the batch size)
+    varying: Mapping[int, tuple[int, ...]]
+    known: bool  # False where no second run could be compared
+
+
+def compare_batches(small: Trace, large: Trace | None, sizes: tuple[int, int]) -> BatchAxes:
+    """Find the batch axis of every tensor of `small` from the same run at another batch size."""
+    axis: dict[int, int] = {}
+    folded: dict[int, tuple[int, int]] = {}
+    varying: dict[int, tuple[int, ...]] = {}
+    if large is None:
+        return BatchAxes(axis, folded, varying, False)
+    for uid, other in _aligned(small, large):
+        a, b = small.tensors[uid].shape, large.tensors[other].shape
+        if len(a) != len(b):
+            continue
+        differing = tuple(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+        varying[uid] = differing
+        if len(differing) != 1:
+            continue
+        dim = differing[0]
+        if a[dim] == sizes[0] and b[dim] == sizes[1]:
+            axis[uid] = dim
+        elif a[dim] % sizes[0] == 0 and a[dim] // sizes[0] * sizes[1] == b[dim]:
+            folded[uid] = (dim, a[dim] // sizes[0])
+    return BatchAxes(axis, folded, varying, True)
+
+
+def _aligned(small: Trace, large: Trace) -> list[tuple[int, int]]:
+    """Tensors of the two runs that are the same line of code's; a loop over samples may have more rounds in one."""
+    pairs = list(zip((uid for _, uid in small.inputs), (uid for _, uid in large.inputs), strict=False))
+    places = _places(large)
+    twins = {(places[op.frame], op.key): op for op in large.ops}
+    places = _places(small)
+    for op in small.ops:
+        twin = twins.get((places[op.frame], op.key))
+        if twin is not None:
+            pairs.extend(zip(op.outputs, twin.outputs, strict=False))
+    return pairs
+
+
+def _places(trace: Trace) -> list[tuple[Any, ...]]:
+    """For each frame the keys of the calls that lead to it: its identity across runs."""
+    places: list[tuple[Any, ...]] = []
+    for frame in trace.frames:
+        above = places[frame.parent] if frame.parent is not None else ()
+        places.append((*above, frame.path, frame.key))
+    return places
+
+
+def channel_axes(trace: Trace) -> dict[int, Channel]:
+    """The channel axis of every tensor whose making tells it; tensors no layer has touched look at who reads them."""
+    channels: dict[int, Channel] = {}
+    for op in trace.ops:
+        for uid in op.outputs:
+            if op.inplace and uid in channels:
+                continue
+            found = _channel_after(op, uid, trace, channels)
+            if found is not None:
+                channels[uid] = found
+    for op in reversed(trace.ops):
+        for position, uid in enumerate(op.inputs):
+            if uid not in channels and trace.tensors[uid].parameter is None:
+                wanted = _channel_wanted(op, position, uid, trace, channels)
+                if wanted is not None:
+                    channels[uid] = wanted
+    return channels
+
+
+def _layer(op: Op, rank: int) -> tuple[int, str, str] | None:
+    """(axis, style, words) for a layer whose own definition fixes where its channels are."""
+    lower = op.name.lower()
+    if (
+        lower.startswith(("conv", "lazyconv"))
+        or "batchnorm" in lower
+        or "groupnorm" in lower
+        or "instancenorm" in lower
+    ):
+        return (1, "first", "axis 1") if rank > 1 else None
+    if lower in ("batch_norm", "group_norm", "instance_norm"):
+        return (1, "first", "axis 1") if rank > 1 else None
+    last = op.name in ax.PER_LAST_AXIS or op.name in ax.RECURRENT or op.name in ax.ATTENTIONS or op.name in EMBEDDINGS
+    if last or "layernorm" in lower or lower in ("layer_norm", "rms_norm", "rmsnorm"):
+        return rank - 1, "last", "last axis"
+    return None
+
+
+def _named(op: Op) -> str:
+    return f"{op.name} `{op.module}`" if op.module else f"`{op.name}`"
+
+
+def _channel_after(op: Op, uid: int, trace: Trace, channels: Mapping[int, Channel]) -> Channel | None:
+    result = trace.tensors[uid].shape
+    layer = _layer(op, len(result))
+    if layer is not None and trace.tensors[uid].is_float:
+        dim, style, words = layer
+        return Channel(dim, f"channel axis {dim}: {words} of {_named(op)}", style)
+    if op.name in MATMULS:
+        return _channel_of_product(op, result, trace, channels)
+    known = [i for i in op.inputs if i in channels and i != uid]
+    if not known:
+        return None
+    main = max(known, key=lambda i: _numel(trace.tensors[i].shape))
+    if len(known) > 1 and op.name not in CONCATS:
+        full = [i for i in known if trace.tensors[i].shape == result]
+        main = full[0] if full else main
+    shape, channel = trace.tensors[main].shape, channels[main]
+    move = ax.movement(op, shape, result)
+    if move is None:
+        return channel if len(shape) == len(result) and channel.dim < len(result) else None
+    places = [i for i, source in enumerate(move.source) if channel.dim in source]
+    if not places:
+        return None
+    # A channel axis split into heads: the innermost part is what a projection would see as features.
+    dim = places[-1]
+    return (
+        channel
+        if dim == channel.dim
+        else Channel(dim, f"channel axis {dim}: followed from {channel.evidence}", channel.style)
+    )
+
+
+def _channel_of_product(
+    op: Op, result: tuple[int, ...], trace: Trace, channels: Mapping[int, Channel]
+) -> Channel | None:
+    spelled = labels(op, [trace.tensors[i].shape for i in op.inputs], result)
+    if spelled is None:
+        return None
+    inputs, output = spelled
+    for position, uid in reversed(list(enumerate(op.inputs[: len(inputs)]))):
+        info = trace.tensors[uid]
+        if info.parameter is not None and inputs[position] and inputs[position][-1] in output:
+            dim = output.index(inputs[position][-1])
+            return Channel(dim, f"channel axis {dim}: product with parameter `{info.parameter}`", "last")
+        channel = channels.get(uid)
+        if channel is not None and channel.dim < len(inputs[position]) and inputs[position][channel.dim] in output:
+            dim = output.index(inputs[position][channel.dim])
+            return Channel(dim, f"channel axis {dim}: followed from {channel.evidence}", channel.style)
+    return None
+
+
+def _channel_wanted(op: Op, position: int, uid: int, trace: Trace, channels: Mapping[int, Channel]) -> Channel | None:
+    shape = trace.tensors[uid].shape
+    if not trace.tensors[uid].is_float or not op.outputs:
+        return None
+    if position == 0 or op.name == "MultiheadAttention":
+        layer = _layer(op, len(shape))
+        if layer is not None and op.name not in EMBEDDINGS:
+            dim, style, words = layer
+            return Channel(dim, f"channel axis {dim}: read as {words} by {_named(op)}", style)
+    result = trace.tensors[op.outputs[0]]
+    channel = channels.get(result.uid)
+    if channel is None:
+        return None
+    move = ax.movement(op, shape, result.shape)
+    if move is None:
+        same = op.name in CONCATS and len(shape) == len(result.shape)
+        return channel if same else None
+    source = move.source[channel.dim] if channel.dim < len(move.source) else ()
+    if len(source) != 1 or channel.dim in {i for i in move.mixed if source[0] == i and shape != result.shape}:
+        return None
+    dim = source[0]
+    return (
+        channel if dim == channel.dim else Channel(dim, f"channel axis {dim}: before {channel.evidence}", channel.style)
+    )
+
+
+def layout_of(uid: int, trace: Trace, batches: BatchAxes, channels: Mapping[int, Channel]) -> Layout:
+    """The layout of one tensor. What cannot be known is None, with the reason among the evidence."""
+    info = trace.tensors[uid]
+    rank = len(info.shape)
+    evidence = []
+    batch = batches.axis.get(uid)
+    if batch is not None:
+        evidence.append(f"batch axis {batch}: it follows the batch size of the example inputs")
+    elif uid in batches.folded:
+        dim, times = batches.folded[uid]
+        evidence.append(f"axis {dim} is {times} x the batch size: samples and something else are folded together")
+    elif not batches.known:
+        evidence.append("batch axis unknown: no second batch size could be run")
+    else:
+        evidence.append("no axis follows the batch size")
+    channel = channels.get(uid)
+    dim = channel.dim if channel is not None and channel.dim < rank else None
+    if dim is not None and dim == batch:
+        dim = None
+    if dim is None and batch is not None and rank == 2:
+        dim = 1 - batch
+        evidence.append(f"channel axis {dim}: the only axis besides the batch axis")
+    elif dim is not None and channel is not None:
+        evidence.append(channel.evidence)
+    else:
+        evidence.append("channel axis unknown: no layer with a known layout made or reads this tensor")
+    spatial = tuple(i for i in range(rank) if i not in (batch, dim)) if batch is not None and dim is not None else ()
+    sequence = len(spatial) == 1 and channel is not None and channel.style == "last"
+    return Layout(batch, dim, spatial, sequence, tuple(evidence))
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size

@@ -1,0 +1,317 @@
+"""From meetings to fusion points: one per owner and site, with kind, level, operands and the pairs RegBN could take."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+
+from .._capture import Frame, Trace
+from .._types import NEVER_BY_DEFAULT, FusionPoint, Kind, Layout, Level, Operand, Reduce, Side, Site
+from ._anchors import Event, FrameView, Key, Take
+from ._axes import concat_dim
+from ._families import CONCATS
+from ._flow import Flow, Meeting, Met
+from ._lineage import Home, comparable
+
+_NO_LEVEL: frozenset[Kind] = frozenset({"similarity", "loss"})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to put RegBN at a site, for the rewrite: which calls of the owner, what to take, what to replace.
+
+    `leaf` is the path of the torch module whose arguments the two sides are (an `nn.MultiheadAttention`); `call` is
+    which call of the owner within its caller this site stands for, where several differ, else None.
+    """
+
+    owner: str
+    key: Key
+    takes: tuple[Take, Take]
+    leaf: str | None
+    leaf_arguments: tuple[tuple[str, ...], tuple[str, ...]] | None
+    call: int | None
+    whole_input: tuple[bool, bool]  # whether the fusion call is the only reader of that argument of the owner
+
+
+@dataclass(frozen=True)
+class Run:
+    """One analysed run: the trace in one mode, what flowed through it, and its layouts."""
+
+    mode: str
+    trace: Trace
+    flow: Flow
+    layout: Callable[[int], Layout]
+    order: tuple[str, ...]  # modalities in input order
+
+
+@dataclass(frozen=True)
+class Found:
+    point: FusionPoint
+    recipes: tuple[Recipe, ...]
+
+
+def find_points(runs: Sequence[Run]) -> list[Found]:
+    """Merge the meetings of all runs into fusion points, in the order of the forward."""
+    groups: dict[tuple[str, Key], list[tuple[Run, Meeting]]] = {}
+    for run in runs:
+        for meeting in run.flow.meetings:
+            owner = _owner(run.trace, meeting)
+            groups.setdefault((owner.path, meeting.op.key), []).append((run, meeting))
+    names: dict[str, int] = {}
+    found = []
+    for (path, _), members in groups.items():
+        label = _label(members[0][1])
+        name = f"{path}.{label}" if path else label
+        count = names[name] = names.get(name, -1) + 1
+        found.append(_point(name if count == 0 else f"{name}_{count}", members))
+    return found
+
+
+def _owner(trace: Trace, meeting: Meeting) -> Frame:
+    frame = trace.frames[meeting.op.frame]
+    while frame.path == "?" and frame.parent is not None:  # a module made in forward has no path of its own
+        frame = trace.frames[frame.parent]
+    return frame
+
+
+def _label(meeting: Meeting) -> str:
+    if meeting.kind in ("attention", "similarity"):
+        return meeting.kind
+    return {"__setitem__": "setitem", "__iadd__": "add", "__imul__": "mul"}.get(meeting.op.name, meeting.op.name).strip(
+        "_"
+    )
+
+
+def _point(name: str, members: list[tuple[Run, Meeting]]) -> Found:
+    run, meeting = members[0]
+    owner = _owner(run.trace, meeting)
+    sites: list[Site] = []
+    recipes: list[Recipe] = []
+    roles: dict[tuple[tuple[Home, ...], ...], int] = {}
+    differing = len({_role(m) for _, m in members}) > 1
+    for member_run, member in members:
+        if member_run is not run or _role(member) in roles:
+            continue
+        role = roles[_role(member)] = len(roles)
+        frame = _owner(member_run.trace, member)
+        for site, recipe in _sites(member_run, member, role, frame.call if differing else None):
+            sites.append(site)
+            recipes.append(recipe)
+    level = _level(run, meeting)
+    point = FusionPoint(
+        id=name,
+        owner=owner.path,
+        owner_class=owner.class_name,
+        kind=meeting.kind,
+        op=meeting.op.name,
+        source=meeting.op.source,
+        level=level,
+        selected_by_default=meeting.kind not in NEVER_BY_DEFAULT and level != "remeeting",
+        operands=tuple(_operand(run, met) for met in _all_operands(meeting)),
+        sites=tuple(sites),
+        group=f"{re.sub(r'[0-9]+', '*', owner.path)}:{owner.class_name}:{meeting.kind}",
+        modes=tuple(dict.fromkeys(member_run.mode for member_run, _ in members)),
+        note=meeting.note,
+    )
+    return Found(point, tuple(recipes))
+
+
+def _role(meeting: Meeting) -> tuple[tuple[Home, ...], ...]:
+    return tuple((met.home,) for met in meeting.operands)
+
+
+def _all_operands(meeting: Meeting) -> list[Met]:
+    operands = list(meeting.operands)
+    for _, more in meeting.more:
+        operands.extend(
+            met for met in more if met.lineage.axes is None and all(met.info.uid != m.info.uid for m in operands)
+        )
+    return operands
+
+
+def _level(run: Run, meeting: Meeting) -> Level:
+    if meeting.level == "remeeting":
+        return "remeeting"
+    if not any(met.lineage.parametrised for met in meeting.operands):
+        return "early"
+    later = nx.descendants(run.flow.graph, meeting.op.index)
+    for other in run.flow.meetings:
+        if (
+            other.op.index in later
+            and other.kind not in _NO_LEVEL
+            and all(op.index != other.op.index for op, _ in meeting.more)
+        ):
+            return "middle"
+    return "late"
+
+
+def _operand(run: Run, met: Met) -> Operand:
+    return Operand(
+        modalities=_ordered(run, met.lineage.touched),
+        home=_ordered(run, met.home),
+        producer=_producer(run, met.info.uid),
+        shape=met.info.shape,
+        dtype=str(met.info.dtype).removeprefix("torch."),
+        layout=run.layout(met.info.uid),
+    )
+
+
+def _ordered(run: Run, names: Home) -> tuple[str, ...]:
+    return tuple(name for name in run.order if name in names)
+
+
+def _producer(run: Run, uid: int) -> str:
+    index = run.flow.producers.get(uid)
+    if index is None:
+        name = next((name for name, input_uid in run.trace.inputs if input_uid == uid), None)
+        return f"input `{name}`" if name is not None else "a constant"
+    op = run.trace.ops[index]
+    if op.module is not None:
+        return f"{op.name} `{op.module}`"
+    owner = run.trace.path_of(op)
+    return f"{op.name} in `{owner}`" if owner else op.name
+
+
+# -- sites ------------------------------------------------------------------------------------------------------------
+
+
+def _sites(run: Run, meeting: Meeting, role: int, call: int | None) -> list[tuple[Site, Recipe]]:
+    frame = run.trace.frames[meeting.op.frame]
+    view = FrameView(frame, run.trace, run.flow, run.layout)
+    event = view.event_of(meeting.op)
+    if meeting.op.name in ("MultiheadAttention", "TransformerDecoderLayer", "TransformerDecoder", "Transformer"):
+        pairs = _leaf_pairs(meeting)
+    elif meeting.kind == "attention":
+        pairs = _attention_pairs(meeting)
+    else:
+        pairs = _operand_pairs(meeting)
+    return [_site(run, meeting, view, event, pair, role, call) for pair in pairs]
+
+
+Pair = tuple[tuple[Met, ...], tuple[Met, ...]]
+
+
+def _operand_pairs(meeting: Meeting) -> list[Pair]:
+    """Every pair of operands that meet, in operand order; nested homes are a pair where a mixed stream re-enters."""
+    operands = meeting.operands
+    pairs = [((a,), (b,)) for a, b in itertools.combinations(operands, 2) if not comparable(a.home, b.home)]
+    return pairs or [((a,), (b,)) for a, b in itertools.combinations(operands, 2) if a.home != b.home or meeting.level]
+
+
+def _attention_pairs(meeting: Meeting) -> list[Pair]:
+    """The query, and the key and the values together."""
+    query = meeting.operands[0]
+    others = [met for met in _all_operands(meeting) if met is not query]
+    same = [met for met in others if comparable(met.home, query.home)]
+    other = [met for met in others if not comparable(met.home, query.home)]
+    return [((query, *same), tuple(other))] if other else []
+
+
+def _leaf_pairs(meeting: Meeting) -> list[Pair]:
+    query = next((met for met in meeting.operands if met.position == 0), meeting.operands[0])
+    other = tuple(met for met in meeting.operands if not comparable(met.home, query.home))
+    return [((query,), other)] if other else []
+
+
+def _site(
+    run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair, role: int, call: int | None
+) -> tuple[Site, Recipe]:
+    leaf = meeting.op.module
+    takes, gate, obstacle = [], None, None
+    for i, side in enumerate(pair):
+        take, reason = _take(meeting, view, event, side, leaf)
+        takes.append(take)
+        obstacle = obstacle or reason
+        if not take.readers:
+            gate = i
+    sides = tuple(_side(run, view, take, event) for take in takes)
+    for side in sides:
+        if not side.layout.known:
+            obstacle = obstacle or f"the layout of {side.anchor} is not known: {'; '.join(side.layout.evidence)}"
+    if meeting.kind == "scatter":
+        obstacle = "RegBN at a scatter of one modality's tokens into another's is not built yet"
+    host = view.frame.path
+    if host == "?":
+        obstacle = "the owner is made inside forward, so that nothing could be put into it for good"
+    site = Site(host, (sides[0], sides[1]), _reduce(meeting, sides), role, gate, obstacle)
+    arguments = _leaf_arguments(meeting, pair) if leaf is not None else None
+    whole = tuple(
+        take.argument is not None and all(reader.op is meeting.op for reader, _ in view.readers.get(take.uid, ()))
+        for take in takes
+    )
+    recipe = Recipe(
+        host, meeting.op.key, (takes[0], takes[1]), leaf if arguments else None, arguments, call, (whole[0], whole[1])
+    )
+    return site, recipe
+
+
+def _take(
+    meeting: Meeting, view: FrameView, event: Event, side: tuple[Met, ...], leaf: str | None
+) -> tuple[Take, str | None]:
+    uids = tuple(met.info.uid for met in side)
+    if meeting.kind == "attention" and leaf is None:
+        stream = view.stream_before_projection(uids)
+        if stream is None:
+            first = Take(uids[0], (event.key, side[0].position), (), None)
+            return first, "no [B, L, C] stream before the attention's projections was found in its owner"
+        targets = tuple({*uids, *(uid for op in _products(meeting) for uid in op)})
+        return view.take(stream, targets, event), None
+    if meeting.gate is not None and side[0].position == meeting.gate:
+        return view.read_only(view.before_squash(uids[0])), None
+    if meeting.kind == "similarity":
+        stream = view.before_normalisation(uids[0])
+        readers = tuple((reader.key, position) for reader, position in view.readers[stream])
+        return Take(stream, readers[0], readers, view.arguments.get(stream)), None
+    readers = tuple((event.key, position) for position, uid in enumerate(event.inputs) if uid in uids)
+    return Take(uids[0], readers[0], readers, view.arguments.get(uids[0])), None
+
+
+def _products(meeting: Meeting) -> list[tuple[int, ...]]:
+    return [meeting.op.inputs, *(op.inputs for op, _ in meeting.more)]
+
+
+def _leaf_arguments(meeting: Meeting, pair: Pair) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Names of the leaf module's arguments that each side is: what a pre-hook on the leaf replaces."""
+    names = {
+        "MultiheadAttention": ("query", "key", "value"),
+        "TransformerDecoderLayer": ("tgt", "memory"),
+        "TransformerDecoder": ("tgt", "memory"),
+        "Transformer": ("src", "tgt"),
+        "Bilinear": ("input1", "input2"),
+    }.get(meeting.op.name)
+    if names is None or any(met.position >= len(names) for side in pair for met in side):
+        return None
+    first, second = (tuple(names[met.position] for met in side) for side in pair)
+    return first, second
+
+
+def _side(run: Run, view: FrameView, take: Take, event: Event) -> Side:
+    info = run.trace.tensors[take.uid]
+    if take.argument is not None:
+        anchor = f"argument `{take.argument}`"
+    elif take.uid in event.inputs:
+        anchor = f"operand {event.inputs.index(take.uid)} of {event.key[0]}"
+    else:
+        anchor = _producer(run, take.uid)
+    return Side(
+        home=_ordered(run, run.flow.lineages[take.uid].home),
+        shape=info.shape,
+        dtype=str(info.dtype).removeprefix("torch."),
+        layout=run.layout(take.uid),
+        anchor=anchor,
+    )
+
+
+def _reduce(meeting: Meeting, sides: Sequence[Side]) -> Reduce:
+    """`mean` wherever tokens are met, whose number need not be the same in f and g or from batch to batch."""
+    if meeting.kind == "attention" or any(side.layout.sequence for side in sides):
+        return "mean"
+    if meeting.op.name in CONCATS and meeting.op.name != "stack":
+        dim = concat_dim(meeting.op, len(sides[0].shape))
+        if any(side.layout.known and dim in side.layout.spatial_dims for side in sides):
+            return "mean"
+    return "flatten"

@@ -23,8 +23,9 @@ from torch import Tensor
 from ._linalg import shifted_inverse
 from .options import Constraint
 
-GRID = 32  # points of the bracketing grid; neighbours differ by a factor below 2 over the whole range
-NEWTON_STEPS = 6  # quadratic from there: two steps more than float64 needs
+GRID = 64  # points of the bracketing grid; neighbours differ by a factor of 1.3 over the whole range
+NEWTON_STEPS = 4  # quadratic from there: one more than float64 needs
+INVERSE_NEWTON_STEPS = 5  # from a bracket of a factor of 1.4
 COARSE_GRID = 8  # per round of two, where each point costs a matrix inverse
 
 
@@ -143,7 +144,7 @@ def solve_by_inverses(
         high = grid.gather(0, reached.clamp(0, COARSE_GRID - 1)[None])[0]
         active = active | (reached > 0)
     root = low
-    for _ in range(NEWTON_STEPS):
+    for _ in range(INVERSE_NEWTON_STEPS):
         inverse = shifted_inverse(K, root)
         weighted = inverse @ T
         value = (weighted * inverse.mT).sum()

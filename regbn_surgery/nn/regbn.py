@@ -174,16 +174,27 @@ class RegBN(nn.Module):
         """
         training = self.training if is_training is None else is_training
         self._check(f, g, f_mask, g_mask, training)
-        with torch.autocast(f.device.type, enabled=False):
-            work = torch.promote_types(torch.promote_types(f.dtype, g.dtype), self.W.dtype)
-            batch = self._prepare(f.to(work), g.to(work), f_mask, g_mask, training)
-            if training:
-                residual = self._fit(batch, n_epoch, multiplier)
-            else:
-                residual = self._subtract(batch, self.W)
-            f_out = self.norm_f_out(self._restore(residual, batch))
-            g_out = self.norm_g_out(batch.g) if self.options.replace == "both" else g
-            return f_out.to(f.dtype), g_out.to(g.dtype)
+        if torch.is_autocast_enabled(f.device.type):
+            with torch.autocast(f.device.type, enabled=False):
+                return self._apply_to(f, g, f_mask, g_mask, training, n_epoch, multiplier)
+        return self._apply_to(f, g, f_mask, g_mask, training, n_epoch, multiplier)
+
+    def _apply_to(
+        self,
+        f: Tensor,
+        g: Tensor,
+        f_mask: Tensor | None,
+        g_mask: Tensor | None,
+        training: bool,
+        n_epoch: int | None,
+        multiplier: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        work = torch.promote_types(torch.promote_types(f.dtype, g.dtype), self.W.dtype)
+        batch = self._prepare(f.to(work), g.to(work), f_mask, g_mask, training)
+        residual = self._fit(batch, n_epoch, multiplier) if training else self._subtract(batch, self.W)
+        f_out = self.norm_f_out(self._restore(residual, batch))
+        g_out = self.norm_g_out(batch.g) if self.options.replace == "both" else g
+        return f_out.to(f.dtype), g_out.to(g.dtype)
 
     # -- the features ------------------------------------------------------------------------------------------
 
@@ -265,20 +276,25 @@ class RegBN(nn.Module):
     # -- the running state -------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _advance(self, left: Tensor | None, right: Tensor, solution: Ridge, n_epoch: int | None, batch: _Batch) -> None:
+    def _advance(
+        self, left: Tensor | None, right: Tensor, solution: Ridge, n_epoch: int | None, batch: _Batch
+    ) -> None:
         """Move W towards `left.T @ right` (`right` itself in the primal form) and count; skip a non-finite batch."""
         W = self.W
         right = right.to(W.dtype)
-        finite = torch.isfinite(right.sum()) & torch.isfinite(solution.multiplier)
+        finite = torch.isfinite(right.sum() + solution.multiplier)
         if left is None:
-            left = torch.eye(W.shape[0], dtype=W.dtype, device=W.device)
-        left = left.to(W.dtype)
-        finite = finite & torch.isfinite(left.sum())
-        left, right = torch.where(finite, left, 0.0), torch.where(finite, right, 0.0)
-        change = mean_absolute_change(W, left, right)
-        share = self._share(change, finite, n_epoch)
-        move_towards(W, left, right, share)
-        self.multiplier.copy_(torch.where(finite, solution.multiplier.to(self.multiplier.dtype), self.multiplier))
+            right = torch.where(finite, right, 0.0)
+            change = (right - W).abs_().mean()
+            W.lerp_(right, self._share(change, finite, n_epoch))
+        else:
+            left = left.to(W.dtype)
+            finite = finite & torch.isfinite(left.sum())
+            left, right = torch.where(finite, left, 0.0), torch.where(finite, right, 0.0)
+            change = mean_absolute_change(W, left, right)
+            move_towards(W, left, right, self._share(change, finite, n_epoch))
+        multiplier = self.multiplier
+        multiplier.copy_(torch.where(finite, solution.multiplier, multiplier))
         for norm, mean, var, count in batch.statistics:
             norm.track(mean, var, count, finite)
         if not torch.compiler.is_compiling() and W.device.type == "cpu":
@@ -287,20 +303,17 @@ class RegBN(nn.Module):
     def _share(self, change: Tensor, finite: Tensor, n_epoch: int | None) -> Tensor:
         """How much of the batch's projection enters the running one, by the two moments of the change's size."""
         options = self.options
-        mean = options.beta1 * self.change_mean + (1.0 - options.beta1) * change
-        square = options.beta2 * self.change_square + (1.0 - options.beta2) * change.square()
-        self.change_mean.copy_(torch.where(finite, mean, self.change_mean))
-        self.change_square.copy_(torch.where(finite, square, self.change_square))
-        self.num_steps.add_(finite)
+        mean, square, steps = self.change_mean, self.change_square, self.num_steps
+        change = torch.where(finite, change, 0.0)
+        beta1, beta2 = options.beta1, options.beta2
+        mean.copy_(torch.where(finite, beta1 * mean + (1.0 - beta1) * change, mean))
+        square.copy_(torch.where(finite, beta2 * square + (1.0 - beta2) * change.square(), square))
+        steps.add_(finite)
         self.num_skipped.add_(~finite)
-        if n_epoch is None:
-            steps = self.num_steps.to(torch.float32)
-            correction1: Tensor | float = 1.0 - options.beta1**steps
-            correction2: Tensor | float = 1.0 - options.beta2**steps
-        else:
-            correction1 = 1.0 - options.beta1 ** (n_epoch + 1)
-            correction2 = 1.0 - options.beta2 ** (n_epoch + 1)
-        share = options.momentum * (mean / correction1) / ((square / correction2).sqrt() + 1e-8)
+        # the first step has the exponent 1: by the count of steps, or by the published count of epochs
+        exponent = steps.clamp_min(1) if n_epoch is None else n_epoch + 1
+        share = options.momentum * (mean / (1.0 - beta1**exponent))
+        share = share / ((square / (1.0 - beta2**exponent)).sqrt() + 1e-8)
         return torch.where(finite, share, 0.0)
 
     def _tell(self, finite: bool, change: Tensor) -> None:
@@ -318,22 +331,8 @@ class RegBN(nn.Module):
     # -- checks and state --------------------------------------------------------------------------------------
 
     def _check(self, f: Tensor, g: Tensor, f_mask: Tensor | None, g_mask: Tensor | None, training: bool) -> None:
-        for name, x, channels, layer_dim, mask in (
-            ("f", f, self.f_num_channels, self.f_layer_dim, f_mask),
-            ("g", g, self.g_num_channels, self.g_layer_dim, g_mask),
-        ):
-            any_length = self.options.reduce == "mean"
-            wanted = f"[B, {', '.join(map(str, (channels, *layer_dim)))}{', *positions' if any_length else ''}]"
-            if not x.is_floating_point():
-                raise RegBNShapeError(f"RegBN expects floating-point {name} of shape {wanted}; found {x.dtype}")
-            fits = x.dim() >= 2 and x.shape[1] == channels
-            if not fits or not (any_length or tuple(x.shape[2:]) == layer_dim):
-                raise RegBNShapeError(f"RegBN expects {name} of shape {wanted}; found {list(x.shape)}")
-            if mask is not None and not any_length:
-                raise RegBNShapeError(f"{name}_mask needs reduce='mean'; this RegBN has reduce='flatten'")
-            if mask is not None and mask.shape != x.shape[:1] + x.shape[2:]:
-                positions = list(x.shape[:1] + x.shape[2:])
-                raise RegBNShapeError(f"RegBN expects {name}_mask of shape {positions}; found {list(mask.shape)}")
+        self._check_one("f", f, self.f_num_channels, self.f_layer_dim, f_mask)
+        self._check_one("g", g, self.g_num_channels, self.g_layer_dim, g_mask)
         if f.shape[0] != g.shape[0]:
             raise RegBNShapeError(
                 f"RegBN expects f and g of the same batch; found {f.shape[0]} samples of f and {g.shape[0]} of g"
@@ -344,6 +343,25 @@ class RegBN(nn.Module):
             raise RegBNShapeError(
                 "RegBN expects more than 1 sample in training, to fit f on g across the batch; found 1. "
                 "Use a larger batch, drop the last one, or call eval()"
+            )
+
+    def _check_one(
+        self, name: str, x: Tensor, channels: int, layer_dim: tuple[int, ...], mask: Tensor | None
+    ) -> None:
+        any_length = self.options.reduce == "mean"
+        fits = x.dim() >= 2 and x.shape[1] == channels and (any_length or x.shape[2:] == layer_dim)
+        if not (fits and x.is_floating_point()):
+            sizes = ", ".join(map(str, (channels, *layer_dim)))
+            wanted = f"floating-point {name} of shape [B, {sizes}{', *positions' if any_length else ''}]"
+            raise RegBNShapeError(f"RegBN expects {wanted}; found {x.dtype} {list(x.shape)}")
+        if mask is None:
+            return
+        if not any_length:
+            raise RegBNShapeError(f"{name}_mask needs reduce='mean'; this RegBN has reduce='flatten'")
+        positions = x.shape[:1] + x.shape[2:]
+        if mask.shape != positions:
+            raise RegBNShapeError(
+                f"RegBN expects {name}_mask of shape {list(positions)}; found {list(mask.shape)}"
             )
 
     def _load_from_state_dict(

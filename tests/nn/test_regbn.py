@@ -161,9 +161,9 @@ def test_a_batch_that_is_not_finite_is_skipped_and_told_once() -> None:
 @pytest.mark.parametrize(
     ("f", "g", "message"),
     [
-        ((8, 4), (8, 3, 2), r"expects f of shape \[B, 5\]; found \[8, 4\]"),
-        ((8, 5), (8, 3, 3), r"expects g of shape \[B, 3, 2\]; found \[8, 3, 3\]"),
-        ((8, 5, 1), (8, 3, 2), r"expects f of shape"),
+        ((8, 4), (8, 3, 2), r"expects floating-point f of shape \[B, 5\]; found torch.float32 \[8, 4\]"),
+        ((8, 5), (8, 3, 3), r"g of shape \[B, 3, 2\]; found torch.float32 \[8, 3, 3\]"),
+        ((8, 5, 1), (8, 3, 2), "f of shape"),
         ((8, 5), (7, 3, 2), "8 samples of f and 7 of g"),
         ((0, 5), (0, 3, 2), "empty batch"),
         ((1, 5), (1, 3, 2), "more than 1 sample in training"),

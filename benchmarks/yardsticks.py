@@ -1,0 +1,203 @@
+"""What RegBN's step is measured against: the floor of matrix products, torch's own norms, plain closed forms.
+
+None of these is part of the package. `floor_step` is not a layer: it does the products that no implementation can
+leave out, with a lambda and a share that are given to it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A benchmark case: [batch, *f] and [batch, *g], channels first."""
+
+    name: str
+    f: tuple[int, ...]
+    g: tuple[int, ...]
+    batch: int
+
+    @property
+    def n(self) -> int:
+        return int(torch.Size(self.f).numel())
+
+    @property
+    def m(self) -> int:
+        return int(torch.Size(self.g).numel())
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """f, g and the gradients that come back to them. f depends on g a little, as modalities do."""
+        generator = torch.Generator().manual_seed(0)
+        g = torch.randn(self.batch, *self.g, generator=generator)
+        f = torch.randn(self.batch, *self.f, generator=generator) + 0.3 * g.flatten(1).mean(1).reshape(
+            -1, *[1] * len(self.f)
+        )
+        grad_f, grad_g = torch.randn_like(f), torch.randn_like(g)
+        f, g = f.to(device).requires_grad_(), g.to(device).requires_grad_()
+        return f, g, grad_f.to(device), grad_g.to(device)
+
+
+SHAPES = (
+    Shape("README", (512,), (64, 7, 7), 50),
+    Shape("early", (1, 28, 28), (3, 28, 28), 50),
+    Shape("MLP", (128,), (16,), 100),
+    Shape("late", (96,), (96,), 50),
+    Shape("conv", (64, 14, 14), (64, 7, 7), 32),
+)
+LARGER = ("README", "early", "conv")
+
+
+def training_step(layer: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], shape: Shape, device: torch.device) -> Step:
+    """Forward and backward of `layer` in training on fixed tensors."""
+    f, g, grad_f, grad_g = shape.tensors(device)
+
+    def step() -> None:
+        f.grad = g.grad = None
+        outputs = layer(f, g)
+        torch.autograd.backward(outputs, (grad_f, grad_g))
+
+    return step
+
+
+def evaluation_step(layer: Callable[[Tensor, Tensor], object], shape: Shape, device: torch.device) -> Step:
+    """Forward of `layer` without gradient on fixed tensors."""
+    f, g, _, _ = shape.tensors(device)
+
+    def step() -> None:
+        with torch.no_grad():
+            layer(f, g)
+
+    return step
+
+
+def floor_training(shape: Shape, device: torch.device) -> Step:
+    """Gram, solve, residual and W update, and the products of the backward pass, each exactly once."""
+    f, g, D, _ = (x.detach().flatten(1) for x in shape.tensors(device))
+    W = torch.zeros(shape.m, shape.n, device=device)
+    lam, share = 0.1 * shape.m, 0.02
+    eye = torch.eye(min(shape.batch, shape.m), device=device)
+
+    def dual() -> None:
+        K = g @ g.T
+        factor = torch.linalg.cholesky_ex(K + lam * eye).L
+        A = torch.cholesky_solve(f, factor)
+        _ = torch.addmm(f, K, A, alpha=-1.0)
+        W.mul_(1.0 - share).addmm_(g.T, A, alpha=share)
+        back = torch.cholesky_solve(K @ D, factor)
+        grad_f = D - back
+        grad_K = grad_f @ A.T
+        _ = (grad_K + grad_K.T) @ g
+
+    def primal() -> None:
+        S = g.T @ g
+        factor = torch.linalg.cholesky_ex(S + lam * eye).L
+        update = torch.cholesky_solve(g.T @ f, factor)
+        _ = torch.addmm(f, g, update, alpha=-1.0)
+        W.mul_(1.0 - share).add_(update, alpha=share)
+        back = torch.cholesky_solve(g.T @ D, factor)
+        _ = torch.addmm(D, g, back, alpha=-1.0)
+        grad_S = back @ update.T
+        _ = f @ back.T + D @ update.T + g @ (grad_S + grad_S.T)
+
+    return dual if shape.batch <= shape.m else primal
+
+
+def floor_evaluation(shape: Shape, device: torch.device) -> Step:
+    """The residual alone."""
+    f, g, _, _ = (x.detach().flatten(1) for x in shape.tensors(device))
+    W = torch.randn(shape.m, shape.n, device=device)
+    return lambda: torch.addmm(f, g, W, alpha=-1.0)
+
+
+class PlainNorms(nn.Module):
+    """BatchNorm and LayerNorm on each of the same two tensors: what a user would have there otherwise."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.batch_f, self.batch_g = self._batch_norm(shape.f), self._batch_norm(shape.g)
+        self.layer_f, self.layer_g = nn.LayerNorm(shape.f), nn.LayerNorm(shape.g)
+
+    @staticmethod
+    def _batch_norm(size: tuple[int, ...]) -> nn.Module:
+        return {1: nn.BatchNorm1d, 3: nn.BatchNorm2d}[len(size)](size[0])
+
+    def forward(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer_f(self.batch_f(f)), self.layer_g(self.batch_g(g))
+
+
+class PlainClosedForm(nn.Module):
+    """RegBN as one would first write it: eigendecomposition, bisection-free root, W_batch held whole."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.register_buffer("W", torch.zeros(shape.m, shape.n))
+        self.mean = self.square = 0.0
+        self.steps = 0
+
+    def forward(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        flat_f, flat_g = f.flatten(1), g.flatten(1)
+        if not self.training:
+            W_batch = self.W
+        else:
+            K = flat_g @ flat_g.T
+            s, U = torch.linalg.eigh(K.detach())
+            s = s.clamp_min(0.0).double()
+            lam = s.square().sum().sqrt()
+            for _ in range(40):  # Newton from the right, halving where it would leave the positive numbers
+                q = (s / (s + lam)).square()
+                step = (q.sum() - 1.0) / (2.0 * (q / (s + lam)).sum())
+                lam = torch.maximum(lam + step, lam / 2)
+            eye = torch.eye(len(K), device=K.device)
+            W_batch = flat_g.T @ torch.linalg.solve(K + lam.float() * eye, flat_f)
+            with torch.no_grad():
+                d = (self.W - W_batch).abs().mean()
+                self.steps += 1
+                self.mean = 0.9 * self.mean + 0.1 * d
+                self.square = 0.99 * self.square + 0.01 * d * d
+                m, v = self.mean / (1 - 0.9**self.steps), self.square / (1 - 0.99**self.steps)
+                self.W.lerp_(W_batch, 0.02 * m / (v.sqrt() + 1e-8))
+        residual = (flat_f - flat_g @ W_batch).view_as(f)
+        return F.layer_norm(residual, f.shape[1:]), F.layer_norm(g, g.shape[1:])
+
+
+def load_reference(path: Path) -> ModuleType:
+    """A module file from a path, as `reference_regbn`. It runs the user's own file: nothing of it is shipped."""
+    spec = importlib.util.spec_from_file_location("reference_regbn", path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{path} cannot be loaded as a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def reference_layer(module: ModuleType, shape: Shape) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The published layer with the published keyword names, called as in its README."""
+    if not hasattr(module, "RegBN"):
+        raise SystemExit(f"{module.__file__} defines no RegBN")
+    layer = module.RegBN(
+        gpu=0,
+        f_num_channels=shape.f[0],
+        g_num_channels=shape.g[0],
+        f_layer_dim=list(shape.f[1:]),
+        g_layer_dim=list(shape.g[1:]),
+        normalize_input=False,
+        normalize_output=True,
+        affine=False,
+        sigma_THR=0.0,
+        sigma_MIN=0.0,
+    )
+    return lambda f, g: layer(f, g, is_training=True, n_epoch=1, steps_per_epoch=100)

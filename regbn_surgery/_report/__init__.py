@@ -1,0 +1,3 @@
+"""Puts inspections, plans and rewritten hosts into words: tables, JSON, diffs. Computes nothing of its own."""
+
+from __future__ import annotations

@@ -1,0 +1,64 @@
+"""Shapes, axes and sizes as people write them: `8×96×14×14 (B×C×H×W)`, `96×96, 0.04 MiB`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .._types import Layout, PlannedSite, Reduce, Side
+
+_SPATIAL = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
+_BYTES = 4  # of one float32 of W
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """`8×96`; a scalar is `scalar`."""
+    return "×".join(str(size) for size in shape) or "scalar"
+
+
+def roles_text(layout: Layout, rank: int) -> str:
+    """`B×C×H×W`: what each axis means, `?` where it is unknown."""
+    roles = ["?"] * rank
+    names = _SPATIAL.get(len(layout.spatial_dims)) or tuple(f"S{i + 1}" for i in range(len(layout.spatial_dims)))
+    for dim, name in zip(layout.spatial_dims, names, strict=True):
+        if dim < rank:
+            roles[dim] = name
+    for axis, role in ((layout.channel_dim, "C"), (layout.batch_dim, "B")):
+        if axis is not None and axis < rank:
+            roles[axis] = role
+    return "×".join(roles)
+
+
+def home_text(home: Sequence[str]) -> str:
+    """`image+text` for a stream that carries both."""
+    return "+".join(home) or "no modality"
+
+
+def tensor_text(home: Sequence[str], shape: Sequence[int], layout: Layout) -> str:
+    """`gray 8×96 (B×C)`."""
+    return f"{home_text(home)} {shape_text(shape)} ({roles_text(layout, len(shape))})"
+
+
+def side_text(side: Side, reduce: Reduce = "flatten") -> str:
+    """`gray: 96 channels of 14×14`; `text: 32 channels averaged over 7` where positions are averaged."""
+    if side.channels is None:
+        return f"{home_text(side.home)}: channels unknown"
+    text = f"{home_text(side.home)}: {side.channels} channels"
+    if not side.spatial_shape:
+        return text
+    return f"{text} {'of' if reduce == 'flatten' else 'averaged over'} {shape_text(side.spatial_shape)}"
+
+
+def mib_text(m: int, n: int) -> str:
+    """`96×96, 0.04 MiB`: the size of a dense W in float32."""
+    mib = m * n * _BYTES / 2**20
+    return f"{m}×{n}, {mib:.2f} MiB" if mib < 100 else f"{m}×{n}, {mib:,.0f} MiB"
+
+
+def projection_text(site: PlannedSite) -> str:
+    """The size of the projection that a planned site will hold."""
+    return mib_text(*site.projection_shape)
+
+
+def owner_text(owner: str) -> str:
+    """The path of a module, the root by name."""
+    return owner or "(root)"

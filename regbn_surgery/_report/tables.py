@@ -1,0 +1,148 @@
+"""Inspections and plans as rich tables that fit 80 columns and use more where there are more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .._types import FusionPoint, Inspection, Plan, PlannedSite, Site
+from .shapes import mib_text, projection_text, side_text, tensor_text
+from .words import all_notes, count_text
+
+#: Repeats of one call over layers are shown once from this number on.
+_COLLAPSE_FROM = 4
+
+
+def inspection_view(inspection: Inspection, width: int = 80) -> RenderableType:
+    """What was found: the modalities, a table of fusion points, and notes."""
+    points = inspection.fusion_points
+    head = Text.assemble((inspection.model, "bold"), f": {count_text(len(points), 'fusion point')}")
+    modalities = [f"{item.name} ({', '.join(item.inputs)})" for item in inspection.modalities]
+    parts: list[RenderableType] = [head, Text("modalities: " + (", ".join(modalities) or "none"))]
+    if points:
+        parts += [Text(""), _points_table(points, width)]
+    return Group(*parts, *_notes(all_notes(inspection)))
+
+
+def _points_table(points: Sequence[FusionPoint], width: int) -> Table:
+    table = _table("fusion point", "what meets", "where")
+    for point, repeats in _collapsed(points):
+        name = Text(broken_path(point.id, width), style="bold" if point.selected_by_default else "dim")
+        name.append(f"\n{point.kind}, {point.level}", style="not bold")
+        if not point.selected_by_default:
+            name.append("\nonly if a rule names it", style="dim")
+        if repeats:
+            name.append(f"\nand {repeats} alike", style="dim")
+        table.add_row(name, _meeting(point), _where(point))
+    return table
+
+
+def broken_path(path: str, width: int) -> str:
+    """A dotted path in lines of about a third of `width`, broken after dots where it can be."""
+    longest = width // 3
+    lines = [""]
+    for segment in path.split("."):
+        if lines[-1] and len(lines[-1]) + len(segment) > longest:
+            lines.append("")
+        while len(segment) > longest:
+            lines[-1:] = [segment[:longest], ""]
+            segment = segment[longest:]
+        lines[-1] += segment + "."
+    return "\n".join(lines)[:-1]
+
+
+def _collapsed(points: Sequence[FusionPoint]) -> Iterator[tuple[FusionPoint, int]]:
+    """Each point with the number of further ones of its group that it stands for."""
+    sizes: dict[str, int] = {}
+    for point in points:
+        if point.group:
+            sizes[point.group] = sizes.get(point.group, 0) + 1
+    seen: set[str] = set()
+    for point in points:
+        if sizes.get(point.group, 0) < _COLLAPSE_FROM:
+            yield point, 0
+        elif point.group not in seen:
+            seen.add(point.group)
+            yield point, sizes[point.group] - 1
+
+
+def _meeting(point: FusionPoint) -> Text:
+    lines = [tensor_text(operand.home, operand.shape, operand.layout) for operand in point.operands]
+    text = Text("\n".join(lines))
+    for cost in dict.fromkeys(_cost(site) for site in point.sites):
+        text.append(f"\n{cost}", style="dim")
+    return text
+
+
+def _cost(site: Site) -> str:
+    """What RegBN would hold there; the same whichever side is f."""
+    if site.obstacle is not None:
+        return "no place for RegBN (see notes)"
+    f, g = site.sides
+    if f.channels is None or g.channels is None:
+        return "channel axis unknown"
+    planned = PlannedSite("", site.host, "", None, f, g, site.reduce, "both", site)
+    return f"W {mib_text(*planned.projection_shape)} ({site.reduce})"
+
+
+def _where(point: FusionPoint) -> str:
+    place = f"{os.path.basename(point.source.file)}:{point.source.line}\n" if point.source is not None else ""
+    return f"{place}in {point.owner_class}"
+
+
+def plan_view(plan: Plan, width: int = 80) -> RenderableType:
+    """What will be done: the modules that go in, the decision on every fusion point, and notes."""
+    normalised = sum(decision.action == "normalize" for decision in plan.decisions)
+    head = (
+        f"{count_text(len(plan.sites), 'RegBN module')} to put in; "
+        f"{normalised} of {count_text(len(plan.decisions), 'fusion point')} normalised"
+    )
+    parts: list[RenderableType] = [Text(head)]
+    if plan.sites:
+        parts += [Text(""), sites_table(plan.sites, width)]
+    if plan.decisions:
+        table = _table("fusion point", "decision", "why")
+        for decision in plan.decisions:
+            style = {"normalize": "green", "skip": "yellow", "leave": "dim"}[decision.action]
+            name = Text(broken_path(decision.point, width))
+            table.add_row(name, Text(decision.action, style=style), Text(decision.reason))
+        parts += [Text(""), table]
+    return Group(*parts, *_notes(plan.notes))
+
+
+def sites_table(sites: Iterable[PlannedSite], width: int = 80) -> Table:
+    """One row for each RegBN module: where it goes, what it normalises against what, and how large it is."""
+    narrow = width * 7 // 8
+    table = _table("RegBN module", "f (normalised), g", "projection W")
+    for site in sites:
+        path = f"{site.host}.{site.name}" if site.host else site.name
+        name = Text(broken_path(path, narrow), style="bold")
+        if site.point is not None:
+            name.append("\n" + broken_path(f"at {site.point}", narrow), style="not bold")
+        sides = [f"{letter} {side_text(side, site.reduce)}" for letter, side in (("f", site.f), ("g", site.g))]
+        if site.pair is not None:
+            sides = [f"{text}\n  {place}" for text, place in zip(sides, site.pair, strict=True)]
+        returned = "replaces f and g" if site.replace == "both" else "replaces f only"
+        table.add_row(name, Text("\n".join(sides)), Text(f"{projection_text(site)}\n{site.reduce}, {returned}"))
+    return table
+
+
+def _table(*headers: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
+    for index, header in enumerate(headers):
+        table.add_column(Text(header), overflow="fold", no_wrap=index == 0)  # paths are broken at dots beforehand
+    return table
+
+
+def _notes(notes: Sequence[str]) -> Iterator[RenderableType]:
+    if notes:
+        yield Text("\nnotes:")
+        for note in notes:
+            grid = Table.grid(padding=(0, 1))
+            grid.add_row(Text("-"), Text(note))
+            yield Padding(grid, (0, 0, 0, 1))

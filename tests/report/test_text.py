@@ -1,0 +1,145 @@
+"""Tables for people, compared as a whole: a change of their look is a choice (`UPDATE_GOLDEN=1` writes them)."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from regbn_surgery._plan import decide
+from regbn_surgery._report.diff import coloured, host_views, unified
+from regbn_surgery._report.shapes import mib_text, roles_text, side_text
+from regbn_surgery._report.text import inspection_to_text, plain, plan_to_text
+from regbn_surgery._rules import Rules
+from regbn_surgery._types import Layout
+
+from ..plan.fakes import MAP, TOKENS, UNKNOWN, inspection, point, side, site
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name: str, text: str) -> None:
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    assert text + "\n" == path.read_text(encoding="utf-8")
+
+
+def example():
+    cross = "text_encoder.encoder.layer.{}.crossattention.self"
+    return inspection(
+        point("fusion.cat", side("gray", (8, 96, 14, 14), MAP), side("colored", (8, 64, 7, 7), MAP), owner="fusion",
+              level="middle"),
+        *(point(cross.format(i), side("gray", (8, 7, 32), TOKENS), side("colored", (8, 50, 64), TOKENS),
+                owner=cross.format(i), kind="attention", op="scaled_dot_product_attention", group="cross",
+                sites=(site(side("gray", (8, 7, 32), TOKENS), side("colored", (8, 50, 64), TOKENS),
+                            cross.format(i), reduce="mean"),)) for i in range(4)),
+        point("similarity", side("gray"), side("colored"), kind="similarity", op="matmul", source=None,
+              selected_by_default=False),
+        point("odd", side("gray", (8, 28, 28), UNKNOWN), side("colored"),
+              sites=(site(side("gray"), side("colored"), obstacle="the batch is folded into the heads"),)),
+        notes=("`gray` never meets `sound`",),
+    )  # fmt: skip
+
+
+def planned():
+    rules = [
+        {"id": "cross", "match": {"kind": "attention"}, "pairs": "all"},
+        {"id": "late", "match": {"owner": "fusion"}, "normalize": "colored", "replace": "f"},
+        {"id": "odd", "match": {"nth": -1}, "action": "skip"},
+    ]
+    return decide(Rules.from_dict({"version": 1, "rules": rules}), example())
+
+
+@pytest.mark.parametrize(("name", "make"), [
+    ("inspection", lambda: inspection_to_text(example())),
+    ("plan", lambda: plan_to_text(planned())),
+    ("nothing", lambda: inspection_to_text(inspection(excluded=()))),
+])  # fmt: skip
+def test_tables_look_as_agreed_and_fit_80_columns(name, make):
+    text = make()
+    assert max(len(line) for line in text.splitlines()) <= 80
+    golden(name, text)
+
+
+def test_more_columns_are_used_where_there_are_more():
+    narrow, wide = (inspection_to_text(example(), width) for width in (80, 160))
+    assert len(wide.splitlines()) < len(narrow.splitlines())
+
+
+def test_str_of_inspection_and_plan_is_the_table():
+    assert str(example()) == inspection_to_text(example())
+    assert str(planned()) == plan_to_text(planned())
+
+
+def test_names_from_the_model_are_never_read_as_markup():
+    text = inspection_to_text(inspection(point("[bold]x[/bold]", side("gray"), side("colored")), model="[red]M"))
+    assert "[bold]x[/bold]" in text
+    assert "[red]M: 1 fusion point" in text
+
+
+@pytest.mark.parametrize(
+    ("layout", "rank", "roles"),
+    [
+        (MAP, 4, "B×C×H×W"),
+        (TOKENS, 3, "B×L×C"),
+        (Layout(1, 2, (0,), sequence=True), 3, "L×B×C"),
+        (Layout(0, 1, (2, 3, 4)), 5, "B×C×D×H×W"),
+        (Layout(0, 1, (2, 3, 4, 5)), 6, "B×C×S1×S2×S3×S4"),
+        (UNKNOWN, 3, "B×?×?"),
+    ],
+)
+def test_roles(layout, rank, roles):
+    assert roles_text(layout, rank) == roles
+
+
+def test_sizes():
+    assert mib_text(512, 512) == "512×512, 1.00 MiB"
+    assert mib_text(2**14, 2**14) == "16384×16384, 1,024 MiB"
+    assert side_text(side("gray", (8, 28, 28), UNKNOWN)) == "gray: channels unknown"
+
+
+class Host:
+    """What the rewriter tells about a host."""
+
+    host = "fusion"
+    host_class = "Fusion"
+    tier = 2
+    before = "def forward(self, a, b):\n    cat = torch.cat((a, b), 1)\n    return cat"
+    after = (
+        "def forward(self, a, b):\n    a1, b1 = self.regbn_late(a, b)\n    cat = torch.cat((a1, b1), 1)\n    return cat"
+    )
+
+    def __init__(self, **changes):
+        self.sites = planned().sites[:1]
+        for name, value in changes.items():
+            setattr(self, name, value)
+
+
+def test_diff_of_a_host():
+    text = "\n".join(plain(view) for view in host_views([Host()]))
+    assert text.startswith("fusion (Fusion), tier 2: its forward is captured as a graph")
+    assert "--- fusion (captured)" in text
+    assert "-    cat = torch.cat((a, b), 1)" in text
+    assert "+    a1, b1 = self.regbn_late(a, b)" in text
+
+
+def test_a_hooked_host_shows_its_hook_without_a_diff():
+    text = "\n".join(plain(view) for view in host_views([Host(tier=1, before="", after="x = regbn(x, y)")]))
+    assert "a hook replaces its arguments" in text
+    assert "\nx = regbn(x, y)" in text
+    assert "---" not in text
+
+
+def test_code_is_neither_wrapped_nor_cut():
+    line = "    y = " + " + ".join(f"variable_{i}" for i in range(20))
+    text = "\n".join(plain(view) for view in host_views([Host(after=line)]))
+    assert "+" + line in text.splitlines()
+
+
+def test_diff_colours():
+    diff = coloured(unified("a\nb", "a\nc", "m"))
+    styles = {diff.plain[span.start : span.end].strip()[:1]: span.style for span in diff.spans}
+    assert styles["-"] in ("red", "bold")
+    assert {span.style for span in diff.spans} >= {"red", "green", "cyan", "bold"}
+    assert unified("a", "a", "m") == ""

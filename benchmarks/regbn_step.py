@@ -1,8 +1,8 @@
 """How long a step of RegBN takes, as ratios measured in one run, and how time and memory grow.
 
-    python benchmarks/regbn_step.py                         # the tables of docs/performance.md
-    python benchmarks/regbn_step.py --reference FILE        # also against your own copy of the published module file
-                                                            # (with its device strings set to the CPU)
+python benchmarks/regbn_step.py                         # the tables of docs/performance.md
+python benchmarks/regbn_step.py --reference FILE        # also against your own copy of the published module file
+                                                        # (with its device strings set to the CPU)
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def floor_training(shape: Shape, device: torch.device) -> Step:
         factor = torch.linalg.cholesky_ex(K + lam * eye).L
         A = torch.cholesky_solve(f, factor)
         _ = torch.addmm(f, K, A, alpha=-1.0)
-        W.mul_(1.0 - share).addmm_(g.T, A, alpha=share)
+        W.addmm_(g.T, A, beta=1.0 - share, alpha=share)
         back = torch.cholesky_solve(K @ D, factor)
         grad_f = D - back
         grad_K = grad_f @ A.T
@@ -105,7 +105,7 @@ def floor_training(shape: Shape, device: torch.device) -> Step:
         factor = torch.linalg.cholesky_ex(S + lam * eye).L
         update = torch.cholesky_solve(g.T @ f, factor)
         _ = torch.addmm(f, g, update, alpha=-1.0)
-        W.mul_(1.0 - share).add_(update, alpha=share)
+        W.lerp_(update, share)
         back = torch.cholesky_solve(g.T @ D, factor)
         _ = torch.addmm(D, g, back, alpha=-1.0)
         grad_S = back @ update.T
@@ -153,7 +153,7 @@ class PlainClosedForm(nn.Module):
             W_batch = self.W
         else:
             K = flat_g @ flat_g.T
-            s, U = torch.linalg.eigh(K.detach())
+            s = torch.linalg.eigh(K.detach())[0]
             s = s.clamp_min(0.0).double()
             lam = s.square().sum().sqrt()
             for _ in range(40):  # Newton from the right, halving where it would leave the positive numbers

@@ -1,46 +1,96 @@
-"""The running projection kept whole: its change is measured tile by tile, never beside a second W."""
+"""The running projection kept whole: its change is measured tile by tile, never beside a second W.
+
+One workspace of fixed size holds the tiles in turn. Whatever it still holds when the size of the change is known
+(the last tile) need not be formed again for the update; for a W no larger than the workspace that is all of it.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-#: Elements of W in one tile, and its columns: large enough for an efficient matrix product, small beside any W
-#: that is worth the trouble. Measured with benchmarks/regbn_step.py; a GPU wants fewer, larger products.
-TILE = {"cpu": 1 << 19}
-TILE_ELSEWHERE = 1 << 22
+#: Elements of the workspace (4 MiB in float32), and the widest tile: large enough for efficient matrix products.
+#: Measured with benchmarks/regbn_step.py; a GPU wants fewer, larger products.
+WORKSPACE = {"cpu": 1 << 20}
+WORKSPACE_ELSEWHERE = 1 << 22
 TILE_COLUMNS = 4096
+SUMMED_AT_ONCE = 1 << 16  # elements whose absolute values are taken in a core's own cache
 
 
-def tiles(rows: int, columns: int, size: int) -> list[tuple[int, int, int, int]]:
-    """`(row, row stop, column, column stop)` of tiles of at most `size` elements that cover a matrix."""
-    width = min(columns, TILE_COLUMNS)
-    height = max(1, min(rows, size // width))
-    return [
-        (row, min(row + height, rows), column, min(column + width, columns))
-        for row in range(0, rows, height)
-        for column in range(0, columns, width)
-    ]
+class DenseUpdate:
+    """One step of `W <- (1 - share) W + share left.T @ right` in two calls, for `left` [b, m] and `right` [b, n].
 
+    `change()` gives `mean |left.T @ right - W|`, from which the caller derives the share that `move` takes.
+    Nothing of W may change in between. Without gradient.
+    """
 
-def mean_absolute_change(W: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """`mean |left.T @ right - W|` for `left` [b, m], `right` [b, n], `W` [m, n]; 0-dimensional, without gradient."""
-    size = TILE.get(W.device.type, TILE_ELSEWHERE)
-    compiling = torch.compiler.is_compiling()
-    scratch = None if compiling else W.new_empty(min(size, W.numel()))
-    totals = []
-    for row, row_stop, column, column_stop in tiles(*W.shape, size):
-        tile, a, b = W[row:row_stop, column:column_stop], left[:, row:row_stop].mT, right[:, column:column_stop]
-        if scratch is None:
-            part = torch.addmm(tile, a, b, alpha=-1.0)
+    def __init__(self, W: Tensor, left: Tensor, right: Tensor) -> None:
+        self.W, self.left, self.right = W, left, right
+        rows, columns = W.shape
+        size = WORKSPACE.get(W.device.type, WORKSPACE_ELSEWHERE)
+        self.width = min(columns, TILE_COLUMNS)
+        self.height = max(1, min(rows, size // self.width))
+        # Rows from here on are a single tile of the full width, which the workspace keeps; none if it is too narrow.
+        self.kept_from = rows - self.height if self.width == columns else rows
+        self.kept: Tensor | None = None
+
+    def change(self) -> Tensor:
+        """`mean |left.T @ right - W|`, 0-dimensional."""
+        rows, columns = self.W.shape
+        workspace = self.W.new_empty(self.height * self.width)
+        totals = []
+        for top in range(0, self.kept_from, self.height):
+            bottom = min(top + self.height, self.kept_from)
+            for start in range(0, columns, self.width):
+                tile = self._difference(workspace, top, bottom, start, min(start + self.width, columns))
+                totals.append(tile.abs_().sum())
+        if self.kept_from < rows:
+            self.kept = self._difference(workspace, self.kept_from, rows, 0, columns)
+            totals += [part.abs().sum() for part in torch.split(self.kept.view(-1), SUMMED_AT_ONCE)]
+        total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
+        return total / self.W.numel()
+
+    def move(self, share: Tensor | float) -> None:
+        """Move W by `share`, a 0-dimensional tensor where the host must not know it."""
+        top, bottom = self.W[: self.kept_from], self.W[self.kept_from :]
+        left = self.left[:, : self.kept_from].mT
+        if self.kept is not None:  # holds W - W_batch
+            if isinstance(share, float):
+                bottom.sub_(self.kept, alpha=share)
+            else:
+                bottom.sub_(self.kept.mul_(share))
+        if isinstance(share, float):
+            top.addmm_(left, self.right, beta=1.0 - share, alpha=share)
         else:
-            part = scratch[: tile.numel()].view(tile.shape)
-            torch.addmm(tile, a, b, alpha=-1.0, out=part)
-        totals.append(part.abs_().sum())
-    total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
-    return total / W.numel()
+            top.mul_(1.0 - share).addmm_(left, self.right * share)
+
+    def neutralise_unless(self, finite: Tensor) -> None:
+        """Before a `move` by 0: keep what is not finite from reaching W."""
+        self.left, self.right = torch.where(finite, self.left, 0.0), torch.where(finite, self.right, 0.0)
+        self.kept = None if self.kept is None else torch.where(finite, self.kept, 0.0)
+
+    def _difference(self, workspace: Tensor, top: int, bottom: int, start: int, stop: int) -> Tensor:
+        """`W - left.T @ right` of a tile, in the workspace (a compiler has its own ideas of memory)."""
+        tile = self.W[top:bottom, start:stop]
+        left, right = self.left[:, top:bottom].mT, self.right[:, start:stop]
+        if torch.compiler.is_compiling():
+            return torch.addmm(tile, left, right, alpha=-1.0)
+        out = workspace[: tile.numel()].view(tile.shape)
+        torch.addmm(tile, left, right, alpha=-1.0, out=out)
+        return out
 
 
-def move_towards(W: Tensor, left: Tensor, right: Tensor, share: Tensor) -> None:
-    """`W <- (1 - share) W + share left.T @ right`, in place, without gradient."""
-    W.mul_(1.0 - share).addmm_(left.mT, right * share)
+class PrimalUpdate:
+    """The same for a W_batch that is at hand as `target` [m, n] because it is smaller than f (the primal form)."""
+
+    def __init__(self, W: Tensor, target: Tensor) -> None:
+        self.W, self.target = W, target
+
+    def change(self) -> Tensor:
+        return (self.W - self.target).abs_().mean()
+
+    def neutralise_unless(self, finite: Tensor) -> None:
+        self.target = torch.where(finite, self.target, 0.0)
+
+    def move(self, share: Tensor | float) -> None:
+        self.W.lerp_(self.target, share)

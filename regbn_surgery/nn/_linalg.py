@@ -95,3 +95,27 @@ def shifted_inverse(matrix: Tensor, shift: Tensor) -> Tensor:
     identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
     shifted = matrix + shift[..., None, None] * identity
     return cast(Tensor, torch.linalg.inv_ex(shifted, check_errors=False).inverse)
+
+
+class _KnownInverse(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(matrix: Tensor, shift: Tensor, inverse: Tensor) -> Tensor:
+        return inverse.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        inverse: Tensor = ctx.saved_tensors[0]  # an output: differentiating this again is right as well
+        grad_matrix = -(inverse.mT @ grad @ inverse.mT)
+        grad_shift = grad_matrix.diagonal().sum() if ctx.needs_input_grad[1] else None
+        return grad_matrix, grad_shift, None
+
+
+def with_inverse_gradient(matrix: Tensor, shift: Tensor, inverse: Tensor) -> Tensor:
+    """`inverse`, already known to be `(matrix + shift I)^-1`, with its derivatives of every order."""
+    return cast(Tensor, _KnownInverse.apply(matrix, shift, inverse))  # type: ignore[no-untyped-call]

@@ -33,14 +33,17 @@ COARSE_GRID = 8  # per round of two, where each point costs a matrix inverse
 class Ridge:
     """A solved multiplier, without gradient.
 
-    `multiplier` is 0-dimensional. `inverse` is `(K + lambda I)^-1` with the numerical null space of K (or what
-    `sigma_THR` cut off) taken out, so that rounding noise in it is not divided by a small lambda.
-    `active` says whether the constraint binds; where it does not, lambda is at its floor.
+    `multiplier` is 0-dimensional. `inverse` is `(K + lambda I)^-1`; `spanned` is the same with the numerical null
+    space of K (or what `sigma_THR` cut off) taken out, for products in lower precision, whose rounding noise in
+    the null space a small lambda would lift. `active` says whether the constraint binds; where it does not, lambda
+    is at its floor. `finite` is false where K is not; the rest is then meaningless.
     """
 
     multiplier: Tensor
     inverse: Tensor
+    spanned: Tensor
     active: Tensor
+    finite: Tensor
     spectrum: Spectrum | None = None
 
 
@@ -100,7 +103,7 @@ def solve_by_eigenvectors(
     `threshold` times the largest are replaced by `substitute`. A direction in which the features are zero to
     rounding stays out whatever the substitute, since no feature spans it. `given` is used in place of the root.
     """
-    finite = torch.isfinite(K).all()
+    finite = torch.isfinite(K.diagonal().sum())  # sums of squares: they show what is not finite anywhere
     identity = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
     values, vectors = torch.linalg.eigh(torch.where(finite, K, identity))  # refuses what is not finite
     values = values.clamp_min(0.0)
@@ -120,8 +123,9 @@ def solve_by_eigenvectors(
     # W = sum_i v_i sigma~_i / (sigma~_i^2 + lambda) u_i^T F with v_i = G^T u_i / sigma_i
     shrink = torch.where(spanned, (replaced / values.clamp_min(torch.finfo(K.dtype).tiny)).sqrt(), 0.0)
     weights = shrink / (replaced + multiplier)
-    inverse = (vectors * weights) @ vectors.mT
-    return Ridge(multiplier, inverse, active, Spectrum(values, vectors, kept, weights))
+    inverse = (vectors / (values + multiplier)) @ vectors.mT
+    in_span = (vectors * weights) @ vectors.mT
+    return Ridge(multiplier, inverse, in_span, active, finite, Spectrum(values, vectors, kept, weights))
 
 
 def solve_by_inverses(
@@ -154,7 +158,8 @@ def solve_by_inverses(
     multiplier = torch.where(active, root, floor) if given is None else given
     # K (K + mu I)^-1 with mu far below the floor and far above the noise of a float64 K keeps all but the null space
     span = K @ shifted_inverse(K, floor * 1e-3)
-    return Ridge(multiplier, shifted_inverse(K, multiplier) @ span, active)
+    inverse = shifted_inverse(K, multiplier)
+    return Ridge(multiplier, inverse, inverse @ span, active, torch.isfinite(K.diagonal().sum()))
 
 
 def _largest_eigenvalue(K: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._linalg import cross_gram, gram, shifted_inverse
+from ._linalg import cross_gram, gram, with_inverse_gradient
 from ._multiplier import Ridge, attach_gradient, solve_by_eigenvectors, solve_by_inverses
 from ._threshold import thresholded_inverse
 from .options import Constraint, LambdaGrad
@@ -52,7 +52,7 @@ def primal(G: Tensor, F: Tensor, problem: Problem, multiplier: Tensor | None = N
     Q = G.mT @ F
     moment = gram(Q) if problem.constraint == "frobenius" else None
     inverse, solution = _regularised_inverse(S, moment, problem, multiplier)
-    W = _with_value(inverse.to(F.dtype) @ Q, solution.inverse.to(F.dtype) @ Q)
+    W = _with_value(inverse.to(F.dtype) @ Q, solution.spanned.to(F.dtype) @ Q)
     return W, solution
 
 
@@ -60,15 +60,14 @@ def projection(G: Tensor, F: Tensor, problem: Problem, multiplier: Tensor | None
     """The projection W of the batch, [m, n], with gradient, by whichever form is smaller."""
     if G.shape[0] <= G.shape[1]:
         inverse, _, solution = dual(G, F, problem, multiplier)
-        return _with_value(G.mT @ (inverse.to(F.dtype) @ F), G.mT @ (solution.inverse.to(F.dtype) @ F))
+        return _with_value(G.mT @ (inverse.to(F.dtype) @ F), G.mT @ (solution.spanned.to(F.dtype) @ F))
     return primal(G, F, problem, multiplier)[0]
 
 
-def subtract_dual(f: Tensor, g: Tensor, G: Tensor, F: Tensor, inverse: Tensor, K: Tensor, solution: Ridge) -> Tensor:
+def subtract_dual(f: Tensor, g: Tensor, G: Tensor, F: Tensor, inverse: Tensor, K: Tensor) -> Tensor:
     """`f - g W` in the dual form, without ever forming W: `f - (g G^T R) F`; `g` may be `G` itself."""
     cross = K if g is G else cross_gram(g, G)
-    hat = _with_value(cross @ inverse, cross @ solution.inverse)
-    return torch.addmm(f, hat.to(f.dtype), F, alpha=-1.0)
+    return torch.addmm(f, (cross @ inverse).to(f.dtype), F, alpha=-1.0)
 
 
 def _regularised_inverse(
@@ -77,13 +76,13 @@ def _regularised_inverse(
     with torch.no_grad():
         solution = _solve(K, moment, problem, given)
     if problem.thresholded and solution.spectrum is not None:
-        return thresholded_inverse(K, solution.inverse, solution.spectrum, solution.multiplier), solution
+        return thresholded_inverse(K, solution.spanned, solution.spectrum, solution.multiplier), solution
     multiplier = solution.multiplier
-    if problem.lambda_grad == "implicit" and given is None:
-        multiplier = attach_gradient(multiplier, K, K @ K if moment is None else moment, solution.active)
-    elif given is not None:
+    if given is not None:
         multiplier = given.to(K.dtype)
-    return shifted_inverse(K, multiplier), solution
+    elif problem.lambda_grad == "implicit":
+        multiplier = attach_gradient(multiplier, K, K @ K if moment is None else moment, solution.active)
+    return with_inverse_gradient(K, multiplier, solution.inverse), solution
 
 
 def _with_value(x: Tensor, value: Tensor) -> Tensor:

@@ -6,19 +6,20 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from .._errors import RegBNOptionError, RegBNShapeError, RegBNWarning
 from . import functional
-from ._dense import mean_absolute_change, move_towards
+from ._dense import DenseUpdate, PrimalUpdate
 from ._multiplier import Ridge
 from ._norms import ChannelNorm, input_norm, output_norm
 from .options import Constraint, Fit, Form, LambdaGrad, Projection, Reduce, RegBNOptions, Replace, Residual
 
 _log = logging.getLogger("regbn_surgery")
+Update = DenseUpdate | PrimalUpdate
 _NORMS = ("norm_f", "norm_g", "norm_f_out", "norm_g_out")
 _STATE = ("change_mean", "change_square", "num_steps", "num_skipped")  # what the published layer does not save
 
@@ -255,14 +256,14 @@ class RegBN(nn.Module):
         before = self.W.clone() if self.options.fit == "running" else None
         if self._takes_primal(G.shape[0]):
             right, solution = functional.primal(G, F, self.problem, multiplier)
-            left = None
+            update: Update = PrimalUpdate(self.W, right.detach().to(self.W.dtype))
             residual = batch.f_raw - batch.g_raw @ right
         else:
             inverse, K, solution = functional.dual(G, F, self.problem, multiplier)
-            left = G.detach()
-            right = solution.inverse.to(F.dtype) @ F.detach()
-            residual = functional.subtract_dual(batch.f_raw, batch.g_raw, G, F, inverse, K, solution)
-        self._advance(left, right.detach(), solution, n_epoch, batch)
+            residual = functional.subtract_dual(batch.f_raw, batch.g_raw, G, F, inverse, K)
+            right = solution.spanned.to(F.dtype) @ F.detach()
+            update = DenseUpdate(self.W, G.detach().to(self.W.dtype), right.to(self.W.dtype))
+        self._advance(update, solution, n_epoch, batch)
         return residual if before is None else self._subtract(batch, before)
 
     def _takes_primal(self, batch_size: int) -> bool:
@@ -276,57 +277,57 @@ class RegBN(nn.Module):
     # -- the running state -------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _advance(
-        self, left: Tensor | None, right: Tensor, solution: Ridge, n_epoch: int | None, batch: _Batch
-    ) -> None:
-        """Move W towards `left.T @ right` (`right` itself in the primal form) and count; skip a non-finite batch."""
-        W = self.W
-        right = right.to(W.dtype)
-        finite = torch.isfinite(right.sum() + solution.multiplier)
-        if left is None:
-            right = torch.where(finite, right, 0.0)
-            change = (right - W).abs_().mean()
-            W.lerp_(right, self._share(change, finite, n_epoch))
+    def _advance(self, update: Update, solution: Ridge, n_epoch: int | None, batch: _Batch) -> None:
+        """Move W towards the batch's projection and count the step; a batch that is not finite is only counted."""
+        change = update.change()
+        finite = torch.isfinite(change + solution.multiplier) & solution.finite
+        on_host = change.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_host:
+            # The host waits for this device anyway: branch, and reckon with plain numbers.
+            if not finite:
+                self.num_skipped.add_(1)
+                self._warn_of_skipping()
+                return
+            self.num_steps.add_(1)
+            exponent = int(self.num_steps) if n_epoch is None else n_epoch + 1
+            state = (self.change_mean.item(), self.change_square.item())
+            mean, square, share = adaptive_share(self.options, *state, change.item(), exponent)
+            update.move(share)
+            self.change_mean.fill_(mean)
+            self.change_square.fill_(square)
+            self.multiplier.copy_(solution.multiplier)
         else:
-            left = left.to(W.dtype)
-            finite = finite & torch.isfinite(left.sum())
-            left, right = torch.where(finite, left, 0.0), torch.where(finite, right, 0.0)
-            change = mean_absolute_change(W, left, right)
-            move_towards(W, left, right, self._share(change, finite, n_epoch))
-        multiplier = self.multiplier
-        multiplier.copy_(torch.where(finite, solution.multiplier, multiplier))
-        for norm, mean, var, count in batch.statistics:
-            norm.track(mean, var, count, finite)
-        if not torch.compiler.is_compiling() and W.device.type == "cpu":
-            self._tell(bool(finite), change)
+            self._advance_unseen(update, change, finite, solution.multiplier, n_epoch)
+        for norm, mean_seen, var_seen, count in batch.statistics:
+            norm.track(mean_seen, var_seen, count, finite)
+        if on_host and self.options.verbose:
+            _log.info("RegBN: lambda %.6g, mean change of W %.3g", self.multiplier.item(), change.item())
 
-    def _share(self, change: Tensor, finite: Tensor, n_epoch: int | None) -> Tensor:
-        """How much of the batch's projection enters the running one, by the two moments of the change's size."""
-        options = self.options
-        mean, square, steps = self.change_mean, self.change_square, self.num_steps
-        change = torch.where(finite, change, 0.0)
-        beta1, beta2 = options.beta1, options.beta2
-        mean.copy_(torch.where(finite, beta1 * mean + (1.0 - beta1) * change, mean))
-        square.copy_(torch.where(finite, beta2 * square + (1.0 - beta2) * change.square(), square))
-        steps.add_(finite)
+    def _advance_unseen(
+        self, update: Update, change: Tensor, finite: Tensor, multiplier: Tensor, n_epoch: int | None
+    ) -> None:
+        """The same where no value may be read back to the host (another device, a compiler)."""
+        self.num_steps.add_(finite)
         self.num_skipped.add_(~finite)
-        # the first step has the exponent 1: by the count of steps, or by the published count of epochs
-        exponent = steps.clamp_min(1) if n_epoch is None else n_epoch + 1
-        share = options.momentum * (mean / (1.0 - beta1**exponent))
-        share = share / ((square / (1.0 - beta2**exponent)).sqrt() + 1e-8)
-        return torch.where(finite, share, 0.0)
+        exponent = self.num_steps.clamp_min(1) if n_epoch is None else n_epoch + 1
+        change = torch.where(finite, change, 0.0)
+        state = (self.change_mean, self.change_square)
+        mean, square, share = adaptive_share(self.options, *state, change, exponent)
+        update.neutralise_unless(finite)
+        update.move(torch.where(finite, share, 0.0))
+        self.change_mean.copy_(torch.where(finite, mean, self.change_mean))
+        self.change_square.copy_(torch.where(finite, square, self.change_square))
+        self.multiplier.copy_(torch.where(finite, multiplier, self.multiplier))
 
-    def _tell(self, finite: bool, change: Tensor) -> None:
-        if not finite and not self._warned:
+    def _warn_of_skipping(self) -> None:
+        if not self._warned:
             self._warned = True
             warnings.warn(
                 "RegBN was given a batch that is not finite; its running state was left as it was. Later ones are "
                 "counted in `num_skipped` without a warning",
                 RegBNWarning,
-                stacklevel=6,
+                stacklevel=2,
             )
-        if self.options.verbose:
-            _log.info("RegBN: lambda %.6g, mean change of W %.3g", float(self.multiplier), float(change))
 
     # -- checks and state --------------------------------------------------------------------------------------
 
@@ -345,9 +346,7 @@ class RegBN(nn.Module):
                 "Use a larger batch, drop the last one, or call eval()"
             )
 
-    def _check_one(
-        self, name: str, x: Tensor, channels: int, layer_dim: tuple[int, ...], mask: Tensor | None
-    ) -> None:
+    def _check_one(self, name: str, x: Tensor, channels: int, layer_dim: tuple[int, ...], mask: Tensor | None) -> None:
         any_length = self.options.reduce == "mean"
         fits = x.dim() >= 2 and x.shape[1] == channels and (any_length or x.shape[2:] == layer_dim)
         if not (fits and x.is_floating_point()):
@@ -360,9 +359,7 @@ class RegBN(nn.Module):
             raise RegBNShapeError(f"{name}_mask needs reduce='mean'; this RegBN has reduce='flatten'")
         positions = x.shape[:1] + x.shape[2:]
         if mask.shape != positions:
-            raise RegBNShapeError(
-                f"RegBN expects {name}_mask of shape {list(positions)}; found {list(mask.shape)}"
-            )
+            raise RegBNShapeError(f"RegBN expects {name}_mask of shape {list(positions)}; found {list(mask.shape)}")
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *rest: Any
@@ -410,3 +407,20 @@ def _mean_over_positions(x: Tensor, mask: Tensor | None) -> Tensor:
         return flat.mean(-1)
     keep = mask.flatten(1)[:, None, :]
     return torch.where(keep, flat, 0.0).sum(-1) / keep.sum(-1).clamp_min(1)
+
+
+Number = TypeVar("Number", float, Tensor)
+
+
+def adaptive_share(
+    options: RegBNOptions, mean: Number, square: Number, change: Number, exponent: int | Tensor
+) -> tuple[Number, Number, Number]:
+    """The two moments of the change's size with `change` taken in, and the share of the batch's projection.
+
+    `share = momentum * (mean / (1 - beta1^t)) / (sqrt(square / (1 - beta2^t)) + 1e-8)`, t the exponent.
+    """
+    mean = options.beta1 * mean + (1.0 - options.beta1) * change
+    square = options.beta2 * square + (1.0 - options.beta2) * change * change
+    corrected: Any = (square / (1.0 - options.beta2**exponent)) ** 0.5
+    share = options.momentum * (mean / (1.0 - options.beta1**exponent)) / (corrected + 1e-8)
+    return mean, square, share

@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal[
-    "concat", "sum", "product", "matmul", "bilinear", "attention", "scatter", "similarity", "loss", "module"
-]
+Kind = Literal["concat", "sum", "product", "matmul", "bilinear", "attention", "scatter", "similarity", "loss", "module"]
 Level = Literal["early", "middle", "late", "remeeting"]
 Reduce = Literal["flatten", "mean"]
 Replace = Literal["both", "f"]

@@ -186,12 +186,10 @@ class FrameView:
         return parameters and event.op.name in ("linear", "matmul", "mm", "addmm", "einsum", "bmm", "conv1d", "conv2d")
 
     def _sees_through(self, event: Event) -> bool:
-        name = event.op.name if event.op is not None else ""
-        return (
-            name in _TRANSPARENT | _SCALING
-            or name in ax.SPLITS
-            or name in ("cat", "stack", "__getitem__", "cos", "sin")
-        )
+        name = event.op.name if event.op is not None else event.key[0]
+        if "norm" in name.lower():  # queries and keys normalised per head
+            return True
+        return name in _TRANSPARENT | _SCALING | ax.SPLITS | {"cat", "stack", "__getitem__", "cos", "sin"}
 
     def _is_stream(self, uid: int) -> bool:
         layout = self.layout(uid)

@@ -134,6 +134,8 @@ class _Interpreter:
             first = [m for m in met if m.position == 0]
             # `table[ids]` is an embedding written by hand: the ids carry the data, the table is a parameter.
             return tuple(first) if first or op.name != "__getitem__" else tuple(met)
+        if op.name in ("scaled_dot_product_attention", "MultiheadAttention"):
+            return tuple(m for m in met if m.position < 3)  # the rest are masks
         if op.name in EMBEDDINGS or family(op) == "scatter":
             return tuple(m for m in met if m.info.dtype.is_floating_point or op.name in EMBEDDINGS)
         return tuple(met)

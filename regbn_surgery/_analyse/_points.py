@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx as nx
 
@@ -24,8 +24,9 @@ _NO_LEVEL: frozenset[Kind] = frozenset({"similarity", "loss"})
 class Recipe:
     """How to put RegBN at a site, for the rewrite: which calls of the owner, what to take, what to replace.
 
-    `leaf` is the path of the torch module whose arguments the two sides are (an `nn.MultiheadAttention`); `call` is
-    which call of the owner within its caller this site stands for, where several differ, else None.
+    `leaf` is the path of the torch module whose arguments the two sides are (an `nn.MultiheadAttention`). `cycle` is
+    the role of each call of the owner within one call of the module `caller`, where roles differ; else None. `mask`
+    is the argument that masks the positions of side `mask_side`.
     """
 
     owner: str
@@ -33,7 +34,11 @@ class Recipe:
     takes: tuple[Take, Take]
     leaf: str | None
     leaf_arguments: tuple[tuple[str, ...], tuple[str, ...]] | None
-    call: int | None
+    role: int
+    cycle: tuple[int, ...] | None
+    caller: str
+    mask: str | None
+    mask_side: int
     whole_input: tuple[bool, bool]  # whether the fusion call is the only reader of that argument of the owner
 
 
@@ -91,16 +96,16 @@ def _point(name: str, members: list[tuple[Run, Meeting]]) -> Found:
     owner = _owner(run.trace, meeting)
     sites: list[Site] = []
     recipes: list[Recipe] = []
-    roles: dict[tuple[tuple[Home, ...], ...], int] = {}
-    differing = len({_role(m) for _, m in members}) > 1
+    roles: dict[tuple[Home, ...], int] = {}
     for member_run, member in members:
-        if member_run is not run or _role(member) in roles:
-            continue
-        role = roles[_role(member)] = len(roles)
-        frame = _owner(member_run.trace, member)
-        for site, recipe in _sites(member_run, member, role, frame.call if differing else None):
+        if member_run is run:
+            roles.setdefault(_role(member), len(roles))
+    cycle, caller = _cycle(run, owner, {m.op.frame: roles[_role(m)] for r, m in members if r is run})
+    for role_homes, role in roles.items():
+        member = next(m for r, m in members if r is run and _role(m) == role_homes)
+        for site, recipe in _sites(run, member, role):
             sites.append(site)
-            recipes.append(recipe)
+            recipes.append(replace(recipe, cycle=cycle, caller=caller))
     level = _level(run, meeting)
     point = FusionPoint(
         id=name,
@@ -120,8 +125,28 @@ def _point(name: str, members: list[tuple[Run, Meeting]]) -> Found:
     return Found(point, tuple(recipes))
 
 
-def _role(meeting: Meeting) -> tuple[tuple[Home, ...], ...]:
-    return tuple((met.home,) for met in meeting.operands)
+def _role(meeting: Meeting) -> tuple[Home, ...]:
+    return tuple(met.home for met in meeting.operands)
+
+
+def _cycle(run: Run, owner: Frame, roles: dict[int, int]) -> tuple[tuple[int, ...] | None, str]:
+    """The roles of the owner's calls in order within one call of their common caller, and the caller's path.
+
+    None where every call has the same role, so that no counting is needed.
+    """
+    frames = run.trace.frames
+    calls = [frame.index for frame in frames if frame.path == owner.path]
+    if len({roles.get(index, -1) for index in calls}) == 1:
+        return None, ""
+    chains = []
+    for index in calls:
+        chain, parent = [], frames[index].parent
+        while parent is not None:
+            chain.append(parent)
+            parent = frames[parent].parent
+        chains.append(chain[::-1])
+    common = [level[0] for level in zip(*chains, strict=False) if len(set(level)) == 1]
+    return tuple(roles.get(index, -1) for index in calls), frames[common[-1]].path if common else ""
 
 
 def _all_operands(meeting: Meeting) -> list[Met]:
@@ -179,7 +204,7 @@ def _producer(run: Run, uid: int) -> str:
 # -- sites ------------------------------------------------------------------------------------------------------------
 
 
-def _sites(run: Run, meeting: Meeting, role: int, call: int | None) -> list[tuple[Site, Recipe]]:
+def _sites(run: Run, meeting: Meeting, role: int) -> list[tuple[Site, Recipe]]:
     frame = run.trace.frames[meeting.op.frame]
     view = FrameView(frame, run.trace, run.flow, run.layout)
     event = view.event_of(meeting.op)
@@ -189,7 +214,7 @@ def _sites(run: Run, meeting: Meeting, role: int, call: int | None) -> list[tupl
         pairs = _attention_pairs(meeting)
     else:
         pairs = _operand_pairs(meeting)
-    return [_site(run, meeting, view, event, pair, role, call) for pair in pairs]
+    return [_site(run, meeting, view, event, pair, role) for pair in pairs]
 
 
 Pair = tuple[tuple[Met, ...], tuple[Met, ...]]
@@ -217,9 +242,7 @@ def _leaf_pairs(meeting: Meeting) -> list[Pair]:
     return [((query,), other)] if other else []
 
 
-def _site(
-    run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair, role: int, call: int | None
-) -> tuple[Site, Recipe]:
+def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair, role: int) -> tuple[Site, Recipe]:
     leaf = meeting.op.module
     takes, gate, obstacle = [], None, None
     for i, side in enumerate(pair):
@@ -243,8 +266,19 @@ def _site(
         take.argument is not None and all(reader.op is meeting.op for reader, _ in view.readers.get(take.uid, ()))
         for take in takes
     )
+    mask, mask_side = _mask(meeting, view, sides, pair)
     recipe = Recipe(
-        host, meeting.op.key, (takes[0], takes[1]), leaf if arguments else None, arguments, call, (whole[0], whole[1])
+        owner=host,
+        key=meeting.op.key,
+        takes=(takes[0], takes[1]),
+        leaf=leaf if arguments else None,
+        leaf_arguments=arguments,
+        role=role,
+        cycle=None,
+        caller="",
+        mask=mask,
+        mask_side=mask_side,
+        whole_input=(whole[0], whole[1]),
     )
     return site, recipe
 
@@ -260,6 +294,9 @@ def _take(
             return first, "no [B, L, C] stream before the attention's projections was found in its owner"
         targets = tuple({*uids, *(uid for op in _products(meeting) for uid in op)})
         return view.take(stream, targets, event), None
+    if leaf is not None and len(set(uids)) > 1:
+        # Key and value are different tensors (a position code on the keys alone): fit on the keys, replace neither.
+        return view.read_only(uids[0]), None
     if meeting.gate is not None and side[0].position == meeting.gate:
         return view.read_only(view.before_squash(uids[0])), None
     if meeting.kind == "similarity":
@@ -268,6 +305,24 @@ def _take(
         return Take(stream, readers[0], readers, view.arguments.get(stream)), None
     readers = tuple((event.key, position) for position, uid in enumerate(event.inputs) if uid in uids)
     return Take(uids[0], readers[0], readers, view.arguments.get(uids[0])), None
+
+
+def _mask(meeting: Meeting, view: FrameView, sides: Sequence[Side], pair: Pair) -> tuple[str | None, int]:
+    """The argument that masks the keys of an attention, and which side it masks."""
+    if meeting.kind != "attention":
+        return None, 1
+    if meeting.op.name == "MultiheadAttention":
+        return "key_padding_mask", 1
+    for side in (1, 0):
+        spatial = sides[side].spatial_shape
+        if len(spatial) != 1:
+            continue
+        for uid, name in view.arguments.items():
+            shape = view.trace.tensors[uid].shape
+            named = "mask" in name.lower() and view.carries(uid) is None
+            if named and len(shape) >= 2 and shape[-1] == spatial[0] and shape[0] == sides[side].shape[0]:
+                return name, side
+    return None, 1
 
 
 def _products(meeting: Meeting) -> list[tuple[int, ...]]:

@@ -29,6 +29,7 @@ from ._placeholders import bind_arguments
 from ._source import current_source
 from ._trace import Frame, Op, TensorInfo, TensorRef, Trace, ValueRead
 from ._values import TracedInt, plain
+from ._watch import watched
 
 LeafRule = Callable[[nn.Module, str], bool]
 _CONSTANTS = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.layout,
@@ -100,6 +101,8 @@ class Recorder:
         self._impure: set[torch.fx.Node] = set()
         self._reads: list[ValueRead] = []
         self._effects: list[str] = []
+        self.settings: dict[str, Any] = {}  # plain attributes of the root that its forward read
+        self.stores: dict[str, Any] = {}  # attributes of the root that its forward wrote
         self.constants: dict[str, Any] = {}
 
     # -- what is known about an object ------------------------------------------------------------------------
@@ -173,6 +176,8 @@ class Recorder:
         if node is None:
             node = self._aliases.get(_memory(value) or ())
         if node is None:
+            node = self._attribute_node(value)
+        if node is None:
             if self.strict and value.requires_grad:
                 raise UnrecordableError(
                     f"{self._where()} uses a tensor of shape {tuple(value.shape)} that needs a gradient and comes "
@@ -182,10 +187,17 @@ class Recorder:
         self.bind(value, node)
         return node
 
-    def _opaque_argument(self, value: Any) -> torch.fx.Node:
+    def _attribute_node(self, value: Any) -> torch.fx.Node | None:
+        """A node for an object that the root holds as a plain attribute: read anew at every call."""
         for name, held in vars(self.root).items():
-            if held is value and not name.startswith("_"):
+            if held is value and name not in self.stores:
                 return self.graph.create_node("get_attr", name)
+        return None
+
+    def _opaque_argument(self, value: Any) -> torch.fx.Node:
+        attribute = self._attribute_node(value)
+        if attribute is not None:
+            return attribute
         stateless = isinstance(value, type) or callable(value) or type(value).__module__ in ("enum", "torch")
         if self.strict and not stateless and not _is_enum(value):
             raise UnrecordableError(
@@ -205,6 +217,22 @@ class Recorder:
     def _where(self) -> str:
         source = current_source()
         return f"{source} (`{source.function}`)" if source else f"the forward of {type(self.root).__name__}"
+
+    def on_setting(self, name: str, value: Any) -> None:
+        """The root's forward read a plain attribute of the root: the graph holds for this value of it."""
+        if self.recording and name not in self.stores:
+            self.settings.setdefault(name, value)
+
+    def on_store(self, name: str, value: Any) -> None:
+        """The root's forward keeps something on the root: the graph returns it beside its output."""
+        if not self.recording:
+            return
+        if name in self.settings and self.settings[name] != value:
+            raise UnrecordableError(
+                f"{self._where()} counts in `self.{name}` (from {self.settings[name]!r} to {value!r}); "
+                "a graph would repeat one value for ever"
+            )
+        self.stores[name] = value
 
     # -- module calls -----------------------------------------------------------------------------------------
 
@@ -402,14 +430,17 @@ class Recorder:
         return _Paused(self)
 
     def finish(self, output: Any, inputs: tuple[tuple[str, int], ...]) -> Trace:
+        if self.stores:
+            self.graph.output((self.argument(output), {name: self.argument(x) for name, x in self.stores.items()}))
+        else:
+            self.graph.output(self.argument(output))
         self.recording = False
-        self.graph.output(self.argument(output))
         _eliminate_dead_code(self.graph, self._impure)
         # Late operands may have been appended after an early use was planned; lint is cheap and final.
         self.graph.lint()
         return Trace(
             self.graph, tuple(self._ops), tuple(self._frames), dict(self._tensors), inputs, dict(self.constants),
-            tuple(self._reads), tuple(dict.fromkeys(self._effects)),
+            tuple(self._reads), tuple(dict.fromkeys(self._effects)), dict(self.settings), tuple(self.stores),
         )  # fmt: skip
 
 
@@ -464,7 +495,8 @@ def capture(
     inputs = tuple((name, recorder.uid(tensor)) for name, tensor in named)
     recorder._entered = forward is not None
     run = root if forward is None else forward
-    with _FrameScope(recorder, root, "", args, kwargs) as frame, intercepting(recorder), _Mode(recorder):
+    watching = watched(root, recorder) if strict else nullcontext()
+    with watching, _FrameScope(recorder, root, "", args, kwargs) as frame, intercepting(recorder), _Mode(recorder):
         frame.output = run(*args, **kwargs)
     return recorder.finish(frame.output, inputs), frame.output
 

@@ -100,6 +100,8 @@ class Trace:
     constants: Mapping[str, Any]  # objects the graph reads that are not attributes of the module
     reads: tuple[ValueRead, ...]
     effects: tuple[str, ...]  # what the run did that the graph cannot repeat, for people
+    settings: Mapping[str, Any]  # plain attributes the module's forward read (strict captures): the graph's guards
+    stores: tuple[str, ...]  # attributes it wrote; the graph then returns `(output, {name: value})`
 
     def path_of(self, op: Op) -> str:
         return self.frames[op.frame].path

@@ -1,0 +1,131 @@
+"""The four functions most people need: `inspect`, `plan`, `regbnify`, `unregbnify`."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ._analyse import Analysis, analyse
+from ._errors import PlanError, RegBNError, RewriteError
+from ._inputs import InputsLike, find_inputs, make_batches, named_tensors
+from ._pairs import input_pair
+from ._plan import decide
+from ._rewrite import perform, refuse_second, undo
+from ._rules import Rules
+from ._types import Inspection, Plan
+
+RulesLike = Rules | str | os.PathLike[str] | Mapping[str, Any]
+
+
+def inspect(
+    model: nn.Module,
+    example_inputs: InputsLike | None = None,
+    modalities: Mapping[str, Sequence[str]] | None = None,
+) -> Inspection:
+    """Find where the modalities of a model meet. Changes nothing.
+
+    Args:
+        model: any `nn.Module`; run in evaluation and in training mode, at two batch sizes, and put back as it was.
+        example_inputs: a tensor or tuple (positional arguments), a dict (keyword arguments), `Inputs(*args,
+            **kwargs)`, or a function from the batch size to any of these. At least 2 samples. Without it, the
+            model's own `dummy_inputs`.
+        modalities: names of inputs by modality, `{"image": ["pixel_values"], "text": ["input_ids"]}`; an input is
+            named by its `forward` parameter, with dots into what it holds (`batch.audio`, `inputs.0`). Without it
+            every floating input, and every integer input that reaches an embedding table, is a modality.
+
+    Raises:
+        InputsError: for example inputs that do not fit, or name what is not there.
+        CaptureError: where the model does not run on them.
+    """
+    return _analysed(model, example_inputs, modalities).inspection
+
+
+def plan(model: nn.Module, rules: RulesLike, example_inputs: InputsLike | None = None) -> Plan:
+    """Apply rules to the fusion points of a model and say what would be done. Changes nothing.
+
+    Args:
+        model: as for `inspect`.
+        rules: a path to a rules file, the name of a preset, a dict of the same content, or `Rules`.
+        example_inputs: as for `inspect`; without it, the rules' `inputs:` section.
+
+    Raises:
+        RulesError: for rules that are not well formed.
+        PlanError: for rules that cannot be applied; NothingMatchedError for one that matched nothing.
+    """
+    return _planned(model, Rules.load(rules), example_inputs)[0]
+
+
+def regbnify(
+    model: nn.Module, rules: RulesLike, example_inputs: InputsLike | None = None, *, inplace: bool = False
+) -> nn.Module:
+    """Put RegBN into a model where the rules say.
+
+    The result is an instance of the model's class with all its original state-dict keys; new ones live under
+    `regbn_*`. Before it is returned it has been held to the original, with identity in place of RegBN: the same
+    outputs in evaluation and training, at two batch sizes.
+
+    Args:
+        model: any `nn.Module`.
+        rules: as for `plan`.
+        example_inputs: as for `plan`.
+        inplace: change `model` itself instead of a deep copy.
+
+    Returns:
+        The rewritten model: a copy, or `model` itself where `inplace`.
+
+    Raises:
+        RulesError, PlanError, NothingMatchedError, InputsError, CaptureError: as for `plan`.
+        AlreadyRewrittenError: where the model already carries RegBN.
+        RewriteError: where the model could not be rewritten faithfully. In every case `model` is as it was.
+    """
+    loaded = Rules.load(rules)
+    refuse_second(model)
+    made, analysis = _planned(model, loaded, example_inputs)
+    target = model if inplace else _copied(model)
+    perform(target, made, analysis)
+    return target
+
+
+def unregbnify(model: nn.Module) -> nn.Module:
+    """Take every RegBN out of a rewritten model, in place: the very class, hooks and keys it had before.
+
+    Raises:
+        RewriteError: for a model that carries no RegBN put in by `regbnify`.
+    """
+    from ._rewrite._surgery import RECORD
+
+    if RECORD not in model.__dict__:
+        raise RewriteError(f"{type(model).__name__} carries no RegBN put in by regbnify, so there is nothing to undo.")
+    undo(model)
+    return model
+
+
+def _analysed(model: nn.Module, example: InputsLike, modalities: Mapping[str, Sequence[str]] | None) -> Analysis:
+    if not isinstance(model, nn.Module):
+        raise RegBNError(f"model must be an nn.Module; found {type(model).__module__}.{type(model).__qualname__}")
+    return analyse(model, make_batches(model, find_inputs(model, example)), modalities)
+
+
+def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) -> tuple[Plan, Analysis]:
+    batches = make_batches(model, find_inputs(model, example_inputs, rules.inputs))
+    names = tuple(name for name, _ in named_tensors(model, batches.small))
+    analysis = analyse(model, batches, rules.resolve_modalities(names) if rules.modalities else None)
+    return decide(rules, analysis.inspection, partial(input_pair, analysis.inspection)), analysis
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (TypeError, RuntimeError, ValueError, AttributeError) as error:
+        raise RewriteError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). "
+            "Pass inplace=True to change the model itself; it is restored if anything fails."
+        ) from error
+
+
+__all__ = ["PlanError", "inspect", "plan", "regbnify", "unregbnify"]

@@ -1,0 +1,127 @@
+"""Tier 1: the owner receives the two branches as arguments, so a forward pre-hook normalises them on the way in.
+
+Nothing of the owner's code is touched: it goes on branching, caching and compiling as before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import _tree
+from .._errors import RewriteError
+from ._roles import Roles
+from ._site import RegBNSite, keep_mask
+
+
+@dataclass(frozen=True)
+class HoistSpec:
+    """Arguments (dotted names) that are f and g; all arguments that are the same tensor are replaced together."""
+
+    site: str  # name of the RegBNSite in the host
+    f: tuple[str, ...]
+    g: tuple[str, ...]
+    replace_g: bool
+    role: int = 0
+    mask: str | None = None  # argument that masks the positions of g (or of f, see `mask_of`)
+    mask_of: str = "g"
+    padding: bool = False  # whether the mask's True means "leave out"
+
+
+class HoistHook:
+    """The pre-hook: several specs where a shared owner has several roles."""
+
+    def __init__(self, specs: tuple[HoistSpec, ...], positions: dict[str, int], roles: Roles | None) -> None:
+        self.specs = specs
+        self.positions = positions  # argument name -> index among the positional arguments
+        self.roles = roles
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        role = self.roles.next() if self.roles is not None else None
+        changed = False
+        for spec in self.specs:
+            if role is not None and spec.role != role:
+                continue
+            f = self._find(spec.f[0], args, kwargs)
+            g = self._find(spec.g[0], args, kwargs)
+            if not isinstance(f, Tensor) or not isinstance(g, Tensor):
+                continue  # a call without the other modality, such as self-attention: nothing meets
+            site = module.get_submodule(spec.site)
+            assert isinstance(site, RegBNSite)
+            f_new, g_new = site(f, g, **self._masks(spec, site, f, g, args, kwargs))
+            args, kwargs = self._replace(spec.f, f, f_new, args, kwargs)
+            if spec.replace_g:
+                args, kwargs = self._replace(spec.g, g, g_new, args, kwargs)
+            changed = True
+        return (args, kwargs) if changed else None
+
+    def _masks(
+        self, spec: HoistSpec, site: RegBNSite, f: Tensor, g: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        if spec.mask is None:
+            return {}
+        masked, axes = (f, site.f_axes) if spec.mask_of == "f" else (g, site.g_axes)
+        if len(axes) != 3:
+            return {}
+        keep = keep_mask(self._find(spec.mask, args, kwargs), masked.shape[axes[2]], spec.padding)
+        if keep is None or keep.shape[0] not in (1, masked.shape[axes[0]]):
+            return {}
+        keep = keep.expand(masked.shape[axes[0]], -1)
+        return {f"{spec.mask_of}_mask": keep}
+
+    def _find(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        root, *rest = name.split(".")
+        if root in kwargs:
+            value = kwargs[root]
+        elif root in self.positions and self.positions[root] < len(args):
+            value = args[self.positions[root]]
+        elif f"*{root}" in self.positions and rest:
+            value = args[self.positions[f"*{root}"] :]
+        else:
+            return None
+        for key in rest:
+            children = {str(k): v for k, v in _tree.items(value) or ()}
+            value = children.get(key)
+        return value
+
+    def _replace(
+        self, names: tuple[str, ...], old: Tensor, new: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with `old` exchanged for `new` in the named ones."""
+        roots = {name.split(".")[0] for name in names}
+
+        def change(_: str, leaf: Any) -> Any:
+            return new if leaf is old else leaf
+
+        for root in roots:
+            if root in kwargs:
+                kwargs = {**kwargs, root: _tree.rebuild(kwargs[root], change)}
+                continue
+            start = self.positions.get(root, self.positions.get(f"*{root}", len(args)))
+            stop = start + 1 if root in self.positions else len(args)
+            args = tuple(_tree.rebuild(x, change) if start <= i < stop else x for i, x in enumerate(args))
+        return args, kwargs
+
+
+def positions_of(module: nn.Module) -> dict[str, int]:
+    """Index of each positional parameter of the module's forward; `*inputs` under the name `*inputs`.
+
+    Raises:
+        RewriteError: for a forward without a signature.
+    """
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise RewriteError(f"{type(module).__name__}.forward has no signature to find arguments by: {error}") from error
+    positions: dict[str, int] = {}
+    for index, parameter in enumerate(parameters):
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            positions["*" + parameter.name] = index
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            positions[parameter.name] = index
+    return positions

@@ -1,0 +1,38 @@
+"""Which call of a shared owner is this? LXMERT calls one cross-attention twice per layer, with the modalities swapped.
+
+The calls within one forward of a common caller follow a fixed cycle of roles. The count starts anew with every
+forward of that caller, so that an exception, or a checkpoint's recomputation, cannot put it out of step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+#: The role of calls at which nothing meets, such as self-attention through the same module.
+NO_ROLE = -1
+
+
+class Roles:
+    def __init__(self, cycle: tuple[int, ...]) -> None:
+        self.cycle = cycle
+        self.count = 0
+
+    def next(self) -> int:
+        role = self.cycle[self.count % len(self.cycle)]
+        self.count += 1
+        return role
+
+    def reset(self) -> None:
+        self.count = 0
+
+
+class RoleReset:
+    """Forward pre-hook of the common caller."""
+
+    def __init__(self, roles: Roles) -> None:
+        self.roles = roles
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        self.roles.reset()

@@ -1,0 +1,96 @@
+"""A RegBN at a site of somebody's model: brings the tensors to RegBN's layout and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .._types import PlannedSite, Side
+from ..nn import RegBN
+
+
+class RegBNSite(nn.Module):
+    """Holds the `RegBN` of one site and the axes of f and g in the host's tensors.
+
+    `forward(f, g)` takes the tensors as they lie in the host and returns `(f', g')` in the same layout; g comes back
+    unchanged where the site replaces f alone.
+    """
+
+    def __init__(self, planned: PlannedSite, replace_g: bool) -> None:
+        super().__init__()
+        self.f_axes = _to_channels_first(planned.f)
+        self.g_axes = _to_channels_first(planned.g)
+        self.replace_g = replace_g
+        options = {**planned.options, "reduce": planned.reduce, "replace": "both" if replace_g else "f"}
+        f_channels, g_channels = planned.f.channels, planned.g.channels
+        assert f_channels is not None, "the plan refuses sides without a channel axis"
+        assert g_channels is not None, "the plan refuses sides without a channel axis"
+        self.regbn = RegBN(f_channels, g_channels, planned.f_layer_dim, planned.g_layer_dim, **options)
+        self.bypass = False  # identity in place of RegBN, for the self-check
+        self.calls = 0  # how often the site was reached, for the self-check
+
+    def forward(
+        self, f: Tensor, g: Tensor, f_mask: Tensor | None = None, g_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if self.bypass:
+            self.calls += 1
+            return f, g
+        f_new, g_new = self.regbn(f.permute(self.f_axes), g.permute(self.g_axes), f_mask=f_mask, g_mask=g_mask)
+        back = f_new.permute(_inverse(self.f_axes))
+        return back, (g_new.permute(_inverse(self.g_axes)) if self.replace_g else g)
+
+    def extra_repr(self) -> str:
+        return f"f_axes={self.f_axes}, g_axes={self.g_axes}"
+
+
+def _to_channels_first(side: Side) -> tuple[int, ...]:
+    layout = side.layout
+    assert layout.batch_dim is not None, "the plan refuses sides without a batch axis"
+    assert layout.channel_dim is not None, "the plan refuses sides without a channel axis"
+    return (layout.batch_dim, layout.channel_dim, *layout.spatial_dims)
+
+
+def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(axes)), key=axes.__getitem__))
+
+
+def sites_of(model: nn.Module) -> list[RegBNSite]:
+    return [module for module in model.modules() if isinstance(module, RegBNSite)]
+
+
+@contextmanager
+def identity(model: nn.Module) -> Iterator[None]:
+    """Let every RegBN site of `model` pass f and g through as they come, for the time of the `with`."""
+    sites = sites_of(model)
+    before = [site.bypass for site in sites]
+    for site in sites:
+        site.bypass = True
+    try:
+        yield
+    finally:
+        for site, bypass in zip(sites, before, strict=True):
+            site.bypass = bypass
+
+
+def keep_mask(mask: Any, length: int, padding: bool) -> Tensor | None:
+    """A mask over `length` positions as `[B, length]`, True where the position counts; None where it says nothing.
+
+    Understands boolean masks (`padding`: True marks what to leave out, as `key_padding_mask` does), 0/1 masks,
+    additive ones (a large negative number to leave out), and masks spread over heads and queries, `[B, h, q, k]`.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() < 2 or mask.shape[-1] != length:
+        return None
+    if mask.dtype == torch.bool:
+        keep = ~mask if padding else mask
+    elif mask.dtype.is_floating_point:
+        # 0/1 or additive? Told apart without reading a value back: an additive mask is nowhere above zero.
+        keep = torch.where(mask.amax() > 0.5, mask > 0.5, mask > -1)
+    else:
+        keep = mask != 0
+    while keep.dim() > 2:
+        keep = keep.any(dim=1)
+    return cast(Tensor, keep)

@@ -1,0 +1,336 @@
+"""Apply a plan to a model, hold the result to the original, and take it back if it does not stand.
+
+The only place that changes a module. Tiers are tried in order: hooks on the arguments where the owner receives both
+branches, else a generated forward of the owner; whatever is kept has passed the self-check at every batch size in
+both modes, with identity in place of RegBN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._analyse import Analysis, Recipe
+from .._errors import AlreadyRewrittenError, RegBNError, RewriteError
+from .._inputs import Inputs
+from .._state import preserved, seeded
+from .._types import Plan, PlannedSite
+from ._compare import difference
+from ._hoist import HoistHook, HoistSpec, positions_of
+from ._host import ATTRIBUTE, HostSurgery, install, original_class, original_forward, uninstall
+from ._local import LocalSite
+from ._roles import NO_ROLE, RoleReset, Roles
+from ._site import RegBNSite, identity, sites_of
+
+RECORD = "_regbn_surgery"
+
+
+@dataclass(frozen=True)
+class HostReport:
+    """What the surgery did to one host. `before` and `after` are its captured code; empty where a hook did it."""
+
+    host: str
+    host_class: str
+    tier: int
+    sites: tuple[PlannedSite, ...]
+    before: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One planned site with the tier chosen for it and the host in which its module is registered."""
+
+    planned: PlannedSite
+    recipe: Recipe | None  # None at a pair of inputs
+    tier: int
+    host: str
+
+
+def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
+    """Put the plan's RegBN modules into `model`, in place.
+
+    Raises:
+        AlreadyRewrittenError: where the model carries RegBN already.
+        RewriteError: where no tier reproduces the model; it is then as it was before.
+    """
+    refuse_second(model)
+    if not plan.sites:
+        return
+    _refuse_meta(model)
+    runs = [(inputs, training) for training in (False, True) for inputs in analysis.batches.each()]
+    expected = [_run(model, inputs, training) for inputs, training in runs]
+    problems: list[str] = []
+    for hoisting in (True, False):
+        operations = [_operation(planned, analysis, hoisting) for planned in plan.sites]
+        if not hoisting and all(op.tier == 2 or op.recipe is None for op in operations) and not problems:
+            break
+        try:
+            with _undone_on_error(model):
+                _install(model, operations, analysis)
+                _capture_hosts(model, runs)
+                _check(model, runs, expected)
+        except RegBNError as error:
+            problems.append(f"tier {'1 and 2' if hoisting else '2'}: {error}")
+            if all(op.tier == 2 for op in operations):
+                break
+            continue
+        model.__dict__[RECORD] = tuple(operations)
+        return
+    raise RewriteError(
+        f"RegBN could not be put into {type(model).__name__} without changing what it computes; it is as it was. "
+        + " | ".join(problems)
+    )
+
+
+def refuse_second(model: nn.Module) -> None:
+    """Raises AlreadyRewrittenError where `model` already carries RegBN."""
+    if RECORD in model.__dict__ or sites_of(model):
+        names = ", ".join(sorted(name for name, module in model.named_modules() if isinstance(module, RegBNSite)))
+        raise AlreadyRewrittenError(
+            f"{type(model).__name__} already carries RegBN ({names}). "
+            "Call unregbnify first, or put all rules in one file."
+        )
+
+
+def _refuse_meta(model: nn.Module) -> None:
+    meta = next((name for name, p in model.named_parameters() if p.is_meta), None)
+    if meta is not None:
+        raise RewriteError(
+            f"{type(model).__name__} has parameters on the meta device (`{meta}`): the rewrite could not be checked. "
+            "Load the weights first; inspect and plan work without them."
+        )
+
+
+def undo(model: nn.Module) -> None:
+    """Give back the very model: classes, hooks, keys."""
+    for module in list(model.modules()):
+        uninstall(module)
+        for registry, with_kwargs in ((module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),):
+            for key, hook in list(registry.items()):
+                if isinstance(hook, HoistHook | RoleReset):
+                    del registry[key]
+                    with_kwargs.pop(key, None)
+        for name, child in list(module._modules.items()):
+            if isinstance(child, RegBNSite):
+                del module._modules[name]
+    model.__dict__.pop(RECORD, None)
+
+
+def explain(model: nn.Module) -> tuple[HostReport, ...]:
+    """What the surgery did to each host of a rewritten model."""
+    operations: tuple[Operation, ...] = model.__dict__.get(RECORD, ())
+    reports = []
+    for host, tier in dict.fromkeys((op.host, op.tier) for op in operations):
+        module = model.get_submodule(host)
+        sites = tuple(op.planned for op in operations if (op.host, op.tier) == (host, tier))
+        before = after = ""
+        if tier == 2:
+            before, after = _code(module.__dict__[ATTRIBUTE])
+        reports.append(HostReport(host, original_class(module).__name__, tier, sites, before, after))
+    return tuple(reports)
+
+
+def _code(surgery: HostSurgery) -> tuple[str, str]:
+    """The captured and the rewritten code of a host; one text where evaluation and training do not differ."""
+    texts: dict[bool, tuple[dict[str, None], dict[str, None]]] = {False: ({}, {}), True: ({}, {})}
+    for key, many in surgery.variants.items():
+        training = bool(key[1])
+        for known in many:
+            if known.variant.sites:
+                texts[training][0].setdefault(known.variant.before)
+                texts[training][1].setdefault(known.variant.after)
+    evaluation, train = (tuple("\n".join(column) for column in texts[mode]) for mode in (False, True))
+    if evaluation == train or not train[1]:
+        return evaluation[0], evaluation[1]
+    if not evaluation[1]:
+        return train[0], train[1]
+    before, after = (f"# in evaluation\n{a}\n# in training\n{b}" for a, b in zip(evaluation, train, strict=True))
+    return before, after
+
+
+# -- how each site goes in --------------------------------------------------------------------------------------------
+
+
+def _operation(planned: PlannedSite, analysis: Analysis, hoisting: bool) -> Operation:
+    if planned.point is None or planned.site is None:
+        return Operation(planned, None, 1, planned.host)
+    point = next(p for p in analysis.inspection.fusion_points if p.id == planned.point)
+    recipe = analysis.recipes[(point.id, point.sites.index(planned.site))]
+    if hoisting and recipe.leaf is not None:
+        return Operation(planned, recipe, 1, recipe.leaf)
+    if hoisting and _is_hoistable(recipe, point.kind, planned):
+        return Operation(planned, recipe, 1, recipe.owner)
+    return Operation(planned, recipe, 2, recipe.owner)
+
+
+def _is_hoistable(recipe: Recipe, kind: str, planned: PlannedSite) -> bool:
+    """Whether replacing the owner's arguments replaces what the site means, and nothing else."""
+    if any(take.argument is None for take in recipe.takes):
+        return False
+    if kind == "attention":
+        return True
+    f, g = _orient(recipe, planned)
+    replaced = (f, g) if _replaces_g(planned) else (f,)
+    return all(recipe.whole_input[i] for i in replaced)
+
+
+def _orient(recipe: Recipe, planned: PlannedSite) -> tuple[int, int]:
+    """Which side of the recipe is f and which is g."""
+    assert planned.site is not None
+    f = 0 if planned.site.sides[0] == planned.f else 1
+    return f, 1 - f
+
+
+def _replaces_g(planned: PlannedSite) -> bool:
+    return planned.replace == "both" and (planned.site is None or planned.site.gate is None)
+
+
+def _install(model: nn.Module, operations: list[Operation], analysis: Analysis) -> None:
+    by_host: dict[tuple[str, int], list[Operation]] = {}
+    for operation in operations:
+        by_host.setdefault((operation.host, operation.tier), []).append(operation)
+    for (path, tier), members in by_host.items():
+        host = model.get_submodule(path)
+        for operation in members:
+            _add_site(host, operation.planned)
+        roles = _roles(model, members)
+        if tier == 1:
+            specs = tuple(_spec(operation) for operation in members)
+            hook = HoistHook(specs, positions_of(host), roles)
+            host.register_forward_pre_hook(hook, with_kwargs=True)
+        else:
+            install(host, HostSurgery(path, tuple(_local(operation) for operation in members), roles))
+
+
+def _add_site(host: nn.Module, planned: PlannedSite) -> None:
+    if hasattr(host, planned.name):
+        raise RewriteError(
+            f"{type(host).__name__} at `{planned.host}` already has an attribute {planned.name!r}; "
+            "give the rule another id"
+        )
+    site = RegBNSite(planned, _replaces_g(planned))
+    device = next((tensor.device for tensor in (*host.parameters(), *host.buffers())), torch.device("cpu"))
+    host.add_module(planned.name, site.to(device).train(host.training))
+
+
+def _roles(model: nn.Module, members: list[Operation]) -> Roles | None:
+    recipe = next((op.recipe for op in members if op.recipe is not None and op.recipe.cycle is not None), None)
+    if recipe is None or recipe.cycle is None:
+        return None
+    roles = Roles(recipe.cycle)
+    model.get_submodule(recipe.caller).register_forward_pre_hook(RoleReset(roles))
+    return roles
+
+
+def _spec(operation: Operation) -> HoistSpec:
+    planned, recipe = operation.planned, operation.recipe
+    if recipe is None:
+        assert planned.pair is not None, "a planned site is at a point or at a pair"
+        f, g = (reference.removeprefix("input:") for reference in planned.pair)
+        return HoistSpec(planned.name, (f,), (g,), _replaces_g(planned))
+    i, j = _orient(recipe, planned)
+    if recipe.leaf_arguments is not None:
+        names = recipe.leaf_arguments
+    else:
+        names = tuple((str(take.argument),) for take in recipe.takes)  # type: ignore[assignment]
+    mask_of = "f" if recipe.mask_side == i else "g"
+    padding = recipe.mask is not None and "padding" in recipe.mask
+    return HoistSpec(planned.name, names[i], names[j], _replaces_g(planned), recipe.role, recipe.mask, mask_of, padding)
+
+
+def _local(operation: Operation) -> LocalSite:
+    planned, recipe = operation.planned, operation.recipe
+    assert recipe is not None, "pairs of inputs are hoisted"
+    i, j = _orient(recipe, planned)
+    return LocalSite(
+        planned.name, recipe.takes[i], recipe.takes[j], _replaces_g(planned), recipe.role, planned.point or ""
+    )
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+def _run(model: nn.Module, inputs: Inputs, training: bool) -> Any:
+    with preserved(model), seeded(), torch.no_grad():
+        model.train(training)
+        return model(*inputs.args, **inputs.kwargs)
+
+
+def _capture_hosts(model: nn.Module, runs: list[tuple[Inputs, bool]]) -> None:
+    """Run the model so that every rewritten host meets, and captures, the calls it gets."""
+    hosts = [module for module in model.modules() if ATTRIBUTE in module.__dict__]
+    for inputs, training in runs:
+        with preserved(model), seeded(), torch.no_grad(), identity(model), _learning(hosts):
+            model.train(training)
+            model(*inputs.args, **inputs.kwargs)
+
+
+@contextmanager
+def _learning(hosts: list[nn.Module]) -> Iterator[None]:
+    """For the time of the `with`, every call of a host is captured and answered by the original."""
+
+    def learner(host: nn.Module) -> Callable[..., Any]:
+        surgery: HostSurgery = host.__dict__[ATTRIBUTE]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            role = surgery.roles.next() if surgery.roles is not None else 0
+            if role != NO_ROLE:
+                host.__dict__.pop("forward")
+                try:
+                    surgery.learn(host, role, args, kwargs)
+                finally:
+                    host.__dict__["forward"] = forward
+            return original_forward(host)(*args, **kwargs)
+
+        return forward
+
+    for host in hosts:
+        host.__dict__["forward"] = learner(host)
+    try:
+        yield
+    finally:
+        for host in hosts:
+            host.__dict__.pop("forward", None)
+
+
+def _check(model: nn.Module, runs: list[tuple[Inputs, bool]], expected: list[Any]) -> None:
+    """With identity in place of RegBN the outputs are the original's, and every site is reached."""
+    sites = {name: module for name, module in model.named_modules() if isinstance(module, RegBNSite)}
+    for site in sites.values():
+        site.calls = 0
+    for (inputs, training), wanted in zip(runs, expected, strict=True):
+        with identity(model):
+            found = _run_counting(model, inputs, training)
+        wrong = difference(wanted, found)
+        if wrong is not None:
+            mode = "training" if training else "evaluation"
+            raise RewriteError(f"self-check failed in {mode} mode on {inputs!r}: {wrong}")
+    idle = [name for name, site in sites.items() if site.calls == 0]
+    if idle:
+        raise RewriteError(f"self-check failed: RegBN would never run at {', '.join(idle)}")
+
+
+def _run_counting(model: nn.Module, inputs: Inputs, training: bool) -> Any:
+    counts = [(site, site.calls) for site in sites_of(model)]
+    with preserved(model), seeded(), torch.no_grad():
+        model.train(training)
+        output = model(*inputs.args, **inputs.kwargs)
+        counts = [(site, site.calls) for site, _ in counts]
+    for site, calls in counts:  # `preserved` has put the counters back with all other attributes
+        site.calls = calls
+    return output
+
+
+@contextmanager
+def _undone_on_error(model: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        undo(model)
+        raise

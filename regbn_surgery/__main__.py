@@ -1,0 +1,20 @@
+"""`python -m regbn_surgery` and the console script `regbn-surgery`."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+from ._cli.commands import cli
+
+
+def main() -> None:
+    """Run the command line; exits with 0 (fine), 1 (a finding) or 2 (an input that cannot be used)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without `×` gets `?`, not a traceback
+    cli(prog_name="regbn-surgery")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+"""The command line: `regbn-surgery inspect`, `show`, `check`."""
+
+from __future__ import annotations

@@ -1,0 +1,114 @@
+"""The commands. Everything slow is imported inside them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import click
+
+from .._version import __version__
+from .output import debuggable, quiet_stdout, warn, write_text, write_views
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="regbn-surgery")
+def cli() -> None:
+    """Find where the modalities of a PyTorch model meet, and put RegBN there.
+
+    Exit codes: 0 fine, 1 a finding (no fusion point, a rule that matches nothing), 2 an input that cannot be used.
+    """
+
+
+def _modalities(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:
+    """`image=pixel_values`, given once for each modality or input."""
+    out: dict[str, list[str]] = {}
+    for value in values:
+        name, equals, inputs = value.partition("=")
+        names = [item.strip() for item in inputs.split(",") if item.strip()]
+        if not equals or not name.strip() or not names:
+            raise click.BadParameter(f"{value!r}: write NAME=INPUT, as in --modality image=pixel_values")
+        out.setdefault(name.strip(), []).extend(names)
+    return out
+
+
+@cli.command(
+    short_help="List the places where modalities meet.",
+    epilog="Example: regbn-surgery inspect model.py:build --modality image=pixels --modality text=input_ids",
+)
+@click.argument("model")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--modality",
+    "modalities",
+    multiple=True,
+    callback=_modalities,
+    metavar="NAME=INPUT",
+    help="Which inputs belong to which modality; by default each floating or token-id input is one.",
+)
+@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
+@debuggable
+def inspect(model: str, form: str, modalities: Mapping[str, list[str]], output: str | None) -> None:
+    """List the fusion points of MODEL: where its modalities meet, and what RegBN would cost there.
+
+    MODEL is `package.module:factory` or `path/to/file.py:factory`; the factory returns a model, or a pair of model
+    and example inputs. A class that needs no arguments works too.
+    """
+    from .._api import inspect as run
+    from .loading import load_model
+
+    with quiet_stdout():
+        built, inputs = load_model(model)
+        found = run(built, inputs, modalities or None)
+    if form == "json":
+        write_text(json.dumps(found.to_dict(), indent=2, ensure_ascii=False), output)
+    else:
+        from .._report.tables import inspection_view
+
+        write_views(lambda width: [inspection_view(found, width)], output)
+    if not found.fusion_points:
+        warn("no fusion point: no two modalities of this model meet")
+        raise click.exceptions.Exit(1)
+
+
+@cli.command(
+    short_help="Show what rules would do to a model.",
+    epilog="Example: regbn-surgery show model.py:build rules.yaml",
+)
+@click.argument("model")
+@click.argument("rules")
+@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
+@debuggable
+def show(model: str, rules: str, output: str | None) -> None:
+    """Show what RULES would do to MODEL: each RegBN module, and the code of its host before and after.
+
+    RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed.
+    """
+    from .._rules import Rules
+
+    parsed = Rules.load(rules)  # before torch: a typo should not take seconds to be told
+    from .._api import plan as make_plan
+    from .._api import regbnify
+    from .._report.diff import host_views
+    from .._report.tables import plan_view
+    from .._rewrite import explain
+    from .loading import load_model
+
+    with quiet_stdout():
+        built, inputs = load_model(model)
+        planned = make_plan(built, parsed, inputs)
+        hosts = explain(regbnify(built, parsed, inputs)) if planned.sites else ()
+    write_views(lambda width: [plan_view(planned, width), "", *host_views(hosts, width)], output)
+
+
+@cli.command(short_help="Check a rules file without a model.", epilog="Example: regbn-surgery check rules.yaml")
+@click.argument("rules")
+@debuggable
+def check(rules: str) -> None:
+    """Check RULES, a rules file or the name of a preset, without a model: every problem with line and column."""
+    from .._report.words import count_text
+    from .._rules import Rules
+
+    parsed = Rules.load(rules)
+    names = ", ".join(rule.id for rule in parsed.rules)
+    click.echo(f"{rules}: {count_text(len(parsed.rules), 'rule')} ({names}), no problem found")

@@ -1,0 +1,95 @@
+"""Where the command line writes: data to stdout or a file, messages to stderr, and which exit code an error gives."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .._errors import RegBNError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+#: A problem that is not ours to explain: a fault in this program or in the model's own code.
+_UNEXPECTED = 2
+
+
+def debuggable(command: _Command) -> _Command:
+    """Turn errors into one message and an exit code; `--debug` lets the traceback through."""
+
+    @click.option("--debug", is_flag=True, help="Show tracebacks.")
+    @functools.wraps(command)
+    def wrapped(*args: Any, debug: bool, **kwargs: Any) -> None:
+        if debug:
+            command(*args, **kwargs)
+            return
+        try:
+            command(*args, **kwargs)
+        except RegBNError as error:
+            _complain(str(error))
+            raise click.exceptions.Exit(error.exit_code) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}".rstrip(": ")
+            _complain(f"this was not expected: {text}\nRun again with --debug for the traceback.")
+            raise click.exceptions.Exit(_UNEXPECTED) from error
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _complain(text: str) -> None:
+    click.echo(click.style("error: ", fg="red", bold=True) + text, err=True, color=None if _coloured() else False)
+
+
+def _coloured() -> bool:
+    return not os.environ.get("NO_COLOR") and sys.stderr.isatty()
+
+
+def warn(text: str) -> None:
+    """A message that is no error."""
+    click.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """While the model's own code runs, what it prints goes to stderr: stdout is for data."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def write_text(text: str, output: str | None) -> None:
+    """Write plain text to a file, or to stdout where `output` is None or `-`."""
+    if output in (None, "-"):
+        click.echo(text)
+        return
+    try:
+        with open(str(output), "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        raise click.ClickException(f"cannot write {output!r}: {error.strerror or error}") from error
+    warn(f"wrote {output}")
+
+
+def write_views(make: Callable[[int], list[RenderableType]], output: str | None) -> None:
+    """Write rich views: in colour and at full width to a terminal, plain and 80 columns wide to anything else."""
+    if output not in (None, "-") or not sys.stdout.isatty():
+        from .._report.text import plain
+
+        write_text("\n".join(plain(view) for view in make(80)), output)
+        return
+    from rich.console import Console
+
+    from .._report.text import show
+
+    console = Console(highlight=False)
+    for view in make(console.width):
+        show(console, view)

@@ -1,0 +1,162 @@
+"""What a person types, what comes out on which stream, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from regbn_surgery import CaptureError
+
+from ..plan.fakes import inspection
+
+MODEL = "torch.nn:Identity"
+RULES = "version: 1\nrules: [{id: late, match: {kind: concat}, normalize: gray}]\n"
+
+
+class TestInspect:
+    def test_table_on_stdout_and_the_models_own_noise_on_stderr(self, run, library):
+        result = run("inspect", MODEL)
+        assert result.exit_code == 0
+        assert result.stdout.startswith("TwoBranch: 1 fusion point\n")
+        assert "noise" not in result.stdout
+        assert "noise from the model's forward" in result.stderr
+        assert library.asked == [("Identity", None, None)]
+
+    def test_json(self, run, library):
+        result = run("inspect", MODEL, "--format", "json")
+        assert json.loads(result.stdout) == library.found.to_dict()
+
+    def test_modalities_are_grouped_by_name(self, run, library):
+        run("inspect", MODEL, "--modality", "image=a", "--modality", "text=b,c", "--modality", "image=d.e")
+        assert library.asked[0][2] == {"image": ["a", "d.e"], "text": ["b", "c"]}
+
+    @pytest.mark.parametrize("text", ["image", "=x", "image=", "image=,"])
+    def test_a_modality_that_cannot_be_read(self, run, library, text):
+        result = run("inspect", MODEL, "--modality", text)
+        assert result.exit_code == 2
+        assert "write NAME=INPUT" in result.stderr
+
+    def test_output_file(self, run, library, tmp_path):
+        result = run("inspect", MODEL, "--format", "json", "-o", "found.json")
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert json.loads((tmp_path / "found.json").read_text())["schema_version"] == 1
+        assert "wrote found.json" in result.stderr
+
+    def test_output_file_that_cannot_be_written(self, run, library):
+        result = run("inspect", MODEL, "-o", "no/such/folder/x")
+        assert result.exit_code != 0
+        assert "cannot write 'no/such/folder/x'" in result.stderr
+
+    def test_no_fusion_point_is_a_finding(self, run, library):
+        library.found = inspection()
+        result = run("inspect", MODEL)
+        assert result.exit_code == 1
+        assert "no fusion point" in result.stderr
+
+
+class TestErrors:
+    def test_ours_are_one_message_without_traceback(self, run, library):
+        library.error = CaptureError("the forward failed at model.py:7")
+        result = run("inspect", MODEL)
+        assert result.exit_code == 2
+        assert "error: the forward failed at model.py:7" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert result.stdout == ""
+
+    def test_others_point_to_debug(self, run, library):
+        library.error = ZeroDivisionError("x")
+        result = run("inspect", MODEL)
+        assert result.exit_code == 2
+        assert "this was not expected: ZeroDivisionError: x" in result.stderr
+        assert "--debug" in result.stderr
+
+    def test_debug_lets_them_through(self, run, library):
+        library.error = CaptureError("x")
+        assert isinstance(run("inspect", MODEL, "--debug").exception, CaptureError)
+
+    def test_a_model_that_is_not_there(self, run, library):
+        result = run("inspect", "nowhere.py:build")
+        assert result.exit_code == 2
+        assert "does not exist" in result.stderr
+
+
+class TestShow:
+    def test_plan_and_diff(self, run, library, tmp_path):
+        (tmp_path / "r.yaml").write_text(RULES)
+        result = run("show", MODEL, "r.yaml")
+        assert result.exit_code == 0
+        for part in (
+            "1 RegBN module to put in", "regbn_late", "f gray: 96 channels", "g colored: 96 channels",
+            "96×96, 0.04 MiB", "-return torch.cat((a, b), 1)", "+return torch.cat((c, d), 1)",
+        ):  # fmt: skip
+            assert part in result.stdout
+
+    def test_a_preset_by_name(self, run, library):
+        assert "regbn_late" in run("show", MODEL, "late").stdout
+
+    def test_a_rule_that_matches_nothing_is_a_finding(self, run, library, tmp_path):
+        (tmp_path / "r.yaml").write_text(RULES.replace("concat", "scatter"))
+        result = run("show", MODEL, "r.yaml")
+        assert result.exit_code == 1
+        assert "r.yaml:2:20: rule `late` matches no fusion point" in result.stderr
+
+    def test_an_unknown_key_is_told_before_the_model_is_loaded(self, run, library, tmp_path):
+        (tmp_path / "r.yaml").write_text(RULES.replace("kind", "knd"))
+        result = run("show", MODEL, "r.yaml")
+        assert result.exit_code == 2
+        assert "unknown key `knd`; did you mean `kind`?" in result.stderr
+        assert library.asked == []
+
+
+class TestCheck:
+    def test_good(self, run, tmp_path):
+        (tmp_path / "r.yaml").write_text(RULES)
+        result = run("check", "r.yaml")
+        assert (result.exit_code, result.stdout) == (0, "r.yaml: 1 rule (late), no problem found\n")
+
+    def test_bad(self, run, tmp_path):
+        (tmp_path / "r.yaml").write_text("version: 1\nrules: [{id: a}]\n")
+        result = run("check", "r.yaml")
+        assert result.exit_code == 2
+        assert "r.yaml:2:9: rule `a`" in result.stderr
+
+
+class TestStart:
+    @pytest.mark.parametrize("command", [[], ["inspect"], ["show"], ["check"]])
+    def test_help_needs_no_torch_and_is_there_at_once(self, command):
+        code = (
+            "import sys; from regbn_surgery.__main__ import main\n"
+            "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
+        )
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True)
+            times.append(time.perf_counter() - start)
+            assert done.returncode == 0, done.stderr
+            assert "Usage: regbn-surgery" in done.stdout
+        assert min(times) < 0.3 * 3  # 0.3 s on an idle machine; the tests run side by side
+
+    def test_help_has_an_example(self, run):
+        for command in ("inspect", "show", "check"):
+            assert f"Example: regbn-surgery {command}" in run(command, "--help").stdout
+
+    def test_module_and_version(self):
+        done = subprocess.run(
+            [sys.executable, "-m", "regbn_surgery", "--version"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith("regbn-surgery, version ")
+
+    def test_a_terminal_without_unicode_gets_no_traceback(self, tmp_path):
+        (tmp_path / "r×.yaml").write_text(RULES)
+        done = subprocess.run(
+            [sys.executable, "-m", "regbn_surgery", "check", str(tmp_path / "r×.yaml")],
+            capture_output=True,
+            env={"PYTHONIOENCODING": "ascii", "PATH": ""},
+        )
+        assert done.returncode == 0
+        assert b"no problem found" in done.stdout

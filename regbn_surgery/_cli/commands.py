@@ -98,7 +98,7 @@ def show(model: str, rules: str, output: str | None) -> None:
         built, inputs = load_model(model)
         planned = make_plan(built, parsed, inputs)
         hosts = explain(regbnify(built, parsed, inputs)) if planned.sites else ()
-    write_views(lambda width: [plan_view(planned, width), "", *host_views(hosts, width)], output)
+    write_views(lambda width: [plan_view(planned, width), *host_views(hosts)], output)
 
 
 @cli.command(short_help="Check a rules file without a model.", epilog="Example: regbn-surgery check rules.yaml")

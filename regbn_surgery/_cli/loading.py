@@ -6,13 +6,13 @@ import importlib
 import importlib.util
 import os
 import sys
-import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .._errors import RegBNError
 from .._rules.problems import did_you_mean, listing
+from .output import user_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -127,9 +127,5 @@ def _cause(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}".rstrip(": ")
     if isinstance(error, SyntaxError):
         return text
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<") and "site-packages" not in frame.filename and frame.filename != __file__
-    ]
-    return f"{text} ({frames[-1].filename}:{frames[-1].lineno})" if frames else text
+    line = user_line(error)
+    return f"{text} ({line})" if line else text

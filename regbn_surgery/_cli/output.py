@@ -6,6 +6,8 @@ import contextlib
 import functools
 import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+#: Folders whose code is not the user's: this package, and the standard library with all that is installed in it.
+_NOT_THE_USERS = (
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
+    os.path.dirname(os.path.abspath(os.__file__)) + os.sep,
+    *(os.path.abspath(path) + os.sep for path in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))),
+)
 #: A problem that is not ours to explain: a fault in this program or in the model's own code.
 _UNEXPECTED = 2
 
@@ -34,7 +42,7 @@ def debuggable(command: _Command) -> _Command:
         try:
             command(*args, **kwargs)
         except RegBNError as error:
-            _complain(str(error))
+            _complain(str(error) + _origin(error))
             raise click.exceptions.Exit(error.exit_code) from None
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
@@ -44,6 +52,23 @@ def debuggable(command: _Command) -> _Command:
             raise click.exceptions.Exit(_UNEXPECTED) from error
 
     return wrapped  # type: ignore[return-value]
+
+
+def _origin(error: RegBNError) -> str:
+    """Where the model's own code failed, if that is what this error is about."""
+    if error.__cause__ is None or isinstance(error.__cause__, RegBNError):
+        return ""
+    line = user_line(error.__cause__)
+    return f"\n(raised at {line}; --debug shows the traceback)" if line and line not in str(error) else ""
+
+
+def user_line(error: BaseException) -> str | None:
+    """`model.py:12`: the deepest line of a traceback that is neither ours nor an installed library's."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = os.path.abspath(frame.filename)
+        if not frame.filename.startswith("<") and not path.startswith(_NOT_THE_USERS):
+            return f"{frame.filename}:{frame.lineno}"
+    return None
 
 
 def _complain(text: str) -> None:

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from .._types import PlannedSite
 from .shapes import owner_text
-from .tables import sites_table
 
 
 class HostLike(Protocol):
@@ -60,16 +59,21 @@ def _style(line: str) -> str:
     return {"-": "red", "+": "green", "@": "cyan"}.get(line[:1], "")
 
 
-def host_views(hosts: Sequence[HostLike], width: int = 80) -> Iterator[RenderableType]:
-    """For each rewritten host what goes in, how, and what its code becomes."""
+def host_views(hosts: Sequence[HostLike]) -> Iterator[RenderableType]:
+    """For each rewritten host how RegBN gets in, and what its code becomes."""
     for host in hosts:
-        how = _TIERS.get(host.tier, "")
-        head = Text.assemble((owner_text(host.host), "bold"), f" ({host.host_class}), tier {host.tier}: {how}")
         name = owner_text(host.host)
+        head = Text.assemble((name, "bold"), f" ({host.host_class}), tier {host.tier}: {_TIERS.get(host.tier, '')}")
+        calls = [f"\n  {site.name}: {_flow(site)}" for site in host.sites]
+        yield Group("", Text.assemble(head, *calls), "")
         if host.before:
-            code = coloured(unified(host.before, host.after, name))
-        else:
-            code = Text(host.after)
-        yield Group(head, sites_table(host.sites, width), Text(""))
-        yield code
-        yield ""
+            yield coloured(unified(host.before, host.after, name))
+        elif host.after:
+            yield Text(host.after)
+
+
+def _flow(site: PlannedSite) -> str:
+    """Which tensors go through one RegBN: `argument gray, argument colored -> both replaced`."""
+    f, g = site.pair or (site.f.anchor, site.g.anchor)
+    returned = "both are replaced" if site.replace == "both" else "the first is replaced"
+    return f"takes {f} as f and {g} as g; {returned}"

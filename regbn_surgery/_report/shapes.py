@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .._types import Layout, PlannedSite, Reduce, Side
+from .words import count_text
 
 _SPATIAL = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
 _BYTES = 4  # of one float32 of W
@@ -42,7 +43,7 @@ def side_text(side: Side, reduce: Reduce = "flatten") -> str:
     """`gray: 96 channels of 14×14`; `text: 32 channels averaged over 7` where positions are averaged."""
     if side.channels is None:
         return f"{home_text(side.home)}: channels unknown"
-    text = f"{home_text(side.home)}: {side.channels} channels"
+    text = f"{home_text(side.home)}: {count_text(side.channels, 'channel')}"
     if not side.spatial_shape:
         return text
     return f"{text} {'of' if reduce == 'flatten' else 'averaged over'} {shape_text(side.spatial_shape)}"

@@ -67,6 +67,19 @@ class TestErrors:
         assert "Traceback" not in result.stderr
         assert result.stdout == ""
 
+    def test_the_line_of_the_users_own_code_is_named(self, run, library, tmp_path):
+        (tmp_path / "mine.py").write_text("import json\ndef forward():\n    json.loads('{')\n")
+        sys.path.insert(0, str(tmp_path))
+        import mine
+
+        try:
+            mine.forward()
+        except json.JSONDecodeError as cause:
+            library.error = CaptureError("the model could not be run")
+            library.error.__cause__ = cause
+        assert f"(raised at {tmp_path}/mine.py:3; --debug" in run("inspect", MODEL).stderr
+        del sys.modules["mine"]
+
     def test_others_point_to_debug(self, run, library):
         library.error = ZeroDivisionError("x")
         result = run("inspect", MODEL)

@@ -111,14 +111,15 @@ class Host:
     )
 
     def __init__(self, **changes):
-        self.sites = planned().sites[:1]
+        self.sites = [s for s in planned().sites if s.rule == "late"]
         for name, value in changes.items():
             setattr(self, name, value)
 
 
 def test_diff_of_a_host():
     text = "\n".join(plain(view) for view in host_views([Host()]))
-    assert text.startswith("fusion (Fusion), tier 2: its forward is captured as a graph")
+    assert text.startswith("\nfusion (Fusion), tier 2: its forward is captured as a graph")
+    assert "regbn_late: takes an operand as f and an operand as g; the first is replaced" in text
     assert "--- fusion (captured)" in text
     assert "-    cat = torch.cat((a, b), 1)" in text
     assert "+    a1, b1 = self.regbn_late(a, b)" in text

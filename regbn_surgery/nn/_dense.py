@@ -14,7 +14,7 @@ from torch import Tensor
 WORKSPACE = {"cpu": 1 << 20}
 WORKSPACE_ELSEWHERE = 1 << 22
 TILE_COLUMNS = 4096
-SUMMED_AT_ONCE = 1 << 16  # elements whose absolute values are taken in a core's own cache
+SUMMED_AT_ONCE = 1 << 17  # elements whose absolute values are taken in a core's own cache
 
 
 class DenseUpdate:
@@ -38,9 +38,10 @@ class DenseUpdate:
         """`mean |left.T @ right - W|`, 0-dimensional."""
         rows, columns = self.W.shape
         workspace = self.W.new_empty(self.height * self.width)
+        height = max(1, self.height // 2)  # what is not kept is summed sooner, while it is in the cache
         totals = []
-        for top in range(0, self.kept_from, self.height):
-            bottom = min(top + self.height, self.kept_from)
+        for top in range(0, self.kept_from, height):
+            bottom = min(top + height, self.kept_from)
             for start in range(0, columns, self.width):
                 tile = self._difference(workspace, top, bottom, start, min(start + self.width, columns))
                 totals.append(tile.abs_().sum())

@@ -98,7 +98,8 @@ def _analysed(
 ) -> Run:
     axes = compare_batches(trace, large, batches.sizes)
     channels = channel_axes(trace)
-    flow = follow(trace, sources.lineages, axes.axis, axes.varying)
+    batch_axes = {**{uid: dim for uid, (dim, _) in axes.folded.items()}, **axes.axis}
+    flow = follow(trace, sources.lineages, batch_axes, axes.varying)
     layout = functools.cache(lambda uid: layout_of(uid, trace, axes, channels))
     return Run(mode, trace, flow, layout, order)
 

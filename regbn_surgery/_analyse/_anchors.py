@@ -7,6 +7,7 @@ goes to the right one of these.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -145,7 +146,7 @@ class FrameView:
             if not projections and not all(self._sees_through(event) for event in events):
                 break
             projected = projected or bool(projections)
-            if self._is_stream(uid):
+            if self.layout(uid).known and (projected or len(self.trace.tensors[uid].shape) <= 3):
                 best = uid
                 if projected:
                     break  # one projection back is enough
@@ -160,10 +161,33 @@ class FrameView:
                 name = event.op.name if event.op is not None else ""
                 if name in SQUASHES and not squashed:
                     squashed = True
-                elif name not in _TRANSPARENT | _SCALING:
+                elif name not in _TRANSPARENT | _SCALING and not self._only_reshapes(event):
                     return best
             best = uid
         return best
+
+    def before_broadcast(self, start: int) -> int:
+        """For outer sums and products: the tokens before they were stretched against each other."""
+        best = start
+        for uid, events in self.chain((start,)):
+            if not all(self._only_reshapes(event) for event in events):
+                break
+            best = uid
+        return best
+
+    def argument_behind(self, start: int) -> int | None:
+        """The one argument of the owner that all of `start` comes from (the root's are inputs, not branches)."""
+        if self.frame.path == "":
+            return None
+        return next(
+            (uid for uid, _ in self.chain((start,)) if uid in self.arguments and self.trace.tensors[uid].is_float), None
+        )
+
+    def _only_reshapes(self, event: Event) -> bool:
+        if event.op is None or len(event.outputs) != 1 or len(event.inputs) != 1:
+            return False
+        sizes = [_numel(self.trace.tensors[uid].shape) for uid in (event.inputs[0], event.outputs[0])]
+        return event.op.name in _TRANSPARENT | {"__getitem__", "expand"} and sizes[0] == sizes[1]
 
     def before_normalisation(self, start: int) -> int:
         """For similarity heads: the embedding before it is normalised, scaled and transposed."""
@@ -191,10 +215,9 @@ class FrameView:
             return True
         return name in _TRANSPARENT | _SCALING | ax.SPLITS | {"cat", "stack", "__getitem__", "cos", "sin"}
 
-    def _is_stream(self, uid: int) -> bool:
-        layout = self.layout(uid)
-        rank = len(self.trace.tensors[uid].shape)
-        return layout.known and rank in (2, 3)
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return math.prod(shape)
 
 
 def _events(frame: Frame, trace: Trace) -> list[Event]:

@@ -30,6 +30,9 @@ from ._lineage import (
     union,
 )
 
+#: Behind these an operand is still the same data, or a part of it.
+_SEEN_THROUGH = ax.VIEWS | ax.PERMUTES | ax.CASTS | ax.DROPOUTS | ax.SPLITS | {"__getitem__", "narrow", "select"}
+
 
 @dataclass(frozen=True)
 class Met:
@@ -56,6 +59,7 @@ class Meeting:
     gate: int | None = None  # position of the operand that only modulates the others
     real: bool = True  # a concatenation waits until something mixes its parts
     level: str = ""
+    outer: bool = False  # an outer sum or product: each operand is stretched along the other's axes
     more: list[tuple[Op, tuple[Met, ...]]] = field(default_factory=list)  # calls that belong to the same point
 
 
@@ -77,7 +81,7 @@ def follow(
     Args:
         trace: the captured run.
         sources: lineage of each source tensor, by uid.
-        batch_axes: the batch axis of each tensor that has one, by uid.
+        batch_axes: the axis of each tensor that counts samples, folded with something else or not, by uid.
         varying: all axes of each tensor whose size follows the batch size.
     """
     interpreter = _Interpreter(trace, sources, batch_axes, varying)
@@ -203,7 +207,7 @@ class _Interpreter:
         for i, uid in enumerate(op.outputs):
             info = self.trace.tensors[uid]
             if taken is not None:
-                new = taken[i]
+                new = replace(taken[i], parametrised=taken[i].parametrised or lineage.parametrised)
             else:
                 move = ax.movement(op, operand.info.shape, info.shape)
                 new = carry_axes(lineage, move)
@@ -334,7 +338,7 @@ class _Interpreter:
     def _root(self, uid: int) -> int:
         while uid in self.producers:
             op = self.trace.ops[self.producers[uid]]
-            see_through = op.name in ax.VIEWS | ax.PERMUTES | ax.CASTS | ax.DROPOUTS
+            see_through = op.name in _SEEN_THROUGH
             if not see_through or not op.inputs or op.inputs[0] == uid:
                 break
             uid = op.inputs[0]
@@ -427,7 +431,7 @@ class _Interpreter:
         homes = [m.home for m in operands]
         if not incomparable(homes):
             return self._fused(operands, max(homes, key=len))
-        meeting = self._meet(op, "sum" if kind == "sum" else "product", operands, operands[0].home)
+        meeting = self._meet(op, "sum" if kind == "sum" else "product", operands, operands[0].home, outer=True)
         return replace(self._fused(operands, operands[0].home), axes=tuple(axes), scores=meeting)
 
     def _scores_elementwise(self, op: Op, kind: Family, operands: tuple[Met, ...], result: TensorInfo) -> Lineage:

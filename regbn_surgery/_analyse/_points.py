@@ -251,7 +251,7 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
         obstacle = obstacle or reason
         if not take.readers:
             gate = i
-    sides = tuple(_side(run, view, take, event) for take in takes)
+    sides = tuple(_side(run, view, take, event, side) for take, side in zip(takes, pair, strict=True))
     for side in sides:
         if not side.layout.known:
             obstacle = obstacle or f"the layout of {side.anchor} is not known: {'; '.join(side.layout.evidence)}"
@@ -299,6 +299,12 @@ def _take(
         return view.read_only(uids[0]), None
     if meeting.gate is not None and side[0].position == meeting.gate:
         return view.read_only(view.before_squash(uids[0])), None
+    if meeting.kind in ("matmul", "bilinear") and leaf is None:
+        behind = view.argument_behind(uids[0])
+        if behind is not None:
+            return view.take(behind, uids, event), None
+    if meeting.outer:
+        return view.take(view.before_broadcast(uids[0]), uids, event), None
     if meeting.kind == "similarity":
         stream = view.before_normalisation(uids[0])
         readers = tuple((reader.key, position) for reader, position in view.readers[stream])
@@ -344,8 +350,11 @@ def _leaf_arguments(meeting: Meeting, pair: Pair) -> tuple[tuple[str, ...], tupl
     return first, second
 
 
-def _side(run: Run, view: FrameView, take: Take, event: Event) -> Side:
+def _side(run: Run, view: FrameView, take: Take, event: Event, side: tuple[Met, ...]) -> Side:
     info = run.trace.tensors[take.uid]
+    # An operand written to in place has another lineage after the call than it had at it.
+    met = next((met.lineage for met in side if met.info.uid == take.uid), None)
+    home = (met or run.flow.lineages[take.uid]).home
     if take.argument is not None:
         anchor = f"argument `{take.argument}`"
     elif take.uid in event.inputs:
@@ -353,7 +362,7 @@ def _side(run: Run, view: FrameView, take: Take, event: Event) -> Side:
     else:
         anchor = _producer(run, take.uid)
     return Side(
-        home=_ordered(run, run.flow.lineages[take.uid].home),
+        home=_ordered(run, home),
         shape=info.shape,
         dtype=str(info.dtype).removeprefix("torch."),
         layout=run.layout(take.uid),

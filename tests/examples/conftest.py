@@ -18,9 +18,18 @@ def pmr() -> Path:
 @pytest.fixture(scope="session")
 def small_data():
     """120 training and 40 test digits, in their colours."""
+    return first_digits(120, 40)
+
+
+@pytest.fixture(scope="session")
+def tiny_data():
+    """60 training and 20 test digits: one batch in an epoch."""
+    return first_digits(60, 20)
+
+
+def first_digits(train: int, test: int):
     from data import Data, Split, load_data
 
     whole = load_data(seed=0)
-    parts = ((whole.train, 120), (whole.test, 40))
-    train, test = (Split(s.gray[:n], s.colored[:n], s.labels[:n]) for s, n in parts)
-    return Data("a few digits", train, test)
+    parts = ((whole.train, train), (whole.test, test))
+    return Data("a few digits", *(Split(s.gray[:n], s.colored[:n], s.labels[:n]) for s, n in parts))

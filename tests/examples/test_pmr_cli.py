@@ -1,0 +1,175 @@
+"""The command line: the published lines as printed, the comparison, and one clear message for each mistake."""
+
+import csv
+import os
+import shlex
+import subprocess
+import sys
+
+import matplotlib.image
+import PMR
+import pytest
+import torch
+
+PUBLISHED = "--epochs 75 --learning_rate 0.001 --gpu 0 --train --batch_size 50 --optimizer Adam"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, tiny_data):
+    """An empty working folder, few digits, no GPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(PMR, "load_data", lambda seed, mnist, colored: tiny_data)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return tmp_path
+
+
+def call(line: str) -> int:
+    """The exit code of `python PMR.py LINE`."""
+    return PMR.main(shlex.split(line))
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def height_and_width(path):
+    return matplotlib.image.imread(path).shape[:2]
+
+
+@pytest.mark.parametrize(("more", "variant"), [("", "none"), (" --regbn", "early")])
+def test_published_lines(here, capsys, more, variant):
+    assert call(PUBLISHED + more) == 0
+    assert "--gpu 0: no GPU that this torch can use, so it runs on the CPU." in capsys.readouterr().out
+    history = rows(here / "runs" / "seed0" / variant / "history.csv")
+    assert history[-1]["epoch"] == "75"
+    assert len(history) == 75 * 2 * 3
+    assert (here / "runs" / "seed0" / variant / "checkpoint.pt").is_file()
+    assert (here / "runs" / "seed0" / "curves.png").is_file()
+
+
+def test_runs_of_one_seed_are_drawn_side_by_side(here, capsys):
+    assert call("--train --epochs 1") == 0
+    height, width = height_and_width(here / "runs/seed0/curves.png")
+    assert call("--train --epochs 1 --regbn") == 0
+    assert height_and_width(here / "runs/seed0/curves.png")[1] > 1.5 * width
+    capsys.readouterr()
+    assert call("--train --epochs 1 --learning_rate 0.01") == 0
+    assert "early is left out of the plot: it was trained with other settings" in capsys.readouterr().out
+    assert height_and_width(here / "runs/seed0/curves.png") == (height, width)
+
+
+def test_compare(here, capsys):
+    assert call("--compare none early late --seeds 0 1 --epochs 2 --out out") == 0
+    found = rows(here / "out/comparison.csv")
+    assert len(found) == 3 * 2 * 2 * 3  # variants, seeds, splits, modalities
+    assert {(r["variant"], r["seed"]) for r in found} == {(v, s) for v in ("none", "early", "late") for s in "01"}
+    assert {r["epoch"] for r in found} == {"2"}
+    table = (here / "out/comparison.md").read_text()
+    assert table in capsys.readouterr().out
+    lines = table.splitlines()
+    assert lines[0].startswith("| RegBN | test: joint | test: gray | test: colored | train: joint")
+    joint = [
+        100 * float(r["accuracy"])
+        for r in found
+        if (r["variant"], r["split"], r["modality"]) == ("late", "test", "joint")
+    ]
+    mean, deviation = sum(joint) / 2, abs(joint[0] - joint[1]) / 2**0.5
+    assert lines[4].startswith(f"| late | {mean:.1f} ± {deviation:.1f} |")
+    for picture in ("comparison.png", "seed0/curves.png", "seed1/curves.png"):
+        assert height_and_width(here / "out" / picture)[0] > 300
+
+
+def test_compare_takes_up_finished_runs_and_reports_the_epoch_asked_for(here):
+    assert call("--compare none --epochs 3 --out out") == 0
+    before = (here / "out/seed0/none/checkpoint.pt").read_bytes()
+    assert call("--compare none --epochs 2 --out out --resume") == 0
+    assert (here / "out/seed0/none/checkpoint.pt").read_bytes() == before
+    assert {r["epoch"] for r in rows(here / "out/comparison.csv")} == {"2"}
+
+
+def test_quick_trains_with_and_without(here, capsys):
+    assert call("--quick --epochs 1") == 0
+    assert sorted(p.name for p in (here / "runs/seed0").iterdir()) == ["curves.png", "early", "none"]
+    assert f"wrote {os.path.join('runs', 'seed0', 'curves.png')}" in capsys.readouterr().out
+
+
+def test_without_train_the_saved_model_is_tested(here, capsys):
+    assert call("--train --epochs 2") == 0
+    last = rows(here / "runs/seed0/none/history.csv")[-3:]
+    capsys.readouterr()
+    assert call("") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[2:4] for line in printed[-3:]] == [[r["split"], r["modality"]] for r in last]
+    assert [line.split()[-1] for line in printed[-3:]] == [f"{float(r['accuracy']):.1%}" for r in last]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("", "there is no checkpoint at runs/seed0/none/checkpoint.pt. Train first"),
+        ("--train --resume", "there is no checkpoint at"),
+        ("--train --regbn absent.yaml", "no rules 'absent.yaml'"),
+        ("--train --device cuda", "device 'cuda' cannot be used"),
+        ("--train --device nonsense", "device 'nonsense' cannot be used"),
+        ("--train --device meta", "device 'meta' cannot be used"),
+        ("--train --seeds 0 1", "--seeds goes with --compare"),
+        ("--compare none --regbn", "--regbn is for one run"),
+        ("--train --batch_size 400", "--batch_size 400: must be from 2"),
+    ],
+)
+def test_mistakes(here, capsys, line, says):
+    assert call(line) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert says in error
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--train --epochs 0", "must be at least 1, not 0"),
+        ("--train --epochs many", "invalid whole number value: 'many'"),
+        ("--train --batch_size 1", "must be at least 2"),
+        ("--train --learning_rate -1", "must be greater than 0"),
+        ("--train --learning_rate nan", "must be greater than 0"),
+        ("--train --optimizer Adm", "invalid choice: 'Adm'"),
+        ("--train --gpu 0 --device cpu", "not allowed with argument"),
+        ("--train --quick", "not allowed with argument"),
+    ],
+)
+def test_mistakes_in_the_arguments(here, capsys, line, says):
+    with pytest.raises(SystemExit) as stop:
+        call(line)
+    assert stop.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_rules_that_cannot_be_used(here, capsys):
+    (here / "odd.yaml").write_text("version: 1\nrulez: []\n")
+    assert call("--train --regbn odd.yaml") == 2
+    assert "odd.yaml" in capsys.readouterr().err
+    (here / "unmatched.yaml").write_text("version: 1\nrules:\n  - {id: a, match: {kind: attention}, normalize: gray}\n")
+    assert call("--train --regbn unmatched.yaml") == 1
+    assert "matches no fusion point" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+def test_interrupting_says_how_to_go_on(here, capsys, monkeypatch):
+    def stops(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.Run.train", stops)
+    assert call("--train") == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--mnist", "absent"], ["--colored", "absent.npy"]])
+def test_as_a_program(pmr, tmp_path, arguments):
+    """From a shell inside the folder of the example, as printed: one message, exit code 2, no traceback."""
+    command = [sys.executable, str(pmr / "PMR.py"), "--train", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "absent" in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1

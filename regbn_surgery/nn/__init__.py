@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from .options import RegBNOptions
 
 if TYPE_CHECKING:
-    from .regbn import RegBN
+    from .regbn import RegBN, convert_sync_regbn
 
-_HOME = {"RegBN": ".regbn"}
+_HOME = {"RegBN": ".regbn", "convert_sync_regbn": ".regbn"}
 
-__all__ = ["RegBN", "RegBNOptions"]
+__all__ = ["RegBN", "RegBNOptions", "convert_sync_regbn"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ._linalg import accumulation_dtype
+from ._ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and biased variance [C] of a batch, and how many values per channel they were taken from."""
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor | float
 
 
 def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
@@ -58,22 +71,45 @@ class ChannelNorm(nn.Module):
         """`training` overrides the module's own mode; statistics are not updated here (see `track`)."""
         return self.normalize(input, training)[0]
 
-    def normalize(self, x: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The normalised x, and the mean and the biased variance [C] that it was normalised with."""
+    def normalize(
+        self, x: Tensor, training: bool | None = None, ranks: Ranks | None = None
+    ) -> tuple[Tensor, Moments | None]:
+        """The normalised x, and in training the moments that it was normalised with (of all `ranks` together)."""
         weight, bias = _like(self.weight, x), _like(self.bias, x)
-        if self.training if training is None else training:
-            y, mean, inverse_std = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, self.eps)
-            return y, mean, inverse_std.square().reciprocal() - self.eps
-        mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps), mean, var
+        if not (self.training if training is None else training):
+            mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
+            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps), None
+        if ranks is not None:
+            return self._normalize_joined(x, weight, bias, ranks)
+        y, mean, inverse_std = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, self.eps)
+        var = inverse_std.detach().square().reciprocal() - self.eps
+        return y, Moments(mean.detach(), var, float(x.numel() // x.shape[1]))
+
+    def _normalize_joined(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, ranks: Ranks
+    ) -> tuple[Tensor, Moments]:
+        flat = x.transpose(0, 1).flatten(1)
+        wide = flat.to(accumulation_dtype(x.device))
+        count = wide.new_full((1,), float(flat.shape[1]))
+        sums = ranks.sum(torch.cat([wide.sum(1), wide.square().sum(1), count]))
+        total, squares, count = sums[: len(flat)], sums[len(flat) : -1], sums[-1].detach()
+        mean = total / count
+        var = (squares / count - mean.square()).clamp_min(0.0)
+        scale = (var + self.eps).rsqrt()
+        if weight is not None:
+            scale = scale * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        y = x * scale.to(x.dtype).view(shape) + shift.to(x.dtype).view(shape)
+        return y, Moments(mean.detach(), var.detach(), count)
 
     @torch.no_grad()
-    def track(self, mean: Tensor, var: Tensor, count: int, finite: Tensor) -> None:
-        """Move the running statistics towards those of a batch with `count` values per channel, if `finite`."""
-        unbiased = var * (count / max(count - 1, 1))
-        for running, seen in ((self.running_mean, mean), (self.running_var, unbiased)):
-            step = torch.where(finite, self.momentum * (seen.to(running.dtype) - running), 0.0)
-            running.add_(step)
+    def track(self, seen: Moments, finite: Tensor) -> None:
+        """Move the running statistics towards those of a batch, if `finite`."""
+        count = seen.count
+        unbiased = seen.var * (count / (count - 1.0)) if not isinstance(count, float) or count > 1 else seen.var
+        for running, new in ((self.running_mean, seen.mean), (self.running_var, unbiased)):
+            running.add_(torch.where(finite, self.momentum * (new.to(running.dtype) - running), 0.0))
         self.num_batches_tracked.add_(finite)
 
     def extra_repr(self) -> str:

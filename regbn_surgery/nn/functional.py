@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ._linalg import cross_gram, gram, with_inverse_gradient
 from ._multiplier import Ridge, attach_gradient, solve_by_eigenvectors, solve_by_inverses
+from ._ranks import Ranks
 from ._threshold import thresholded_inverse
 from .options import Constraint, LambdaGrad
 
@@ -46,10 +47,18 @@ def dual(G: Tensor, F: Tensor, problem: Problem, multiplier: Tensor | None = Non
     return inverse, K, solution
 
 
-def primal(G: Tensor, F: Tensor, problem: Problem, multiplier: Tensor | None = None) -> tuple[Tensor, Ridge]:
-    """Solve in the features of g: `(W, solution)` with W = (G^T G + lambda I)^-1 G^T F, [m, n], with gradient."""
+def primal(
+    G: Tensor, F: Tensor, problem: Problem, multiplier: Tensor | None = None, ranks: Ranks | None = None
+) -> tuple[Tensor, Ridge]:
+    """Solve in the features of g: `(W, solution)` with W = (G^T G + lambda I)^-1 G^T F, [m, n], with gradient.
+
+    With `ranks` G and F are this rank's rows of the joined batch.
+    """
     S = gram(G.mT)
     Q = G.mT @ F
+    if ranks is not None:
+        sums = ranks.sum(torch.cat([S, Q.to(S.dtype)], dim=1))
+        S, Q = sums[:, : len(S)], sums[:, len(S) :].to(F.dtype)
     moment = gram(Q) if problem.constraint == "frobenius" else None
     inverse, solution = _regularised_inverse(S, moment, problem, multiplier)
     W = _with_value(inverse.to(F.dtype) @ Q, solution.spanned.to(F.dtype) @ Q)
@@ -66,7 +75,7 @@ def projection(G: Tensor, F: Tensor, problem: Problem, multiplier: Tensor | None
 
 def subtract_dual(f: Tensor, g: Tensor, G: Tensor, F: Tensor, inverse: Tensor, K: Tensor) -> Tensor:
     """`f - g W` in the dual form, without ever forming W: `f - (g G^T R) F`; `g` may be `G` itself."""
-    cross = K if g is G else cross_gram(g, G)
+    cross = K if g is G else cross_gram(g, G)  # only this rank's rows where the fit is joined
     return torch.addmm(f, (cross @ inverse).to(f.dtype), F, alpha=-1.0)
 
 

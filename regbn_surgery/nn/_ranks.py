@@ -1,0 +1,89 @@
+"""Statistics over the joined batch of all ranks of `torch.distributed`, with gradient, as SyncBatchNorm has them.
+
+Every rank's backward pass must run, since each all-reduces the gradients that the others owe to its samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+from .._errors import RegBNShapeError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks that join their batches; `group` None is the default group."""
+
+    group: ProcessGroup | None
+
+    @property
+    def size(self) -> int:
+        return dist.get_world_size(self.group)
+
+    def batch_sizes(self, own: int, device: torch.device) -> list[int]:
+        """The batch size of every rank, in order. Raises where the joined batch is below 2."""
+        sizes = torch.zeros(self.size, dtype=torch.long, device=device)
+        sizes[dist.get_rank(self.group)] = own
+        dist.all_reduce(sizes, group=self.group)
+        found = cast("list[int]", sizes.tolist())
+        if sum(found) < 2:
+            raise RegBNShapeError(
+                f"RegBN expects more than 1 sample over all ranks in training; found {found} on the {self.size} ranks"
+            )
+        return found
+
+    def join_rows(self, rows: Tensor, sizes: list[int]) -> Tensor:
+        """[own, k] -> [sum(sizes), k], the ranks' rows in order: one all-gather, and one all-reduce backward."""
+        return cast(Tensor, _JoinRows.apply(rows, sizes, self.group))  # type: ignore[no-untyped-call]
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of every rank's `x`: one all-reduce, and one backward."""
+        return cast(Tensor, _Sum.apply(x, self.group))  # type: ignore[no-untyped-call]
+
+
+def joined(sync: bool, group: ProcessGroup | None) -> Ranks | None:
+    """The ranks to join with, or None where there is nothing to join."""
+    if not (sync and dist.is_available() and dist.is_initialized()):
+        return None
+    ranks = Ranks(group)
+    return ranks if ranks.size > 1 else None
+
+
+class _Sum(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        total = x.contiguous().clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return cast(Tensor, _Sum.apply(grad, ctx.group)), None  # type: ignore[no-untyped-call]
+
+
+class _JoinRows(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: list[int], group: ProcessGroup | None) -> Tensor:
+        rank = dist.get_rank(group)
+        ctx.group, ctx.start, ctx.stop = group, sum(sizes[:rank]), sum(sizes[: rank + 1])
+        longest = max(sizes)
+        padded = rows.new_zeros((longest, rows.shape[1]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=group)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        total = cast(Tensor, _Sum.apply(grad, ctx.group))  # type: ignore[no-untyped-call]
+        return total[ctx.start : ctx.stop], None, None

@@ -39,9 +39,18 @@ def call(model: nn.Module, example: Any) -> Any:
     return model(*example.args, **example.kwargs)
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy that can be trained: torch gives copies of scripted modules parameters that are no leaves."""
+    with torch.no_grad():
+        twin = copy.deepcopy(model)
+    for old, new in zip(model.parameters(), twin.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+    return twin
+
+
 def run(model: nn.Module, example: Any, *, train: bool) -> list[torch.Tensor]:
     """The output tensors of one seeded call on copies, so that neither the model nor the inputs change."""
-    model, example = copy.deepcopy(model), copy.deepcopy(example)
+    model, example = copied(model), copy.deepcopy(example)
     model.train(train)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(SEED)

@@ -150,12 +150,11 @@ CASES = (
         build=GMUClassifier,
         inputs=lambda batch: (torch.randn(batch, 3, 8, 8), tokens(batch, 5, vocabulary=40)),
         modalities={"image": ["image"], "text": ["text"]},
-        # The gate already holds both, and so do both products: their sum is a re-meeting.
+        # The gate holds both, but leaves what it scales its home: what is summed is still image and text.
         points=(
             point("unit", "concat", flat(side("image", 8), side("text", 6)), level="middle"),
-            point("unit", "sum", meets=("image+text",), level="remeeting", selected=False, sites_known=False),
+            point("unit", "sum", flat(side("image", 10), side("text", 10))),
         ),
-        rules=({"id": "gate", "match": {"kind": "concat"}, "normalize": "image"},),
         normalize="image",
     ),
     ZooCase(

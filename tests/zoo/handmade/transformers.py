@@ -226,6 +226,9 @@ CASES = (
             point("layers.1", "sum", pooled(side("audio", 8), side("video", 8)), level="late"),
         ),
         normalize="audio",
+        pending=dict.fromkeys(
+            ("points", "levels", "sites", "surgery"), "tokens keep their own homes through self-attention over both"
+        ),
     ),
     ZooCase(
         name="joint_perceiver",
@@ -249,10 +252,8 @@ CASES = (
         build=CaptionDecoder,
         inputs=lambda batch: (torch.randn(batch, 3, 8, 8), tokens(batch, 5, vocabulary=40)),
         modalities={"image": ["image"], "text": ["text"]},
-        points=tuple(
-            point(f"decoder.layers.{layer}", "attention", pooled(side("text", 16), side("image", 16)), level=level)
-            for layer, level in enumerate(("middle", "late"))
-        ),
+        # torch's transformers are leaves: the root calls one, and both streams enter it there.
+        points=(point("", "attention", pooled(side("text", 16), side("image", 16))),),
         normalize="text",
         against="image",
     ),
@@ -263,5 +264,6 @@ CASES = (
         modalities={"image": ["image"], "text": ["text"]},
         points=(point("", "scatter", pooled(side("text", 12), side("image", 12))),),
         normalize="text",
+        pending={"surgery": "RegBN at a scatter is not built yet"},
     ),
 )

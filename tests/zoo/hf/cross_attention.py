@@ -138,7 +138,11 @@ def mllama() -> nn.Module:
         "supported_aspect_ratios": [[1, 1]],
     }
     config = MllamaConfig(vision_config=vision, text_config=text, image_token_index=99)
-    return MllamaForConditionalGeneration(config)
+    model = MllamaForConditionalGeneration(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("cross_attn_attn_gate", "cross_attn_mlp_gate")):
+            nn.init.constant_(parameter, 0.5)  # they start at 0, where nothing of the image would get through
+    return model
 
 
 def pix2struct() -> nn.Module:

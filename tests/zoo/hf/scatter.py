@@ -17,6 +17,9 @@ PATCHES = 16
 DECODER = {**TEXT, **SPECIAL, "num_key_value_heads": 4}
 
 
+PENDING = {"surgery": "RegBN at a scatter is not built yet"}
+
+
 def text_with_placeholders(batch: int, count: int) -> torch.Tensor:
     """Six words, with `count` placeholders after the first."""
     ids = tokens(batch, 6 + count, vocabulary=90)
@@ -187,6 +190,7 @@ CASES = (
         points=scatter_point("model"),
         normalize="text",
         against="image",
+        pending=PENDING,
     ),
     ZooCase(
         name="hf_paligemma",
@@ -196,6 +200,7 @@ CASES = (
         points=scatter_point("model"),
         normalize="text",
         against="image",
+        pending=PENDING,
     ),
     ZooCase(
         name="hf_blip2",
@@ -206,6 +211,7 @@ CASES = (
         points=scatter_point(""),
         normalize="text",
         against="image",
+        pending=PENDING,
     ),
     ZooCase(
         name="hf_idefics2",
@@ -215,6 +221,7 @@ CASES = (
         points=scatter_point("model"),
         normalize="text",
         against="image",
+        pending=PENDING,
     ),
     ZooCase(
         name="hf_smolvlm",
@@ -224,6 +231,7 @@ CASES = (
         points=scatter_point("model"),
         normalize="text",
         against="image",
+        pending=PENDING,
     ),
     ZooCase(
         name="hf_qwen2_audio",
@@ -233,5 +241,6 @@ CASES = (
         points=scatter_point("model", source="audio"),
         normalize="text",
         against="audio",
+        pending={**PENDING, "sites": "the channel axis is lost where a boolean mask picks rows"},
     ),
 )

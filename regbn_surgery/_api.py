@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,11 +12,10 @@ from torch import nn
 from ._analyse import Analysis, analyse
 from ._errors import PlanError, RegBNError, RewriteError
 from ._inputs import InputsLike, find_inputs, make_batches, named_tensors
-from ._pairs import input_pair
 from ._plan import decide
 from ._rewrite import perform, refuse_second, undo
 from ._rules import Rules
-from ._types import Inspection, Plan
+from ._types import Inspection, Plan, Side
 
 RulesLike = Rules | str | os.PathLike[str] | Mapping[str, Any]
 
@@ -115,7 +113,12 @@ def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) 
     batches = make_batches(model, find_inputs(model, example_inputs, rules.inputs))
     names = tuple(name for name, _ in named_tensors(model, batches.small))
     analysis = analyse(model, batches, rules.resolve_modalities(names) if rules.modalities else None)
-    return decide(rules, analysis.inspection, partial(input_pair, analysis.inspection)), analysis
+
+    def resolve(f: str, g: str) -> tuple[str, Side, Side]:
+        pair = analysis.pair(f, g)
+        return pair.host, pair.f, pair.g
+
+    return decide(rules, analysis.inspection, resolve), analysis
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from .._state import preserved, seeded
 from .._types import FusionPoint, InputTensor, Inspection
 from ._flow import follow
 from ._layouts import channel_axes, compare_batches, layout_of
+from ._pairs import Pair, resolve_pair
 from ._points import Found, Recipe, Run, find_points
 from ._sources import Sources, find_sources, matches_input
 
@@ -29,6 +30,11 @@ class Analysis:
     inspection: Inspection
     recipes: Mapping[tuple[str, int], Recipe]  # by point id and index of the site
     batches: Batches
+    runs: tuple[Run, ...]
+
+    def pair(self, f: str, g: str) -> Pair:
+        """The two places of a pair rule; see `resolve_pair`."""
+        return resolve_pair(self.runs[0], f, g)
 
 
 def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Sequence[str]] | None = None) -> Analysis:
@@ -58,7 +64,7 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Sequenc
         notes=(*batches.notes, *_notes(runs, sources, found)),
     )
     recipes = {(f.point.id, i): recipe for f in found for i, recipe in enumerate(f.recipes)}
-    return Analysis(inspection, recipes, batches)
+    return Analysis(inspection, recipes, batches, tuple(runs))
 
 
 def run_model(model: nn.Module, inputs: Inputs, *, training: bool) -> Trace:

@@ -280,7 +280,7 @@ def _index_map(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> AxisM
         return _same_axes(shape)
     entries = index_entries(op, len(shape))
     if entries is None:
-        return _same_axes(shape) if len(shape) == len(result) else None
+        return _tensor_index_map(op, shape, result)
     source: list[tuple[int, ...]] = []
     axis = 0
     for entry in entries:
@@ -291,6 +291,19 @@ def _index_map(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> AxisM
             source.append((axis,))
         axis += 1
     return tuple(source)
+
+
+def _tensor_index_map(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> AxisMap | None:
+    """`x[mask]` joins the leading axes that the mask has; `x[ids]` puts the axes of the ids in place of the first."""
+    if len(shape) == len(result):
+        return _same_axes(shape)
+    if not isinstance(op.args[1], TensorRef):
+        return None
+    joined = len(shape) - len(result) + 1
+    if joined > 1:
+        return (tuple(range(joined)), *((i,) for i in range(joined, len(shape))))
+    new = len(result) - len(shape) + 1
+    return (*(() for _ in range(new)), *((i,) for i in range(1, len(shape))))
 
 
 def _same_axes(shape: tuple[int, ...]) -> AxisMap:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.fx
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
 from .. import _tree
@@ -34,7 +35,7 @@ from ._watch import watched
 LeafRule = Callable[[nn.Module, str], bool]
 _CONSTANTS = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.layout,
               torch.memory_format, range)  # fmt: skip
-_TRAITS = ("batch_first", "num_features", "normalized_shape", "in_channels", "out_channels", "in_features",
+_TRAITS = ("num_features", "normalized_shape", "in_channels", "out_channels", "in_features",
            "out_features", "embedding_dim", "p", "hidden_size", "embed_dim")  # fmt: skip
 
 
@@ -122,6 +123,10 @@ class Recorder:
             return
         self._nodes[id(value)] = node
         self._alive.append(value)
+        if isinstance(value, PackedSequence):
+            for field in ("data", "batch_sizes", "sorted_indices", "unsorted_indices"):
+                if getattr(value, field) is not None:
+                    self.bind(getattr(value, field), self.graph.call_function(getattr, (node, field)))
         if isinstance(value, torch.Tensor):
             self.uid(value)
             memory = _memory(value)
@@ -153,6 +158,8 @@ class Recorder:
             return self._nodes[id(value)]
         if isinstance(value, _CONSTANTS):
             return value
+        if isinstance(value, PackedSequence):
+            return self.graph.call_function(PackedSequence, tuple(self.argument(field) for field in value))
         if type(value) is slice:
             return slice(*(self.argument(x) for x in (value.start, value.stop, value.step)))
         children = _tree.items(value)
@@ -266,6 +273,9 @@ class Recorder:
         node = self.graph.create_node("call_module", path, *inputs)
         self._impure.add(node)  # a module may keep state: batch statistics, random numbers, a cache
         traits = {name: getattr(module, name) for name in _TRAITS if hasattr(module, name)}
+        flags = [m.batch_first for m in module.modules() if isinstance(getattr(m, "batch_first", None), bool)]
+        if flags:  # torch's transformer layers keep the flag in their attention
+            traits["batch_first"] = flags[0]
         traits["parametrised"] = next(module.parameters(), None) is not None
         self._record(
             node,

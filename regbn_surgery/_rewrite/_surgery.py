@@ -158,8 +158,10 @@ def _code(surgery: HostSurgery) -> tuple[str, str]:
 
 
 def _operation(planned: PlannedSite, analysis: Analysis, hoisting: bool) -> Operation:
-    if planned.point is None or planned.site is None:
-        return Operation(planned, None, 1, planned.host)
+    if planned.pair is not None:
+        pair = analysis.pair(*planned.pair)
+        return Operation(planned, pair.recipe, 1 if pair.recipe is None else 2, pair.host)
+    assert planned.site is not None, "a planned site is at a point or at a pair"
     point = next(p for p in analysis.inspection.fusion_points if p.id == planned.point)
     recipe = analysis.recipes[(point.id, point.sites.index(planned.site))]
     if hoisting and recipe.leaf is not None:
@@ -182,7 +184,8 @@ def _is_hoistable(recipe: Recipe, kind: str, planned: PlannedSite) -> bool:
 
 def _orient(recipe: Recipe, planned: PlannedSite) -> tuple[int, int]:
     """Which side of the recipe is f and which is g."""
-    assert planned.site is not None
+    if planned.site is None:
+        return 0, 1
     f = 0 if planned.site.sides[0] == planned.f else 1
     return f, 1 - f
 
@@ -231,7 +234,7 @@ def _roles(model: nn.Module, members: list[Operation]) -> Roles | None:
 def _spec(operation: Operation) -> HoistSpec:
     planned, recipe = operation.planned, operation.recipe
     if recipe is None:
-        assert planned.pair is not None, "a planned site is at a point or at a pair"
+        assert planned.pair is not None, "only pairs of inputs have no recipe"
         f, g = (reference.removeprefix("input:") for reference in planned.pair)
         return HoistSpec(planned.name, (f,), (g,), _replaces_g(planned))
     i, j = _orient(recipe, planned)

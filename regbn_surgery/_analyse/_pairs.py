@@ -1,0 +1,122 @@
+"""Pairs that the rules name by their place in the model: `input:gray`, `module:audio.layer3`."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from .._errors import PlanError
+from .._types import Side
+from ._anchors import FrameView, Take
+from ._points import Recipe, Run
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair of places, resolved: the host, the two sides, and for hosts other than argument hooks the recipe."""
+
+    host: str
+    f: Side
+    g: Side
+    recipe: Recipe | None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A tensor and the frame in whose own calls it can be taken."""
+
+    frame: int
+    uid: int
+    words: str
+    is_input: bool
+
+
+def resolve_pair(run: Run, f: str, g: str) -> Pair:
+    """Find both places in a run.
+
+    Raises:
+        PlanError: for a reference that is not understood or names nothing, and for two places that are not seen
+            from one module's forward.
+    """
+    first, second = _place(run, f), _place(run, g)
+    if first.is_input and second.is_input:
+        return Pair("", _side(run, first), _side(run, second), None)
+    if first.frame != second.frame:
+        frames = run.trace.frames
+        hosts = " and ".join(
+            f"{place.words} is called by {frames[place.frame].class_name} at `{frames[place.frame].path}`"
+            for place in (first, second)
+        )
+        raise PlanError(
+            f"pair: {f!r} and {g!r} are not seen from one forward ({hosts}). Name two modules that the same module "
+            "calls, or match the fusion point instead; pairs across different callers are not supported yet."
+        )
+    frame = run.trace.frames[first.frame]
+    view = FrameView(frame, run.trace, run.flow, run.layout)
+    takes = _take(view, first, f), _take(view, second, g)
+    recipe = Recipe(
+        owner=frame.path,
+        key=takes[0].at[0],
+        takes=takes,
+        leaf=None,
+        leaf_arguments=None,
+        role=0,
+        cycle=None,
+        caller="",
+        mask=None,
+        mask_side=1,
+        whole_input=(False, False),
+    )
+    return Pair(frame.path, _side(run, first), _side(run, second), recipe)
+
+
+def _place(run: Run, reference: str) -> _Place:
+    kind, _, name = reference.partition(":")
+    if kind == "input" and name:
+        return _input(run, name)
+    if kind == "module" and name:
+        return _module(run, name)
+    raise PlanError(f"pair: {reference!r} is not understood; write input:NAME or module:PATH")
+
+
+def _input(run: Run, name: str) -> _Place:
+    uids = dict(run.trace.inputs)
+    if name not in uids:
+        raise PlanError(f"pair: there is no input {name!r}; {_choices(name, list(uids), 'the inputs are')}")
+    info = run.trace.tensors[uids[name]]
+    if not info.is_float:
+        kind = str(info.dtype).removeprefix("torch.")
+        raise PlanError(f"pair: input {name!r} holds {kind} values; RegBN normalises floating-point features")
+    return _Place(0, uids[name], f"input `{name}`", True)
+
+
+def _module(run: Run, path: str) -> _Place:
+    trace = run.trace
+    for op in trace.ops:
+        if op.module == path and op.outputs:
+            return _Place(op.frame, op.outputs[0], f"module `{path}`", False)
+    for frame in trace.frames:
+        if frame.path == path and frame.parent is not None and frame.outputs:
+            return _Place(frame.parent, frame.outputs[0], f"module `{path}`", False)
+    called = [op.module for op in trace.ops if op.module] + [frame.path for frame in trace.frames if frame.path]
+    raise PlanError(f"pair: no module {path!r} is called; {_choices(path, called, 'some that are:')}")
+
+
+def _choices(name: str, names: list[str], lead: str) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{lead} {', '.join(map(repr, names[:12]))}.{hint}"
+
+
+def _side(run: Run, place: _Place) -> Side:
+    info = run.trace.tensors[place.uid]
+    lineage = run.flow.lineages.get(place.uid)
+    home = tuple(name for name in run.order if lineage is not None and name in lineage.home)
+    return Side(home, info.shape, str(info.dtype).removeprefix("torch."), run.layout(place.uid), place.words)
+
+
+def _take(view: FrameView, place: _Place, reference: str) -> Take:
+    readers = tuple((event.key, position) for event, position in view.readers.get(place.uid, ()))
+    if not readers:
+        raise PlanError(f"pair: nothing in the forward of `{view.frame.path}` reads {reference!r}")
+    return Take(place.uid, readers[0], readers, view.arguments.get(place.uid))

@@ -11,7 +11,7 @@ TESTS ?= tests
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 MODEL := examples/pmr/model.py:factory
 RULES := examples/pmr/rules/late.yaml
 
@@ -27,8 +27,8 @@ demo: $(VENV)/.for-demo
 	@$(BIN)/regbn-surgery inspect $(MODEL)
 	@echo; echo "== What would the rules change?  (regbn-surgery show $(MODEL) $(RULES))"
 	@$(BIN)/regbn-surgery show $(MODEL) $(RULES)
-	@echo; echo "== Training with and without RegBN  (python examples/pmr/PMR.py --quick)"
-	@$(BIN)/python examples/pmr/PMR.py --quick
+	@echo; echo "== Training with and without RegBN  (python examples/pmr/PMR.py --quick --epochs 3)"
+	@$(BIN)/python examples/pmr/PMR.py --quick --epochs 3
 
 test: $(VENV)/.for-development
 	@$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)

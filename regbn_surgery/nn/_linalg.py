@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-#: Columns converted to float64 at a time: keeps the copy small beside a feature map of any size.
-CHUNK = 1 << 14
+#: Columns converted to float64 at a time, where there are more than can be converted at once: the copy stays in the
+#: cache, and small beside a feature map of any size.
+CHUNK = 1 << 11
+AT_ONCE = 1 << 13
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
@@ -24,14 +26,13 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b.T` in the accumulation dtype, [p, k] x [q, k] -> [p, q]."""
     wide = accumulation_dtype(a.device)
-    total = None
+    if a.shape[-1] <= AT_ONCE:
+        whole = a.to(wide)
+        return whole @ (whole if a is b else b.to(wide)).mT
+    total = a.new_zeros((a.shape[0], b.shape[0]), dtype=wide)
     for left, right in zip(torch.split(a, CHUNK, -1), torch.split(b, CHUNK, -1), strict=True):
         wide_left = left.to(wide)
-        wide_right = wide_left if left is right else right.to(wide)
-        part = wide_left @ wide_right.mT
-        total = part if total is None else total + part
-    if total is None:  # no columns at all
-        return a.new_zeros((a.shape[0], b.shape[0]), dtype=wide)
+        total.addmm_(wide_left, (wide_left if a is b else right.to(wide)).mT)
     return total
 
 
@@ -60,10 +61,6 @@ class _Gram(Function):
 
     @staticmethod
     def forward(a: Tensor) -> Tensor:
-        wide = accumulation_dtype(a.device)
-        if a.shape[-1] <= CHUNK:
-            whole = a.to(wide)
-            return whole @ whole.mT
         return _product(a, a)
 
     @staticmethod

@@ -70,6 +70,13 @@ def projection(G: Array, F: Array, lam: float, size: int, **thresholds: float) -
     return (V * (replaced / (replaced**2 + lam))) @ (U.T @ F)
 
 
+def clear_of_zero_level(G: Array, size: int) -> bool:
+    """No singular value lies where rounding decides whether it counts as zero."""
+    sigma = np.linalg.svd(G, compute_uv=False) ** 2
+    level = size * EPS32 * sigma[0]
+    return not ((sigma > 1e-6 * level) & (sigma < 10 * level)).any()
+
+
 class Oracle:
     """Steps of RegBN with the running projection, for the options `normalize_input` and `normalize_output`."""
 

@@ -40,13 +40,6 @@ shapes = st.tuples(
 )
 
 
-def clear_of_zero_level(G: np.ndarray, size: int) -> bool:
-    """No singular value lies where rounding decides whether it counts as zero."""
-    sigma = np.linalg.svd(G, compute_uv=False) ** 2
-    level = size * EPS32 * sigma[0]
-    return not ((sigma > 1e-6 * level) & (sigma < 10 * level)).any()
-
-
 @pytest.mark.parametrize("form", ["dual", "primal"])
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @settings(max_examples=60, deadline=None)
@@ -54,7 +47,7 @@ def clear_of_zero_level(G: np.ndarray, size: int) -> bool:
 def test_fit_against_the_oracle(constraint: str, form: str, shape: tuple) -> None:
     G, F = features(*shape)
     size = len(G) if form == "dual" else G.shape[1]
-    assume(not G.any() or clear_of_zero_level(G, size))
+    assume(not G.any() or oracle.clear_of_zero_level(G, size))
     want_lam, active = oracle.multiplier(G, F, constraint, size)
     problem = Problem(constraint)
     tensors = torch.from_numpy(G), torch.from_numpy(F)
@@ -123,7 +116,7 @@ def test_inverses_find_what_eigenvectors_find(constraint: str, shape: tuple) -> 
     G, F = features(*shape)
     K = torch.from_numpy(G @ G.T)
     T = K @ torch.from_numpy(F @ F.T)
-    assume(not G.any() or clear_of_zero_level(G, len(G)))
+    assume(not G.any() or oracle.clear_of_zero_level(G, len(G)))
     ours = solve_by_inverses(K, T, constraint, EPS32)
     theirs = solve_by_eigenvectors(K, T, constraint, EPS32)
     if bool(theirs.active) and float(theirs.multiplier) > 10 * len(G) * EPS32 * float(K.diagonal().sum()):

@@ -149,6 +149,9 @@ def dtype(code: bytes, state: bytes = b"NNN") -> bytes:
         (ARRAY + b"(K\x01(K\x09t" + dtype(b"u1") + b"\x89C\x08AAAAAAAAtb.", "8 bytes for an array"),
         (ARRAY + b"(K\x01(J\xff\xff\xff\xfft" + dtype(b"u1") + b"\x89C\x01Atb.", "impossible shape"),
         (ARRAY + b"(K\x01(K\x01tN\x89C\x01Atb.", "without a dtype"),
+        (b"K\x01r\xff\xff\xff\x7f.", "memo number out of order"),  # believed, it is a memo of 16 GiB
+        (b"\x82\x01.", "the instruction EXT1"),
+        (b"K\x01\x85c__builtin__\nlist\n\x81.", "the instruction NEWOBJ"),
         (ARRAY + b"(K\x01(K\x01t" + dtype(b"u1") + b"\x89K\x01tb.", "with a int"),
     ],
 )

@@ -155,6 +155,13 @@ def test_whole_batches_only_and_all_digits_in_turn(small_data, tmp_path):
     assert not torch.equal(epochs[0], epochs[1])
 
 
+def test_a_model_that_comes_in_evaluation_mode_is_trained_all_the_same(small_data, tmp_path):
+    run = new_run(small_data, tmp_path, settings=replace(SETTINGS, epochs=1))
+    run.model.eval()
+    run.train()
+    assert run.model.gray_branch[1].num_batches_tracked == run.steps_per_epoch
+
+
 def test_history_survives_its_csv(small_data, tmp_path):
     run = new_run(small_data, tmp_path)
     run.train()

@@ -47,9 +47,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def seeded(seed: int = SEED) -> Iterator[None]:
     """Draw from a fixed seed inside, and restore the random state of every device in use after."""
-    devices = (
-        list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    )
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if in_use else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

@@ -30,7 +30,8 @@ def items(value: object) -> list[tuple[str | int, Any]] | None:
     if isinstance(value, Mapping):
         return [(key, value[key]) for key in value]
     if is_namedtuple(value):
-        return list(zip(value._fields, value, strict=True))  # type: ignore[attr-defined]
+        fields: Any = value
+        return list(zip(fields._fields, fields, strict=True))
     if isinstance(value, list | tuple):
         return list(enumerate(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

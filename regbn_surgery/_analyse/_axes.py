@@ -86,9 +86,8 @@ def movement(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> Movemen
         return Movement(broadcast_map(shape, result), frozenset())
     if name == "stack":
         dim = int(argument(op, 1, "dim", 0)) % len(result)
-        axes = [(i,) for i in range(len(shape))]
-        axes.insert(dim, ())
-        return Movement(tuple(axes), frozenset())
+        kept = _same_axes(shape)
+        return Movement((*kept[:dim], (), *kept[dim:]), frozenset())
     return _computation(op, shape, result)
 
 

@@ -69,7 +69,7 @@ class Flow:
 
     meetings: tuple[Meeting, ...]
     lineages: Mapping[int, Lineage]
-    graph: nx.DiGraph
+    graph: nx.DiGraph[int]
     producers: Mapping[int, int]
 
 
@@ -103,7 +103,7 @@ class _Interpreter:
         self.batch_axes = batch_axes
         self.varying = varying
         self.meetings: list[Meeting] = []
-        self.graph = nx.DiGraph()
+        self.graph: nx.DiGraph[int] = nx.DiGraph()
         self.producers: dict[int, int] = {}
         self.by_storage: dict[int, list[int]] = {}
         for uid in sources:

@@ -207,8 +207,8 @@ def layout_of(uid: int, trace: Trace, batches: BatchAxes, channels: Mapping[int,
     if batch is not None:
         evidence.append(f"batch axis {batch}: it follows the batch size of the example inputs")
     elif uid in batches.folded:
-        dim, times = batches.folded[uid]
-        evidence.append(f"axis {dim} is {times} x the batch size: samples and something else are folded together")
+        folded, times = batches.folded[uid]
+        evidence.append(f"axis {folded} is {times} x the batch size: samples and something else are folded together")
     elif not batches.known:
         evidence.append("batch axis unknown: no second batch size could be run")
     else:

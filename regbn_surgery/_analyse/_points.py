@@ -164,12 +164,11 @@ def _level(run: Run, meeting: Meeting) -> Level:
     if not any(met.lineage.parametrised for met in meeting.operands):
         return "early"
     later = nx.descendants(run.flow.graph, meeting.op.index)
+    own = {meeting.op.index, *(op.index for op, _ in meeting.more)}
+    place = (_owner(run.trace, meeting).path, meeting.op.key)
     for other in run.flow.meetings:
-        if (
-            other.op.index in later
-            and other.kind not in _NO_LEVEL
-            and all(op.index != other.op.index for op, _ in meeting.more)
-        ):
+        another = other.op.index in later - own and (_owner(run.trace, other).path, other.op.key) != place
+        if another and other.kind not in _NO_LEVEL:
             return "middle"
     return "late"
 
@@ -223,7 +222,7 @@ Pair = tuple[tuple[Met, ...], tuple[Met, ...]]
 def _operand_pairs(meeting: Meeting) -> list[Pair]:
     """Every pair of operands that meet, in operand order; nested homes are a pair where a mixed stream re-enters."""
     operands = meeting.operands
-    pairs = [((a,), (b,)) for a, b in itertools.combinations(operands, 2) if not comparable(a.home, b.home)]
+    pairs: list[Pair] = [((a,), (b,)) for a, b in itertools.combinations(operands, 2) if not comparable(a.home, b.home)]
     return pairs or [((a,), (b,)) for a, b in itertools.combinations(operands, 2) if a.home != b.home or meeting.level]
 
 
@@ -252,9 +251,9 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
         if not take.readers:
             gate = i
     sides = tuple(_side(run, view, take, event, side) for take, side in zip(takes, pair, strict=True))
-    for side in sides:
-        if not side.layout.known:
-            obstacle = obstacle or f"the layout of {side.anchor} is not known: {'; '.join(side.layout.evidence)}"
+    for found in sides:
+        if not found.layout.known:
+            obstacle = obstacle or f"the layout of {found.anchor} is not known: {'; '.join(found.layout.evidence)}"
     if meeting.kind == "scatter":
         obstacle = "RegBN at a scatter of one modality's tokens into another's is not built yet"
     host = view.frame.path

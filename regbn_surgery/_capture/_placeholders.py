@@ -24,7 +24,7 @@ def bind_arguments(
     parameters = list(signature.parameters.values())
     parameters.sort(key=lambda p: p.kind is inspect.Parameter.VAR_KEYWORD)
     for parameter in parameters:
-        prefix = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        prefix = "*" * (parameter.kind is parameter.VAR_POSITIONAL) + "**" * (parameter.kind is parameter.VAR_KEYWORD)
         default = () if parameter.default is parameter.empty else (_default(parameter.default),)
         node = recorder.graph.create_node("placeholder", prefix + parameter.name, default)
         if parameter.name in bound.arguments:

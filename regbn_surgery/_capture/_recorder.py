@@ -27,7 +27,7 @@ from .._types import Source
 from . import _functions as fn
 from ._intercept import intercepting
 from ._placeholders import bind_arguments
-from ._source import current_source
+from ._source import current_source, entering_grad_mode
 from ._trace import Frame, Op, TensorInfo, TensorRef, Trace, ValueRead
 from ._values import TracedInt, plain
 from ._watch import watched
@@ -102,6 +102,7 @@ class Recorder:
         self._impure: set[torch.fx.Node] = set()
         self._reads: list[ValueRead] = []
         self._effects: list[str] = []
+        self._grad_modes: list[Any] = []  # gradient mode at entry, then one per `with` that is open
         self.settings: dict[str, Any] = {}  # plain attributes of the root that its forward read
         self.stores: dict[str, Any] = {}  # attributes of the root that its forward wrote
         self.constants: dict[str, Any] = {}
@@ -340,8 +341,29 @@ class Recorder:
             return output
         if name == "register_hook":
             self._note_effect("registers a hook on a tensor")
+        if name in ("set_grad_enabled", "_set_grad_enabled"):
+            self._set_grad_mode(bool(args[0] if args else kwargs["mode"]))
+            return output
         self._torch_node(func, name, args, kwargs, output)
         return output
+
+    def _set_grad_mode(self, enabled: bool) -> None:
+        """`with no_grad():` puts back on leaving what was there on entering: in the graph, too, and not what was
+        there when it was captured."""
+        if entering_grad_mode() or not self._grad_modes:
+            if not self._grad_modes:
+                self._grad_modes.append(self._entry_grad_mode())
+            self._grad_modes.append(enabled)
+        else:
+            self._grad_modes.pop()
+        node = self.graph.call_function(torch._C._set_grad_enabled, (self._grad_modes[-1],))
+        self._impure.add(node)
+
+    def _entry_grad_mode(self) -> torch.fx.Node:
+        nodes = list(self.graph.nodes)
+        start = next((node for node in nodes if node.op != "placeholder"), None)
+        with self.graph.inserting_before(start) if start is not None else nullcontext():
+            return self.graph.call_function(torch.is_grad_enabled)
 
     def _torch_node(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         a, k = self._arguments(args, kwargs)
@@ -472,7 +494,7 @@ class _Paused:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        stack = torch.overrides._get_current_function_mode_stack()
+        stack: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         on_top = bool(stack) and isinstance(stack[-1], _Mode)
         self.popped = _pop_mode_temporarily() if on_top else nullcontext()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from types import FrameType
 
 import torch
 
@@ -15,10 +16,20 @@ _LIBRARY = (_HERE, _TORCH, "<")
 
 
 def current_source() -> Source | None:
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         filename = frame.f_code.co_filename
         if not filename.startswith(_LIBRARY) and os.sep + "contextlib.py" not in filename:
             return Source(filename, frame.f_lineno, frame.f_code.co_name)
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None
+
+
+def entering_grad_mode() -> bool:
+    """Whether torch is being told a gradient mode for good or on entering a `with`, and not on leaving one."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARY):
+        if frame.f_code.co_filename.endswith("grad_mode.py") and frame.f_code.co_name == "__exit__":
+            return False
+        frame = frame.f_back
+    return True

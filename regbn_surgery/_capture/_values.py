@@ -47,7 +47,8 @@ class TracedInt(int):
         return (int, (int(self),))
 
     def __neg__(self) -> int:
-        return _arithmetic(operator.neg, int.__neg__(self), (self,))
+        negative: int = _arithmetic(operator.neg, int.__neg__(self), (self,))
+        return negative
 
 
 def _arithmetic(op: Callable[..., Any], value: Any, operands: tuple[Any, ...]) -> Any:
@@ -57,7 +58,7 @@ def _arithmetic(op: Callable[..., Any], value: Any, operands: tuple[Any, ...]) -
     return TracedInt(value, lambda: traced.recorder.number(op, operands), traced.recorder)
 
 
-def _binary(name: str) -> tuple[Callable[[int, Any], Any], Callable[[int, Any], Any]]:
+def _binary(name: str) -> tuple[Callable[[TracedInt, Any], Any], Callable[[TracedInt, Any], Any]]:
     op = getattr(operator, name)
 
     def forward(self: TracedInt, other: Any) -> Any:

@@ -65,7 +65,7 @@ class HostSurgery:
         return output
 
     def _variant(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
-        key = (role, host.training, _signature(args), _signature(kwargs))
+        key = _key(host, role, args, kwargs)
         sizes = _sizes(args, kwargs)
         for known in self.variants.get(key, ()):
             if known.fits(host, sizes):
@@ -100,8 +100,7 @@ class HostSurgery:
             )
         else:
             self._check(host, variant, args, kwargs, output)
-        key = (role, host.training, _signature(args), _signature(kwargs))
-        return self._remember(key, variant, _sizes(args, kwargs)), output
+        return self._remember(_key(host, role, args, kwargs), variant, _sizes(args, kwargs)), output
 
     def _check(
         self, host: nn.Module, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any
@@ -140,6 +139,13 @@ class _Known:
         return all(a == b or i in self.free for i, (a, b) in enumerate(zip(self.sizes, sizes, strict=True)))
 
 
+def _key(host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
+    """What kind of call this is; `host(x, x)` is another kind than `host(x, y)`."""
+    tensors = [id(tensor) for tensor in _tree.tensors((args, kwargs))]
+    same = tuple(tensors.index(tensor) for tensor in tensors)
+    return (role, host.training, _signature(args), _signature(kwargs), same)
+
+
 def _signature(value: Any, depth: int = 0) -> Any:
     """What decides which way a forward goes: structure, `None`s, flags and numbers; of tensors the rank and kind."""
     if isinstance(value, torch.Tensor):
@@ -174,9 +180,13 @@ def original_forward(host: nn.Module) -> Any:
     return original_class(host).forward.__get__(host)
 
 
-@functools.cache
-def rewritten_class(cls: type[nn.Module]) -> type[nn.Module]:
+_classes: dict[Any, type[nn.Module]] = {}
+
+
+def rewritten_class(cls: Any) -> type[nn.Module]:
     """The class of rewritten instances of `cls`: the same name and signature, `forward` through its HostSurgery."""
+    if cls in _classes:
+        return _classes[cls]
 
     @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -197,11 +207,12 @@ def rewritten_class(cls: type[nn.Module]) -> type[nn.Module]:
         "__doc__": cls.__doc__,
         "_regbn_original_class": cls,
     }
-    return type(cls)(cls.__name__, (cls,), body)
+    derived: type[nn.Module] = type(cls)(cls.__name__, (cls,), body)
+    return _classes.setdefault(cls, derived)
 
 
 def _rebuild(cls: type[nn.Module], *args: Any) -> nn.Module:
-    derived = rewritten_class(cls)
+    derived: Any = rewritten_class(cls)
     made: nn.Module = derived.__new__(derived, *args)
     return made
 

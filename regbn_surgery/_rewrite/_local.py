@@ -80,23 +80,54 @@ def _insert(trace: Trace, events: dict[tuple[str, str, int, int], Op], site: Loc
         after = placeholders[-1]
     readers = [(events[key], f) for key, _ in site.f.readers if key in events]
     g_readers = [(events[key], g) for key, _ in site.g.readers if key in events] if site.replace_g else []
-    for op, _ in (*readers, *g_readers):
-        if order[op.node] <= order[after]:
-            raise RewriteError(
-                f"RegBN {site.name!r} cannot go in: {op.source} uses one side before the other exists. "
-                "Compute both sides first, or normalise the other direction."
-            )
+    early = {op.node for op, _ in (*readers, *g_readers) if order[op.node] <= order[after]}
+    late = _dependents(early, after, order)
+    if late & {f, g}:
+        raise RewriteError(
+            f"RegBN {site.name!r} cannot go in: one side is computed from the other's readers in the same forward, so "
+            "that neither can come first. Normalise the other direction, or another point."
+        )
+    _refuse_hazard(site.name, late, after, order)
     with graph.inserting_after(after):
         call = graph.create_node("call_module", site.name, (f, g), name=site.name)
     with graph.inserting_after(call):
         g_new = graph.create_node("call_function", operator.getitem, (call, 1), name=f"{site.name}_g")
         f_new = graph.create_node("call_function", operator.getitem, (call, 0), name=f"{site.name}_f")
+    last = g_new  # inserted first, so it stands after f_new
+    for node in sorted(late, key=order.__getitem__):  # what reads f too early waits for the site
+        last.append(node)
+        last = node
     for new, pairs in ((f_new, readers), (g_new, g_readers)):
         for op, old in pairs:
             op.node.replace_input_with(old, new)
     if not g_readers:
         graph.erase_node(g_new)
     return True
+
+
+def _dependents(early: set[torch.fx.Node], after: torch.fx.Node, order: dict[torch.fx.Node, int]) -> set[torch.fx.Node]:
+    """The early readers and everything computed from them up to `after`."""
+    found, todo = set(early), list(early)
+    while todo:
+        for user in todo.pop().users:
+            if user not in found and order.get(user, len(order)) <= order[after]:
+                found.add(user)
+                todo.append(user)
+    return found
+
+
+def _refuse_hazard(name: str, moved: set[torch.fx.Node], after: torch.fx.Node, order: dict[torch.fx.Node, int]) -> None:
+    """Calls may only wait where nothing writes in place meanwhile."""
+    if not moved:
+        return
+    start = min(order[node] for node in moved)
+    for node, index in order.items():
+        op = node.meta.get("op")
+        if start <= index <= order[after] and op is not None and op.inplace:
+            raise RewriteError(
+                f"RegBN {name!r} cannot go in: calls would have to wait for the other side, but {op.source} writes in "
+                "place between them. Compute both sides first, or normalise the other direction."
+            )
 
 
 def _anchor(events: dict[tuple[str, str, int, int], Op], take: Take) -> torch.fx.Node | None:

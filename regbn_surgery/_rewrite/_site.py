@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,4 +93,4 @@ def keep_mask(mask: Any, length: int, padding: bool) -> Tensor | None:
         keep = mask != 0
     while keep.dim() > 2:
         keep = keep.any(dim=1)
-    return cast(Tensor, keep)
+    return keep

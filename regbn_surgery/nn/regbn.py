@@ -113,8 +113,10 @@ class RegBN(RunningState):
         by_position = options.reduce == "mean"
         f, g = (self.f_num_channels, self.f_layer_dim), (self.g_num_channels, self.g_layer_dim)
         before, after = options.normalize_input, options.normalize_output
-        self.norm_f = input_norm(*f, options.affine) if before else nn.Identity()
-        self.norm_g = input_norm(*g, options.affine) if before else nn.Identity()
+        # With a running fit the fitted features reach no output: weights of their norms would never be trained.
+        learned = options.affine and not (options.fit == "running" and options.residual == "raw")
+        self.norm_f = input_norm(*f, learned) if before else nn.Identity()
+        self.norm_g = input_norm(*g, learned) if before else nn.Identity()
         self.norm_f_out = output_norm(*f, options.affine, by_position) if after else nn.Identity()
         after = after and options.replace == "both"
         self.norm_g_out = output_norm(*g, options.affine, by_position) if after else nn.Identity()

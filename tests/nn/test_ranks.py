@@ -1,0 +1,173 @@
+"""Two and four real processes (gloo) against one process with the joined batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from regbn_surgery import RegBN
+from regbn_surgery.nn import convert_sync_regbn
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo backend"
+)
+ROOT = Path(__file__).parents[2]
+
+CASES: dict[str, dict[str, object]] = {
+    "dual": {"form": "dual"},
+    "primal": {"form": "primal", "constraint": "frobenius"},
+    "implicit": {"lambda_grad": "implicit"},
+    "mean": {"reduce": "mean"},
+    "running": {"fit": "running"},
+    "low_rank": {"projection": "low_rank", "rank": 10},
+    "normalized": {"residual": "normalized"},
+}
+
+
+def build(case: str) -> torch.nn.Module:
+    """A layer with parameters before RegBN, so that DDP has gradients to reduce."""
+    torch.manual_seed(0)
+    sizes = ((), ()) if case == "mean" else ((2, 2), (3,))
+    return torch.nn.ModuleDict(
+        {
+            "conv": torch.nn.Conv2d(4, 4, 1),
+            "regbn": RegBN(4, 5, *sizes, normalize_input=case != "low_rank", affine=True, **CASES[case]),
+        }
+    )
+
+
+class Model(torch.nn.Module):
+    def __init__(self, case: str) -> None:
+        super().__init__()
+        self.parts = build(case)
+
+    def forward(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.parts["regbn"](self.parts["conv"](f), g)
+
+
+def batch(step: int, b: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(step)
+    return tuple(torch.randn(b, *size, generator=generator) for size in ((4, 2, 2), (5, 3), (4, 2, 2), (5, 3)))
+
+
+def train(model: torch.nn.Module, rows: slice, world: int, total: int) -> dict[str, torch.Tensor]:
+    """Three steps on this rank's rows. The loss is a sum over samples; DDP's mean over ranks is undone."""
+    record = {}
+    for step in range(3):
+        f, g, r_f, r_g = (x[rows] for x in batch(step, total))
+        f, g = f.clone().requires_grad_(), g.clone().requires_grad_()
+        model.zero_grad()
+        f_out, g_out = model(f, g)
+        ((f_out * r_f).sum() + (g_out * r_g).sum()).backward()
+        record |= {f"f_out{step}": f_out.detach(), f"g_out{step}": g_out.detach()}
+        record |= {f"grad_f{step}": f.grad, f"grad_g{step}": g.grad}
+    module = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+    record |= {f"param {name}": p.grad * world for name, p in module.named_parameters()}
+    record |= {f"state {name}": value.clone() for name, value in module.state_dict().items()}
+    return record
+
+
+def train_unjoined(rows: slice) -> dict[str, torch.Tensor]:
+    """Without the converter each rank fits on its own rows, and DDP hands round rank 0's state before each step."""
+    model = torch.nn.parallel.DistributedDataParallel(Model("dual"))
+    for step in range(3):
+        f, g, _, _ = (x[rows] for x in batch(step, 12))
+        sum(x.pow(3).sum() for x in model(f, g)).backward()
+    model.eval()
+    return {"f_out": model(*(x[:3] for x in batch(0, 12)[:2]))[0].detach()}
+
+
+def worker(folder: str) -> None:
+    """What each process runs: every case, under DDP, on its uneven share of the rows."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=int(os.environ["RANK"]),
+                            world_size=int(os.environ["WORLD_SIZE"]))  # fmt: skip
+    rank, world = dist.get_rank(), dist.get_world_size()
+    starts = [0, 7, 12] if world == 2 else [0, 5, 6, 9, 12]  # one rank of four has a single sample
+    results = {}
+    for case in CASES:
+        model = torch.nn.parallel.DistributedDataParallel(convert_sync_regbn(Model(case)))
+        results[case] = train(model, slice(starts[rank], starts[rank + 1]), world, 12)
+    if world == 2:
+        results["own batches"] = train_unjoined(slice(starts[rank], starts[rank + 1]))
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def spawn(folder: Path, world: int) -> list[dict[str, dict[str, torch.Tensor]]]:
+    code = f"from tests.nn.test_ranks import worker; worker({str(folder)!r})"
+    environment = {**os.environ, "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**environment, "RANK": str(rank)},
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=120)
+            assert rank.returncode == 0, errors[-3000:]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_equal_one_process_with_the_joined_batch(world: int, tmp_path: Path) -> None:
+    """Outputs, gradients, parameters' gradients and running state, within 1e-5, on uneven shares."""
+    results = spawn(tmp_path, world)
+    for case in CASES:
+        want = train(Model(case), slice(0, 12), 1, 12)
+        for name, value in want.items():
+            if name.startswith(("f_out", "g_out", "grad")):
+                ours = torch.cat([result[case][name] for result in results])
+                torch.testing.assert_close(ours, value, atol=1e-5, rtol=1e-5)
+                continue
+            for result in results:
+                ours = result[case][name]
+                if name.endswith(("W_left", "W_right")):
+                    continue  # unique up to a rotation: their product is compared below
+                torch.testing.assert_close(ours, value, atol=1e-5, rtol=1e-4)
+        if case == "low_rank":
+            left, right = "state parts.regbn.W_left", "state parts.regbn.W_right"
+            for result in results:
+                product = result[case][left] @ result[case][right]
+                torch.testing.assert_close(product, want[left] @ want[right], atol=1e-5, rtol=1e-4)
+    if world == 2:
+        first, second = (result["own batches"]["f_out"] for result in results)
+        assert first.shape == second.shape
+        assert torch.isfinite(first).all()
+
+
+def test_converter_and_single_process() -> None:
+    """The converter reaches every RegBN; where nothing is initialised the module fits on its own batch."""
+    model = torch.nn.Sequential(RegBN(4, 3), torch.nn.ModuleList([RegBN(2, 2)]))
+    assert convert_sync_regbn(model) is model
+    assert all(module.options.sync for module in model.modules() if isinstance(module, RegBN))
+    f, g = torch.randn(8, 4), torch.randn(8, 3)
+    assert torch.equal(model[0](f, g)[0], RegBN(4, 3)(f, g)[0])
+
+
+def test_the_example_runs_under_torchrun() -> None:
+    example = ROOT / "examples" / "distributed" / "train.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(example)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [*command, "--steps", "20"], capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "W differs between the ranks by 0" in run.stdout

@@ -20,6 +20,7 @@ from ._case import Check
 from ._running import call, copied, run, tensors_of, training_step
 
 BY_NAME = {case.name: case for case in CASES}
+Outputs = dict[tuple[int, bool], list[torch.Tensor]]  # of the original, by batch size and mode
 
 
 def every_case(check: Check) -> pytest.MarkDecorator:
@@ -72,9 +73,14 @@ def test_surgery(case: ZooCase) -> None:
     difference = _compare.modules(case, rewritten)
     assert not difference, f"RegBN modules {difference}"
     check_state_dict(original, rewritten)
-    check_identity(case, original, rewritten)
+    expected = {
+        (batch, train): run(original, case.example(batch), train=train)
+        for batch in case.batches
+        for train in (False, True)
+    }
+    check_identity(case, rewritten, expected)
     check_training(case, rewritten)
-    check_reversal(case, original, rewritten)
+    check_reversal(case, original, rewritten, expected)
 
 
 def check_state_dict(original: nn.Module, rewritten: nn.Module) -> None:
@@ -90,20 +96,18 @@ def check_state_dict(original: nn.Module, rewritten: nn.Module) -> None:
     assert not loaded.unexpected_keys
 
 
-def check_identity(case: ZooCase, original: nn.Module, rewritten: nn.Module) -> None:
+def check_identity(case: ZooCase, rewritten: nn.Module, expected: Outputs) -> None:
     """With RegBN passing f and g through, outputs are the original's; live, every RegBN is called and changes them."""
-    for batch in case.batches:
-        for train in (False, True):
-            where = f"batch {batch}, train={train}"
-            expected = run(original, case.example(batch), train=train)
-            with identity(rewritten):
-                found = run(rewritten, case.example(batch), train=train)
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-            with counting(rewritten) as calls:
-                live = run(rewritten, case.example(batch), train=train)
-            assert all(calls.values()), f"bypassed at {where}: {dict(calls)}"
-            assert [out.shape for out in live] == [out.shape for out in expected], where
-            assert any(not torch.equal(a, b) for a, b in zip(live, expected, strict=True)), where
+    for (batch, train), outputs in expected.items():
+        where = f"batch {batch}, train={train}"
+        with identity(rewritten):
+            found = run(rewritten, case.example(batch), train=train)
+        torch.testing.assert_close(found, outputs, rtol=1e-5, atol=1e-6)
+        with counting(rewritten) as calls:
+            live = run(rewritten, case.example(batch), train=train)
+        assert all(calls.values()), f"bypassed at {where}: {dict(calls)}"
+        assert [out.shape for out in live] == [out.shape for out in outputs], where
+        assert any(not torch.equal(a, b) for a, b in zip(live, outputs, strict=True)), where
 
 
 def check_training(case: ZooCase, rewritten: nn.Module) -> None:
@@ -120,14 +124,15 @@ def check_training(case: ZooCase, rewritten: nn.Module) -> None:
     assert all(out.isfinite().all() for out in outputs if out.is_floating_point())
 
 
-def check_reversal(case: ZooCase, original: nn.Module, rewritten: nn.Module) -> None:
+def check_reversal(case: ZooCase, original: nn.Module, rewritten: nn.Module, expected: Outputs) -> None:
     """`unregbnify` gives the class, the keys and the outputs of the original back."""
     restored = regbn_surgery.unregbnify(rewritten)
     assert [type(m) for m in restored.modules()] == [type(m) for m in original.modules()]
     assert list(restored.state_dict()) == list(original.state_dict())
+    batch = case.batches[0]
     for train in (False, True):
-        expected = run(original, case.example(2), train=train)
-        torch.testing.assert_close(run(restored, case.example(2), train=train), expected, rtol=0, atol=0)
+        found = run(restored, case.example(batch), train=train)
+        torch.testing.assert_close(found, expected[batch, train], rtol=0, atol=0)
 
 
 @contextlib.contextmanager

@@ -282,7 +282,6 @@ CASES = (
         modalities={"report": ["report"], "image": ["image"]},
         points=(point("", "concat", flat(side("image", 8), side("report", 10))),),
         normalize="image",
-        pending={"surgery": "the root handles a PackedSequence, which a generated forward cannot hold"},
     ),
     ZooCase(
         name="siamese",

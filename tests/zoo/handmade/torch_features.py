@@ -189,7 +189,7 @@ def same_fusion(name: str, build: type[nn.Module], **more: Any) -> ZooCase:
 CASES = (
     same_fusion("checkpointed", Checkpointed),
     same_fusion("gradient_reversal", DomainAdversarial),
-    same_fusion("frozen_encoder", FrozenEncoder, pending={"surgery": "the generated forward leaves gradients off"}),
+    same_fusion("frozen_encoder", FrozenEncoder),
     same_fusion("hooked_encoder", ScaledByHook),
     same_fusion("scripted_encoder", ScriptedEncoder, pending={"surgery": "parameters of the copy are no leaves"}),
     ZooCase(
@@ -210,7 +210,6 @@ CASES = (
         pair_sites=(flat(side("image", 10), side("table", 6)),),
         rules=({"id": "encoders", "pair": {"f": "module:image_encoder", "g": "module:table_encoder"}},),
         normalize="image",
-        pending={"surgery": "pairs of module outputs are not supported"},
     ),
     ZooCase(
         name="sentence_pair",
@@ -240,6 +239,5 @@ CASES = (
         # Three calls of one owner in one role: one point and one RegBN.
         points=(point("block", "attention", pooled(side("text", 10), side("image", 12)), calls=6),),
         normalize="text",
-        pending={"levels": "the second call of the same point counts as a later point"},
     ),
 )

@@ -226,9 +226,6 @@ CASES = (
             point("layers.1", "sum", pooled(side("audio", 8), side("video", 8)), level="late"),
         ),
         normalize="audio",
-        pending=dict.fromkeys(
-            ("points", "levels", "sites", "surgery"), "tokens keep their own homes through self-attention over both"
-        ),
     ),
     ZooCase(
         name="joint_perceiver",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ class Data:
     train: Split
     test: Split
 
-    @property
+    @cached_property
     def digest(self) -> str:
         digest = hashlib.sha256()
         for split in (self.train, self.test):

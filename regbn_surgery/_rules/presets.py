@@ -24,7 +24,7 @@ def preset_names() -> tuple[str, ...]:
 
 def preset_path(name: str) -> Path | None:
     """The file of a preset, unless `name` is a path or a file of that name exists (which then goes first)."""
-    if name not in preset_names() or os.path.exists(name):
+    if name not in preset_names() or os.path.isfile(name):
         return None
     folder = preset_folder()
     return folder / f"{name}.yaml" if folder else None

@@ -116,6 +116,13 @@ class TestNothingMatched:
         assert "found: `mid.add` (sum, middle, owner mid, gray with colored)" in message
         assert caught.value.exit_code == 1
 
+    def test_a_long_list_of_points_is_cut(self):
+        found = inspection(*(point(f"p{i}", GRAY, COLORED) for i in range(23)))
+        text = refused(found, {**ALL, "match": {"kind": "sum"}}, error=NothingMatchedError)
+        assert "found: `p19`" in text
+        assert text.endswith("and 3 more")
+        assert "more" not in refused(two_points(), {**ALL, "match": {"kind": "scatter"}}, error=NothingMatchedError)
+
     def test_a_model_without_points_says_so(self):
         found = inspection(notes=("`gray` never meets `colored`",))
         text = refused(found, ALL, error=NothingMatchedError)
@@ -211,7 +218,7 @@ class TestDirection:
         gated = site(GRAY, COLORED, gate=1)
         found = inspection(point("mul", GRAY, COLORED, kind="product", sites=(gated,)))
         assert "`colored` only gates `gray`" in refused(found, {**ALL, "normalize": "colored"})
-        assert "so one line is possible; add:\n    normalize: gray" in refused(found, {"id": "r", "match": {}})
+        assert refused(found, {"id": "r", "match": {}}).endswith("so one line is possible; add:\n    normalize: gray")
         assert plan_of(found, ALL).sites[0].f.home == ("gray",)
         swapped = inspection(point("mul", GRAY, COLORED, sites=(site(GRAY, COLORED, gate=0),)))
         assert plan_of(swapped, {"id": "r", "match": {}, "pairs": "all"}).sites[0].f.home == ("colored",)

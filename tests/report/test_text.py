@@ -62,6 +62,14 @@ def test_tables_look_as_agreed_and_fit_80_columns(name, make):
     golden(name, text)
 
 
+@pytest.mark.parametrize("sides", [("gray", "colored"), ("colored", "gray")])
+def test_no_cost_is_made_up_where_channels_are_unknown(sides):
+    known = {"gray": side("gray", (8, 28, 28), UNKNOWN), "colored": side("colored")}
+    text = inspection_to_text(inspection(point("cat", *(known[name] for name in sides))))
+    assert "channel axis unknown" in text
+    assert "MiB" not in text
+
+
 def test_more_columns_are_used_where_there_are_more():
     narrow, wide = (inspection_to_text(example(), width) for width in (80, 160))
     assert len(wide.splitlines()) < len(narrow.splitlines())

@@ -94,7 +94,10 @@ def test_all_problems_come_at_once_in_file_order():
         ("  - {id: a, match: {kind: concta}}", "r.yaml:3:27: rule `a`: rules[0].match.kind: must be one of"),
         ("  - {id: a, match: {kind: concta}}", "did you mean `concat`?"),
         ("  - {id: a, match: {kind: }}", "nothing stands after this key"),
-        ("  - {id: a, match: {}, normalise: x}", "unknown key `normalise`; did you mean `normalize`?"),
+        (
+            "  - {id: a, match: {}, normalise: x}",
+            "r.yaml:3:24: rule `a`: rules[0].normalise: unknown key `normalise`; did you mean `normalize`?",
+        ),
         ("  - {id: a, match: {}, momentum: 1}", "it is an option of RegBN; put it under `regbn:`"),
         ("  - {id: a, match: {ownr: x}}", "did you mean `owner`?"),
         ("  - {id: a, match: {between: [x]}}", "at least two modalities"),
@@ -174,6 +177,13 @@ def test_a_file_that_is_not_there_names_folder_and_presets(tmp_path, monkeypatch
         Rules.load(tmp_path)
     with pytest.raises(RulesError, match="cannot read the rules file"):
         Rules.load("a\0b")
+
+
+@pytest.mark.parametrize("text", ["3", "[version]", "version", "true"])
+def test_a_file_that_is_no_mapping(text):
+    with pytest.raises(RulesError) as caught:
+        Rules.from_text(text, "r.yaml")
+    assert str(caught.value).startswith("r.yaml:1:1: expected a mapping (`key: value`); found ")
 
 
 def test_dicts_that_no_file_could_say():

@@ -32,6 +32,7 @@ def test_marks_count_from_one():
         (b"a: !!python/object/apply:os.system [x]", (1, 4), "tag `tag:yaml.org,2002:python/object/apply"),
         (b"a: !mine 1", (1, 4), "tag `!mine`"),
         (b"a: !!int x", (1, 4), "not a number"),
+        (b"a: !!bool on", (1, 4), "does not fit its tag `!!bool`"),
         (b"a: 1\nb: 2\na: 3", (1, 4), "twice: at 1:1 and 3:1"),
         (b"? [a]\n: 1", (1, 1), "a key must be a name; found a list or mapping at 1:3"),
         (b"a: b: c", (1, 5), "not YAML"),

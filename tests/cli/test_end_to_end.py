@@ -1,0 +1,89 @@
+"""The command line on a real model, with the real library behind it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+MODEL = """
+import torch
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(4, 8), nn.Linear(5, 6), nn.Linear(14, 2)
+
+    def forward(self, x, y):
+        return self.head(torch.cat([self.left(x), self.right(y)], dim=1))
+
+def build(batch=4):
+    return Two(), (torch.rand(batch, 4), torch.rand(batch, 5))
+
+def bare():
+    return Two()
+
+def single():
+    return build(1)
+
+def unfitting():
+    return Two(), (torch.rand(2, 4), torch.rand(2, 9))
+
+def lonely():
+    return nn.Linear(3, 3), (torch.rand(4, 3),)
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "end_to_end_model.py").write_text(MODEL)
+    (tmp_path / "late.yaml").write_text(
+        "version: 1\n"
+        "inputs: {x: {shape: [4, 4]}, y: {shape: [4, 5]}}\n"
+        "rules: [{id: late, match: {kind: concat}, normalize: x, regbn: {affine: true}}]\n"
+    )
+    (tmp_path / "never.yaml").write_text("version: 1\nrules: [{id: never, match: {kind: scatter}, normalize: x}]\n")
+    return tmp_path
+
+
+def test_inspect(run, files):
+    found = json.loads(run("inspect", "end_to_end_model.py:build", "--format", "json").stdout)
+    (point,) = found["fusion_points"]
+    assert (found["model"], point["kind"], point["level"], point["owner"]) == ("Two", "concat", "late", "")
+    assert [operand["home"] for operand in point["operands"]] == [["x"], ["y"]]
+    assert point["source"].endswith("end_to_end_model.py:11")
+    table = run("inspect", "end_to_end_model.py:build", "--modality", "a=x", "--modality", "b=y").stdout
+    assert "modalities: a (x), b (y)" in table
+    assert "W 6×8" in table
+
+
+@pytest.mark.parametrize("factory", ["build", "bare", "Two"])
+def test_show(run, files, factory):
+    result = run("show", f"end_to_end_model.py:{factory}", "late.yaml")
+    assert result.exit_code == 0, result.stderr
+    assert "f x: 8 channels" in result.stdout
+    assert "6×8, 0.00 MiB" in result.stdout
+    assert any(line.startswith("+") and "self.regbn_late(" in line for line in result.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["inspect", "end_to_end_model.py:single"], 2, "batch size 1"),
+        (["inspect", "end_to_end_model.py:unfitting"], 2, "end_to_end_model.py:11"),
+        (["inspect", "end_to_end_model.py:bare"], 2, "example"),
+        (["inspect", "end_to_end_model.py:build", "--modality", "a=z"], 2, "z"),
+        (["inspect", "end_to_end_model.py:lonely"], 1, "no fusion point"),
+        (
+            ["show", "end_to_end_model.py:build", "never.yaml"],
+            1,
+            "never.yaml:2:21: rule `never` matches no fusion point",
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_message(run, files, arguments, code, says):
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from .options import RegBNOptions
 
 if TYPE_CHECKING:
+    from .fold import fold_into_linear
     from .regbn import RegBN, convert_sync_regbn
 
-_HOME = {"RegBN": ".regbn", "convert_sync_regbn": ".regbn"}
+_HOME = {"RegBN": ".regbn", "convert_sync_regbn": ".regbn", "fold_into_linear": ".fold"}
 
-__all__ = ["RegBN", "RegBNOptions", "convert_sync_regbn"]
+__all__ = ["RegBN", "RegBNOptions", "convert_sync_regbn", "fold_into_linear"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ Written here in a few lines each rather than taken from a library: the one kept 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 

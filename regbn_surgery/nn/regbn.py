@@ -148,8 +148,9 @@ class RegBN(RunningState):
         _checks.check_features("f", f, self.f_num_channels, self.f_layer_dim, f_mask, any_length)
         _checks.check_features("g", g, self.g_num_channels, self.g_layer_dim, g_mask, any_length)
         _checks.check_batch(f, g, training, ranks is not None)
-        if torch.is_autocast_enabled(f.device.type):
-            with torch.autocast(f.device.type, enabled=False):
+        kind = f.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
                 return self._normalize(f, g, f_mask, g_mask, training, n_epoch, multiplier, ranks)
         return self._normalize(f, g, f_mask, g_mask, training, n_epoch, multiplier, ranks)
 

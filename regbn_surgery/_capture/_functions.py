@@ -14,7 +14,7 @@ DESCRIBING = frozenset({
     "grad_fn", "is_leaf", "is_mkldnn", "is_mps", "is_xpu", "is_cpu", "is_nested", "is_floating_point", "is_complex",
     "is_signed", "is_contiguous", "stride", "__len__", "storage_offset", "data_ptr", "_version", "element_size",
     "__hash__", "is_same_size", "is_inference", "__repr__", "__format__", "get_device", "itemsize", "nbytes", "names",
-    "register_hook", "_backward_hooks", "retain_grad", "grad", "_is_view", "untyped_storage", "is_pinned", "is_shared",
+    "_backward_hooks", "retain_grad", "grad", "_is_view", "untyped_storage", "is_pinned", "is_shared",
     "has_names", "is_conj", "is_neg", "is_set_to", "_base", "name", "output_nr", "retains_grad", "is_vulkan", "is_ipu",
     "is_maia", "is_mtia", "is_sparse_csr", "_is_zerotensor", "is_coalesced",
 })  # fmt: skip
@@ -70,8 +70,13 @@ def is_property_write(func: Any) -> bool:
     return getattr(func, "__name__", "") == "__set__"
 
 
+#: `Tensor.__pow__` and its like go by the name of another function, which is not the same object.
+_RENAMED = frozenset({torch.Tensor.__pow__, torch.Tensor.__ipow__, torch.Tensor.__itruediv__, torch.Tensor.__rtruediv__,
+                      torch.Tensor.__abs__, torch.Tensor.__neg__, torch.Tensor.__pos__})  # fmt: skip
+
+
 def is_method(func: Any) -> bool:
-    return getattr(torch.Tensor, getattr(func, "__name__", ""), None) is func
+    return func in _RENAMED or getattr(torch.Tensor, getattr(func, "__name__", ""), None) is func
 
 
 def is_inplace(name: str, kwargs: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
-"""Catch every `nn.Module` call of this thread for the time of a `with`, and put things back whatever happens.
+"""Catch the module calls and autocast regions of this thread for the time of a `with`, and put things back.
 
-`nn.Module.__call__` is one class attribute for the whole process, so it is replaced once, counted, and asks a
-thread-local stack who is listening: a thread that captures does not disturb one that trains.
+`nn.Module.__call__` is one class attribute for the whole process (and so are autocast's methods), so it is replaced
+once, counted, and asks a thread-local stack who is listening: a thread that captures does not disturb one that trains.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 
@@ -28,25 +29,49 @@ class _Listeners(threading.local):
 _listeners = _Listeners()
 _lock = threading.Lock()
 _users = 0
-_original: Callable[..., Any] | None = None
+_originals: dict[tuple[type, str], Callable[..., Any]] = {}
+_CALL, _ENTER, _EXIT = (nn.Module, "__call__"), (torch.autocast, "__enter__"), (torch.autocast, "__exit__")
 
 
 def _dispatch(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    call = _original
-    assert call is not None, "module calls are dispatched only while patched"
+    call = _originals[_CALL]
     if not _listeners.stack:
         return call(module, *args, **kwargs)
     return _listeners.stack[-1].on_call(call, module, args, kwargs)
 
 
+def _enter(region: torch.autocast) -> Any:
+    entered = _originals[_ENTER](region)
+    _tell(region, entering=True)
+    return entered
+
+
+def _exit(region: torch.autocast, *exc: Any) -> Any:
+    left = _originals[_EXIT](region, *exc)
+    _tell(region, entering=False)
+    return left
+
+
+def _tell(region: torch.autocast, entering: bool) -> None:
+    listen = getattr(_listeners.stack[-1], "on_autocast", None) if _listeners.stack else None
+    if listen is not None:
+        listen(region, entering)
+
+
+_REPLACEMENTS: dict[tuple[type, str], Callable[..., Any]] = {_CALL: _dispatch, _ENTER: _enter, _EXIT: _exit}
+
+
 @contextmanager
 def intercepting(handler: CallHandler) -> Iterator[None]:
-    """Route this thread's module calls through `handler.on_call(original_call, module, args, kwargs)`."""
-    global _users, _original
+    """Route this thread's module calls through `handler.on_call(original_call, module, args, kwargs)`, and tell
+    `handler.on_autocast(region, entering)`, where there is one, of the autocast regions it enters and leaves."""
+    global _users
     with _lock:
         if _users == 0:
-            _original = nn.Module.__call__
-            nn.Module.__call__ = _dispatch  # type: ignore[method-assign]
+            # Kept after the end: another thread may have fetched a replacement and not called it yet.
+            _originals.update({place: getattr(*place) for place in _REPLACEMENTS})
+            for (owner, name), replacement in _REPLACEMENTS.items():
+                setattr(owner, name, replacement)
         _users += 1
     _listeners.stack.append(handler)
     try:
@@ -56,5 +81,5 @@ def intercepting(handler: CallHandler) -> Iterator[None]:
         with _lock:
             _users -= 1
             if _users == 0:
-                assert _original is not None
-                nn.Module.__call__ = _original  # type: ignore[method-assign]
+                for (owner, name), original in _originals.items():
+                    setattr(owner, name, original)

@@ -7,6 +7,7 @@ generation are what we use of it.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import operator
@@ -25,6 +26,7 @@ from .. import _tree
 from .._errors import CaptureError
 from .._types import Source
 from . import _functions as fn
+from ._guards import expect_value
 from ._intercept import intercepting
 from ._placeholders import bind_arguments
 from ._source import current_source, entering_grad_mode
@@ -91,6 +93,7 @@ class Recorder:
         self._nodes: dict[int, torch.fx.Node] = {}  # id(object) -> the node that makes it
         self._aliases: dict[tuple[Any, ...], torch.fx.Node] = {}  # memory -> node, for `.data` and Variable()
         self._alive: list[Any] = []  # ids stay unique while the objects live
+        self._shapes: dict[int, Callable[[], torch.fx.Node]] = {}  # id(torch.Size) -> what makes its node
         self._uids: dict[int, int] = {}
         self._tensors: dict[int, TensorInfo] = {}
         self._storages: dict[int, int] = {}
@@ -103,9 +106,11 @@ class Recorder:
         self._reads: list[ValueRead] = []
         self._effects: list[str] = []
         self._grad_modes: list[Any] = []  # gradient mode at entry, then one per `with` that is open
+        self._autocasts: list[torch.fx.Node] = []  # the regions that are open
         self.settings: dict[str, Any] = {}  # plain attributes of the root that its forward read
         self.stores: dict[str, Any] = {}  # attributes of the root that its forward wrote
         self.constants: dict[str, Any] = {}
+        self.strangers: list[tuple[torch.Tensor, str]] = []  # tensors no recorded call made, and where they were met
 
     # -- what is known about an object ------------------------------------------------------------------------
 
@@ -163,9 +168,9 @@ class Recorder:
             return self.graph.call_function(PackedSequence, tuple(self.argument(field) for field in value))
         if type(value) is slice:
             return slice(*(self.argument(x) for x in (value.start, value.stop, value.step)))
-        children = _tree.items(value)
         if isinstance(value, torch.Size):
-            return tuple(self.argument(x) for x in value)
+            return self._size_argument(value)
+        children = _tree.items(value)
         if children is None:
             return self._opaque_argument(value)
         arguments = {key: self.argument(child) for key, child in children}
@@ -176,6 +181,12 @@ class Recorder:
         if isinstance(value, list | tuple) and not _tree.is_namedtuple(value):
             return self.graph.call_function(type(value), (list(arguments.values()),))
         return self.graph.call_function(type(value), (), {str(key): x for key, x in arguments.items()})
+
+    def _size_argument(self, value: torch.Size) -> Any:
+        whole = self._shapes.get(id(value))
+        if whole is not None:
+            return whole()
+        return self.graph.call_function(torch.Size, (tuple(self.argument(x) for x in value),))
 
     def _tensor_argument(self, value: torch.Tensor) -> torch.fx.Node:
         node = self._nodes.get(id(value))
@@ -191,6 +202,7 @@ class Recorder:
                     f"{self._where()} uses a tensor of shape {tuple(value.shape)} that needs a gradient and comes "
                     "neither from its arguments nor from its parameters"
                 )
+            self.strangers.append((value, self._where()))
             node = self._constant("tensor", value.detach())
         self.bind(value, node)
         return node
@@ -335,7 +347,7 @@ class Recorder:
         if name in ("numel", "nelement") and type(output) is int:
             return TracedInt(output, lambda: self.graph.call_method("numel", (self.argument(args[0]),)), self)
         if name in fn.READING and not fn.is_property(func):
-            self._reads.append(ValueRead(name, current_source()))
+            self._on_read(name, args, kwargs, output)
             return output
         if name in fn.DESCRIBING or name in fn.ASKING:
             return output
@@ -346,6 +358,19 @@ class Recorder:
             return output
         self._torch_node(func, name, args, kwargs, output)
         return output
+
+    def _on_read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> None:
+        """What follows holds for this value only: noted, and in strict captures looked at again in every run."""
+        source = current_source()
+        self._reads.append(ValueRead(name, source))
+        if self.strict:
+            read = self.graph.call_method(name, *self._arguments(args, kwargs))
+            where = str(source) if source else self._where()
+            self._impure.add(self.graph.call_function(expect_value, (read, self._held(value), where)))
+
+    def _held(self, value: Any) -> Any:
+        """A value as a graph can hold it: plain ones written out, an array as a constant."""
+        return value if isinstance(value, bool | int | float) else self._constant("value", copy.deepcopy(value))
 
     def _set_grad_mode(self, enabled: bool) -> None:
         """`with no_grad():` puts back on leaving what was there on entering: in the graph, too, and not what was
@@ -364,6 +389,18 @@ class Recorder:
         start = next((node for node in nodes if node.op != "placeholder"), None)
         with self.graph.inserting_before(start) if start is not None else nullcontext():
             return self.graph.call_function(torch.is_grad_enabled)
+
+    def on_autocast(self, region: torch.autocast, entering: bool) -> None:
+        """Autocast changes torch's state without telling the function mode."""
+        if not self.recording or not self._stack:
+            return
+        if entering:
+            how = (region.device, region.fast_dtype, region._enabled, region._cache_enabled)
+            node = self.graph.call_function(torch.amp.autocast_mode._enter_autocast, how)
+            self._autocasts.append(node)
+        else:
+            node = self.graph.call_function(torch.amp.autocast_mode._exit_autocast, (self._autocasts.pop(),))
+        self._impure.add(node)
 
     def _torch_node(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         a, k = self._arguments(args, kwargs)
@@ -404,6 +441,8 @@ class Recorder:
         traced = torch.Size([TracedInt(n, functools.partial(size, i), self) for i, n in enumerate(sizes)])
         if isinstance(output, int):
             return traced[int(kwargs["dim"] if "dim" in kwargs else args[1])]
+        self._shapes[id(traced)] = base
+        self._alive.append(traced)
         return traced
 
     # -- records ----------------------------------------------------------------------------------------------
@@ -456,6 +495,8 @@ class Recorder:
         return {key: _tree.rebuild(item, change) if _simple(item) else plain(item) for key, item in value.items()}
 
     def _note_effect(self, what: str) -> None:
+        if self.strict:
+            raise UnrecordableError(f"{self._where()} {what}; a graph would not do it again")
         self._effects.append(f"{self._where()} {what}")
 
     def paused(self) -> _Paused:
@@ -522,15 +563,38 @@ def capture(
         CaptureError: in strict captures, where the graph could not repeat what the run did.
     """
     recorder = Recorder(root, leaf=leaf, strict=strict)
+    trace, output = _record_run(recorder, args, kwargs, forward)
+    if strict and recorder.strangers:
+        again = Recorder(root, leaf=leaf, strict=True)
+        _record_run(again, args, kwargs, forward)
+        _refuse_newcomers(recorder, again)
+    return trace, output
+
+
+def _record_run(
+    recorder: Recorder, args: tuple[Any, ...], kwargs: Mapping[str, Any], forward: Callable[..., Any] | None
+) -> tuple[Trace, Any]:
+    root = recorder.root
     bind_arguments(recorder, forward or root.forward, args, dict(kwargs))
     named = _named_tensors(root, args, kwargs)
     inputs = tuple((name, recorder.uid(tensor)) for name, tensor in named)
     recorder._entered = forward is not None
     run = root if forward is None else forward
-    watching = watched(root, recorder) if strict else nullcontext()
+    watching = watched(root, recorder) if recorder.strict else nullcontext()
     with watching, _FrameScope(recorder, root, "", args, kwargs) as frame, intercepting(recorder), _Mode(recorder):
         frame.output = run(*args, **kwargs)
     return recorder.finish(frame.output, inputs), frame.output
+
+
+def _refuse_newcomers(first: Recorder, second: Recorder) -> None:
+    """A tensor from outside is a constant if another run uses the very same one; else it is computed out of sight."""
+    held = {id(tensor) for tensor, _ in second.strangers}
+    for tensor, where in first.strangers:
+        if id(tensor) not in held:
+            raise UnrecordableError(
+                f"{where} uses a tensor of shape {tuple(tensor.shape)} that is made anew in every run, out of sight of "
+                "the capture: by numpy, a scripted function, torch.func or an extension"
+            )
 
 
 def _named_tensors(

@@ -1,0 +1,151 @@
+"""Module calls are caught in the thread that listens, and nowhere else; afterwards everything is as it was."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+
+from regbn_surgery._capture import capture, intercepting
+from regbn_surgery._capture._recorder import is_child
+
+from .replay import captured, make, run_graph, same
+
+ORIGINAL = nn.Module.__call__
+AUTOCAST = torch.autocast.__enter__, torch.autocast.__exit__
+
+
+def assert_untouched(module: nn.Module, cls: type) -> None:
+    assert nn.Module.__call__ is ORIGINAL
+    assert (torch.autocast.__enter__, torch.autocast.__exit__) == AUTOCAST
+    assert _get_current_function_mode_stack() == []
+    assert type(module) is cls
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("strict", [False, True])
+def test_patches_are_undone_when_the_forward_fails(error: type[BaseException], strict: bool) -> None:
+    def fails(self: Any, a: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            raise error("on purpose")
+
+    module = make(lambda self, a: self.inner(self.lin(a)), lin=nn.Linear(3, 3), inner=make(fails))
+    cls = type(module)
+    rule: dict[str, Any] = {"leaf": is_child, "strict": True, "forward": module.forward} if strict else {}
+    with pytest.raises(error):
+        capture(module, (torch.ones(2, 3),), {}, **rule)
+    assert_untouched(module, cls)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_leaf_that_fails_and_is_caught_does_not_stop_the_recording() -> None:
+    class Failing(nn.Linear):
+        def forward(self, a: Tensor) -> Tensor:
+            raise ValueError("on purpose")
+
+    def forward(self: Any, a: Tensor) -> Tensor:
+        try:
+            return self.bad(a)
+        except ValueError:
+            return a * 2
+
+    module = make(forward, bad=Failing(3, 3))
+    trace = captured(module, torch.ones(2, 3), strict=True)
+    same(run_graph(module, trace, torch.ones(4, 3)), torch.full((4, 3), 2.0))
+
+
+def test_captures_may_nest_and_the_inner_one_hears_its_calls() -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def on_call(self, call: Any, module: Any, args: Any, kwargs: Any) -> Any:
+            self.calls += 1
+            return call(module, *args, **kwargs)
+
+    outer, inner, lin = Counting(), Counting(), nn.Linear(2, 2)
+    with intercepting(outer):
+        lin(torch.ones(1, 2))
+        with intercepting(inner):
+            lin(torch.ones(1, 2))
+        lin(torch.ones(1, 2))
+    assert (outer.calls, inner.calls) == (2, 1)
+    assert_untouched(lin, nn.Linear)
+
+
+def test_two_threads_capture_at_once_and_each_gets_its_own_graph() -> None:
+    barrier = threading.Barrier(2, timeout=30)
+    found: dict[int, list[str]] = {}
+
+    def forward(self: Any, a: Tensor) -> Tensor:
+        for _ in range(self.times):
+            barrier.wait()  # both are inside their forward at the same time
+            a = self.lin(a)
+            barrier.wait()
+        return a.relu() if self.times == 3 else a
+
+    def work(times: int) -> None:
+        module = make(forward, lin=nn.Linear(3, 3), times=3)
+        module.name = times
+        trace = captured(module, torch.ones(2, 3))
+        found[times] = [op.name for op in trace.ops]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == {i: ["Linear", "Linear", "Linear", "relu"] for i in (1, 2)}
+    assert nn.Module.__call__ is ORIGINAL
+
+
+def test_a_thread_that_trains_is_not_seen_by_one_that_captures() -> None:
+    inside, trained = threading.Event(), threading.Event()
+    losses: list[float] = []
+
+    def forward(self: Any, a: Tensor) -> Tensor:
+        inside.set()
+        assert trained.wait(60)
+        return self.lin(a)
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        assert inside.wait(60)
+        for _ in range(20):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", enabled=False):
+                loss = model(torch.ones(5, 3)).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        trained.set()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    trace = captured(make(forward, lin=nn.Linear(3, 3)), torch.ones(2, 3))
+    thread.join(60)
+    assert [op.name for op in trace.ops] == ["Linear"]
+    assert "autocast" not in trace.graph.python_code("self").src
+    assert losses[-1] < losses[0]
+    assert nn.Module.__call__ is ORIGINAL
+
+
+def test_a_function_mode_of_the_users_stays_on_the_stack() -> None:
+    class Counting(torch.overrides.TorchFunctionMode):
+        seen = 0
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Counting.seen += 1
+            return func(*args, **(kwargs or {}))
+
+    module = make(lambda self, a: self.lin(a) + 1, lin=nn.Linear(3, 3))
+    with Counting() as mode:
+        captured(module, torch.ones(2, 3))
+        assert _get_current_function_mode_stack() == [mode]
+    assert Counting.seen > 0

@@ -27,12 +27,22 @@ class Inputs:
         self.kwargs = kwargs
 
     def __repr__(self) -> str:
-        def shown(value: Any) -> str:
-            return f"{str(value.dtype)[6:]}{list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+        def shown(_: str, leaf: Any) -> Any:
+            return _Shape(leaf) if isinstance(leaf, torch.Tensor) else leaf
 
-        parts = [shown(_tree.rebuild(x, lambda _, leaf: leaf)) for x in self.args]
-        parts += [f"{key}={shown(x)}" for key, x in self.kwargs.items()]
+        parts = [repr(_tree.rebuild(x, shown)) for x in self.args]
+        parts += [f"{key}={_tree.rebuild(x, shown)!r}" for key, x in self.kwargs.items()]
         return f"Inputs({', '.join(parts)})"
+
+
+class _Shape:
+    """Stands for a tensor in what people read: its dtype and shape."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.words = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+    def __repr__(self) -> str:
+        return self.words
 
 
 InputsLike = Any  # torch.Tensor | tuple | Mapping | Inputs | Callable[[int], those]

@@ -35,14 +35,14 @@ test: $(VENV)/.for-development
 
 lint: $(VENV)/.for-development
 	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff format --check --exclude '*.md' .
 
 types: $(VENV)/.for-development
 	@$(BIN)/mypy
 
 format: $(VENV)/.for-development
 	@$(BIN)/ruff check --fix .
-	@$(BIN)/ruff format .
+	@$(BIN)/ruff format --exclude '*.md' .
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ Exits with 1 if anything differs from the truth.
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def examine(case: ZooCase) -> Row:
         _inspect(case, row)
         _rewrite(case, row)
     except Exception as error:  # noqa: BLE001 - a table of failures is the very purpose, and each is shown
-        row.trouble = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        row.trouble = textwrap.shorten(f"{type(error).__name__}: {error}", 120, placeholder=" ...")
     return row
 
 
@@ -107,7 +108,7 @@ def main(names: Sequence[str]) -> int:
     for row in rows:
         cells = (row.name, row.points, row.missed, row.extra, row.levels, row.sites, row.exact)
         table.add_row(*cells, row.eager, row.inspect, row.trouble, style=None if row.good else "red")
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)
     console.print(f"{sum(row.good for row in rows)} of {len(rows)} as the truth says")
     return 0 if all(row.good for row in rows) else 1

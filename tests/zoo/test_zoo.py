@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -20,6 +20,8 @@ from ._case import Check
 from ._running import call, copied, run, tensors_of, training_step
 
 BY_NAME = {case.name: case for case in CASES}
+Pair = tuple[torch.Tensor, torch.Tensor]
+Answer = Callable[[Pair, Pair], Pair]
 Outputs = dict[tuple[int, bool], list[torch.Tensor]]  # of the original, by batch size and mode
 
 
@@ -44,6 +46,22 @@ def _grad_mode_is_restored() -> Iterator[None]:
 def inspected(name: str) -> Any:
     case = BY_NAME[name]
     return regbn_surgery.inspect(case.model(), case.example, modalities=dict(case.modalities))
+
+
+#: Cases whose truth about default modalities is plain: one input each, and the rest excluded by name or use.
+BY_DEFAULT = [
+    case
+    for case in CASES
+    if not case.name.startswith("hf_") or case.name in ("hf_flava", "hf_vilt", "hf_visual_bert", "hf_whisper")
+]
+
+
+@pytest.mark.parametrize("case", BY_DEFAULT, ids=str)
+def test_modalities_left_to_default(case: ZooCase) -> None:
+    """Unnamed, every floating input and every input of token ids is a modality; masks, types and indices are not."""
+    found = regbn_surgery.inspect(case.model(), case.example)
+    assert sorted(m.inputs for m in found.modalities) == sorted(map(tuple, case.modalities.values()))
+    assert len(found.fusion_points) == len(case.points)
 
 
 @every_case("points")
@@ -79,6 +97,7 @@ def test_surgery(case: ZooCase) -> None:
         for train in (False, True)
     }
     check_identity(case, rewritten, expected)
+    check_influence(case, rewritten)
     check_training(case, rewritten)
     check_reversal(case, original, rewritten, expected)
 
@@ -97,17 +116,40 @@ def check_state_dict(original: nn.Module, rewritten: nn.Module) -> None:
 
 
 def check_identity(case: ZooCase, rewritten: nn.Module, expected: Outputs) -> None:
-    """With RegBN passing f and g through, outputs are the original's; live, every RegBN is called and changes them."""
+    """Outputs are the original's with every site passed by, and with every RegBN called but returning what it got.
+
+    The second shows that the tensors come back to the host as they lay there.
+    """
     for (batch, train), outputs in expected.items():
-        where = f"batch {batch}, train={train}"
         with identity(rewritten):
             found = run(rewritten, case.example(batch), train=train)
         torch.testing.assert_close(found, outputs, rtol=1e-5, atol=1e-6)
-        with counting(rewritten) as calls:
-            live = run(rewritten, case.example(batch), train=train)
-        assert all(calls.values()), f"bypassed at {where}: {dict(calls)}"
-        assert [out.shape for out in live] == [out.shape for out in outputs], where
-        assert any(not torch.equal(a, b) for a, b in zip(live, outputs, strict=True)), where
+        names = _compare.regbns(rewritten)
+        with returning(rewritten, dict.fromkeys(names, lambda got, made: got)) as calls:
+            found = run(rewritten, case.example(batch), train=train)
+        torch.testing.assert_close(found, outputs, rtol=1e-5, atol=1e-6)
+        assert all(calls.values()), f"bypassed at batch {batch}, train={train}: {dict(calls)}"
+
+
+def check_influence(case: ZooCase, rewritten: nn.Module) -> None:
+    """What each RegBN returns is what the host goes on with: f' always, and g' where it is replaced too."""
+    batch = case.batches[0]
+    usual = run(rewritten, case.example(batch), train=False)
+    for name, module in _compare.regbns(rewritten).items():
+        for side in ("f", "g") if module.options.replace == "both" else ("f",):
+            with returning(rewritten, {name: _noise_for(side)}):
+                found = run(rewritten, case.example(batch), train=False)
+            assert [out.shape for out in found] == [out.shape for out in usual]
+            changed = any(not torch.equal(a, b) for a, b in zip(found, usual, strict=True))
+            assert changed, f"{name}: the model does not depend on what RegBN makes of {side}"
+
+
+def _noise_for(side: str) -> Answer:
+    def answer(got: Pair, made: Pair) -> Pair:
+        noise = [torch.empty_like(x).normal_(generator=torch.Generator().manual_seed(1)) for x in made]
+        return (noise[0], made[1]) if side == "f" else (made[0], noise[1])
+
+    return answer
 
 
 def check_training(case: ZooCase, rewritten: nn.Module) -> None:
@@ -136,24 +178,25 @@ def check_reversal(case: ZooCase, original: nn.Module, rewritten: nn.Module, exp
 
 
 @contextlib.contextmanager
-def counting(model: nn.Module) -> Iterator[Counter[str]]:
-    """How often each RegBN is called inside the block, by name; calls of copies made inside it count too."""
-    calls: Counter[str] = Counter()
-    handles = []
-    for name, module in _compare.regbns(model).items():
-        calls[name] = 0
-        handles.append(module.register_forward_hook(_counter(calls, name)))
+def returning(model: nn.Module, answers: Mapping[str, Answer]) -> Iterator[Counter[str]]:
+    """Let the named RegBN modules return what `answers` say, given what they got and made; counts their calls.
+
+    The hooks are closures: a deep copy of the model shares them, and so counts into the same place.
+    """
+    calls: Counter[str] = Counter(dict.fromkeys(answers, 0))
+
+    def hook_for(name: str, answer: Answer) -> Callable[..., Pair]:
+        def hook(module: nn.Module, got: tuple[Any, ...], made: Pair) -> Pair:
+            calls[name] += 1
+            return answer((got[0], got[1]), made)
+
+        return hook
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(hook_for(name, answer)) for name, answer in answers.items()
+    ]
     try:
         yield calls
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _counter(calls: Counter[str], name: str) -> Callable[..., None]:
-    """A hook as a closure: a deep copy of the model shares it, and so counts into the same place."""
-
-    def hook(*_: Any) -> None:
-        calls[name] += 1
-
-    return hook

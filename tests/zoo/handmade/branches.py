@@ -257,6 +257,7 @@ CASES = (
         ),
         rules=({"id": "all", "match": {"kind": "concat"}, "pairs": "all"},),
         normalize="image",
+        pending={"surgery": "of several sites at one point only the first reaches the fusion"},
     ),
     ZooCase(
         name="graph_and_image",

@@ -19,6 +19,8 @@ TOWER: dict[str, Any] = {
 TEXT: dict[str, Any] = {**TOWER, "vocab_size": 120, "max_position_embeddings": 64}
 SPECIAL: dict[str, Any] = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 VISION: dict[str, Any] = {**TOWER, "image_size": 32, "patch_size": 8}
+#: BLIP's default vision weights are near zero, so that all patches would look alike.
+BLIP_VISION: dict[str, Any] = {**VISION, "initializer_range": 0.02}
 
 TEXT_LENGTH = 7
 IMAGE_AND_TEXT = {"image": ["pixel_values"], "text": ["input_ids"]}

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from .._case import ZooCase, flat, point, side
-from ._tiny import IMAGE_AND_TEXT, SPECIAL, TEXT, TOWER, VISION, WIDTH, image_and_text
+from ._tiny import BLIP_VISION, IMAGE_AND_TEXT, SPECIAL, TEXT, TOWER, VISION, WIDTH, image_and_text
 
 PROJECTION = 16
 
@@ -78,7 +78,7 @@ def blip() -> nn.Module:
     from transformers import BlipConfig, BlipModel
 
     text = {**TEXT, **SPECIAL, "encoder_hidden_size": WIDTH}
-    return BlipModel(BlipConfig(text_config=text, vision_config=VISION, projection_dim=PROJECTION))
+    return BlipModel(BlipConfig(text_config=text, vision_config=BLIP_VISION, projection_dim=PROJECTION))
 
 
 def vision_text_dual() -> nn.Module:

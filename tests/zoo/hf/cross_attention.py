@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .._case import Point, Site, ZooCase, point, pooled, side, tokens
-from ._tiny import IMAGE_AND_TEXT, SPECIAL, TEXT, TEXT_LENGTH, TOWER, VISION, WIDTH, image_and_text, ones
+from ._tiny import BLIP_VISION, IMAGE_AND_TEXT, SPECIAL, TEXT, TEXT_LENGTH, TOWER, WIDTH, image_and_text, ones
 
 #: The stream that reads is f, as it must be where it is a causal decoder.
 TEXT_READS_IMAGE = pooled(side("text", WIDTH), side("image", WIDTH))
@@ -26,7 +26,7 @@ def blip_matching() -> nn.Module:
 
     config = BlipConfig(
         text_config={**TEXT, **SPECIAL, "encoder_hidden_size": WIDTH},
-        vision_config=VISION,
+        vision_config=BLIP_VISION,
         projection_dim=16,
         image_text_hidden_size=16,
     )
@@ -37,7 +37,7 @@ def blip_captioning() -> nn.Module:
     from transformers import BlipConfig, BlipForConditionalGeneration
 
     text = {**TEXT, **SPECIAL, "encoder_hidden_size": WIDTH}
-    return BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=VISION, projection_dim=16))
+    return BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=BLIP_VISION, projection_dim=16))
 
 
 def lxmert() -> nn.Module:

@@ -23,6 +23,16 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def values_at_hand(x: Tensor) -> bool:
+    """Whether the host can read x without waiting, tracing or unwrapping: a plain tensor on the CPU, run eagerly."""
+    return (
+        x.device.type == "cpu"
+        and type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b.T` in the accumulation dtype, [p, k] x [q, k] -> [p, q]."""
     wide = accumulation_dtype(a.device)

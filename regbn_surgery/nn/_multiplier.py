@@ -16,17 +16,22 @@ machine precision from any spectrum, in a fixed number of operations and without
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ._linalg import shifted_inverse
+from ._linalg import shifted_inverse, values_at_hand
 from .options import Constraint
 
 GRID = 128  # points of the bracketing grid; neighbours differ by a factor of about 1.15 over the whole range
 NEWTON_STEPS = 3  # quadratic from there, to about 1e-12
 INVERSE_NEWTON_STEPS = 5  # from a bracket of a factor of 1.4
 COARSE_GRID = 8  # per round of two, where each point costs a matrix inverse
+
+Array = Any  # a torch.Tensor or a numpy.ndarray
+_EXPONENTS = np.linspace(0.0, 1.0, GRID)
 
 
 @dataclass(frozen=True)
@@ -57,85 +62,128 @@ class Spectrum:
     weights: Tensor
 
 
-def left_side(values: Tensor, energies: Tensor, multiplier: Tensor) -> Tensor:
+def left_side(values: Array, energies: Array, multiplier: Array) -> Array:
     """`sum_i c_i / (s_i + lambda)^2`; the last axis is summed, `multiplier` > 0 broadcasts against it."""
-    return (energies / (values + multiplier).square()).sum(-1)
+    return (energies / (values + multiplier) ** 2).sum(-1)
 
 
-def solve_root(values: Tensor, energies: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+def solve_root(values: Array, energies: Array, floor: Array) -> tuple[Array, Array]:
     """The root of `sum_i c_i / (s_i + lambda)^2 = 1` over lambda >= floor > 0, and whether it lies above the floor.
 
-    `values` and `energies` are [k] and not negative. Where the left side at the floor is at most 1 the floor
-    is returned.
+    `values` and `energies` are [k] and not negative, of torch or of numpy (where an operation on k numbers costs a
+    fraction); the steps are the same. Where the left side at the floor is at most 1 the floor is returned.
     """
-    top = torch.maximum(energies.sum().sqrt(), floor)  # the left side is at most 1 here
-    exponents = torch.linspace(0.0, 1.0, GRID, dtype=values.dtype, device=values.device)
+    xp, exponents = _library_of(values)
+    top = xp.maximum(xp.sqrt(energies.sum()), floor)  # the left side is at most 1 here
     grid = floor * (top / floor) ** exponents
     above = left_side(values, energies, grid[:, None]) > 1.0
-    reached = above.sum()
-    low = grid.gather(0, (reached - 1).clamp(0, GRID - 1)[None])[0]
-    high = grid.gather(0, reached.clamp(0, GRID - 1)[None])[0]
-    active = reached > 0
+    low, high = xp.where(above, grid, floor).max(), xp.where(above, top, grid).min()
     root = low
     for _ in range(NEWTON_STEPS):
-        inverse = (values + root).reciprocal()
+        inverse = 1.0 / (values + root)
         scaled = energies * inverse
         value = scaled.dot(inverse)
         # Newton on value^(-1/2) - 1, whose derivative is value^(-3/2) * sum_i c_i / (s_i + lambda)^3
-        root = root + value * (value.sqrt() - 1.0) / (scaled * inverse).dot(inverse)
-    root = torch.minimum(torch.maximum(root, low), high)
-    return torch.where(active, root, floor), active
+        root = root + value * (value**0.5 - 1.0) / ((scaled * inverse).dot(inverse) + 1e-300)
+    root = xp.minimum(xp.maximum(root, low), high)
+    active = above.any()
+    return xp.where(active, root, floor), active
 
 
-def solve_by_eigenvectors(
-    K: Tensor,
-    T: Tensor | None,
-    constraint: Constraint,
-    eps: float,
-    threshold: float = 0.0,
-    substitute: float = 0.0,
-    given: Tensor | None = None,
-) -> Ridge:
-    """Solve for lambda with one symmetric eigendecomposition of K (for devices on which the host waits anyway).
+def _library_of(values: Array) -> tuple[Any, Array]:
+    """numpy or torch, and the grid's exponents from 0 to 1 in kind."""
+    if isinstance(values, Tensor):
+        return torch, torch.linspace(0.0, 1.0, GRID, dtype=values.dtype, device=values.device)
+    return np, _EXPONENTS
 
-    `T` is needed for the constraint "frobenius" only. `eps` is the precision of the features that K came from.
-    `threshold` and `substitute` are the published sigma_THR and sigma_MIN: singular values sqrt(s_i) not above
-    `threshold` times the largest are replaced by `substitute`. A direction in which the features are zero to
-    rounding stays out whatever the substitute, since no feature spans it. `given` is used in place of the root.
+
+@dataclass(frozen=True)
+class _Shrunk:
+    """What the spectrum of K says, in torch or in numpy: see `Ridge` and `Spectrum`."""
+
+    values: Array
+    kept: Array
+    weights: Array
+    multiplier: Array
+    active: Array
+
+
+def _shrink(values: Array, own: Array | None, given: Array | None, limits: Limits) -> _Shrunk:
+    """From the eigenvalues of K, in ascending order, to lambda and the factor of each direction.
+
+    `own` are the `u_i^T T u_i`, None for the smoother, whose T is K^2.
     """
-    finite = torch.isfinite(K.diagonal().sum())  # sums of squares: they show what is not finite anywhere
-    identity = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
-    values, vectors = torch.linalg.eigh(torch.where(finite, K, identity))  # refuses what is not finite
-    values = values.clamp_min(0.0)
+    xp, _ = _library_of(values)
+    values = xp.where(values > 0.0, values, 0.0)
     largest = values[-1]
-    zero_level = K.shape[-1] * eps * largest
+    zero_level = len(values) * limits.eps * largest
     spanned = values > zero_level
-    kept = spanned & (values > threshold**2 * largest)
-    replaced = torch.where(kept, values, torch.where(spanned, substitute**2, 0.0))
-    if constraint == "smoother" or T is None:
-        energies = replaced.square()
-    else:
-        own = (vectors * (T @ vectors)).sum(0).clamp_min(0.0)
-        energies = torch.where(spanned, own * replaced / values.clamp_min(torch.finfo(K.dtype).tiny), 0.0)
-    floor = torch.where(largest > 0, zero_level, 1.0)
+    safe = xp.where(spanned, values, 1.0)
+    kept = spanned
+    replaced = xp.where(spanned, values, 0.0)
+    if limits.threshold > 0.0:
+        kept = spanned & (values > limits.threshold**2 * largest)
+        replaced = xp.where(kept, values, xp.where(spanned, limits.substitute**2, 0.0))
+    energies = replaced**2 if own is None else xp.where(spanned & (own > 0.0), own * (replaced / safe), 0.0)
+    floor = xp.where(largest > 0.0, zero_level, 1.0)
     multiplier, active = solve_root(replaced, energies, floor)
     multiplier = multiplier if given is None else given
     # W = sum_i v_i sigma~_i / (sigma~_i^2 + lambda) u_i^T F with v_i = G^T u_i / sigma_i
-    shrink = torch.where(spanned, (replaced / values.clamp_min(torch.finfo(K.dtype).tiny)).sqrt(), 0.0)
-    weights = shrink / (replaced + multiplier)
-    inverse = (vectors / (values + multiplier)) @ vectors.mT
-    in_span = (vectors * weights) @ vectors.mT
-    return Ridge(multiplier, inverse, in_span, active, finite, Spectrum(values, vectors, kept, weights))
+    weights = xp.where(spanned, (replaced / safe) ** 0.5, 0.0) / (replaced + multiplier)
+    return _Shrunk(values, kept, weights, multiplier, active)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What counts as zero. `eps` is the precision of the features that K came from.
+
+    `threshold` and `substitute` are the published sigma_THR and sigma_MIN: singular values sqrt(s_i) not above
+    `threshold` times the largest are replaced by `substitute`. A direction in which the features are zero to
+    rounding stays out whatever the substitute, since no feature spans it.
+    """
+
+    eps: float
+    threshold: float = 0.0
+    substitute: float = 0.0
+
+
+FLOAT32 = Limits(torch.finfo(torch.float32).eps)
+
+
+def solve_by_eigenvectors(
+    K: Tensor, T: Tensor | None, constraint: Constraint, limits: Limits, given: Tensor | None = None
+) -> Ridge:
+    """Solve for lambda with one symmetric eigendecomposition of K (for devices on which the host waits anyway).
+
+    `T` is needed for the constraint "frobenius" only; `given` is used in place of the root.
+    """
+    finite = torch.isfinite(K.diagonal().sum())  # sums of squares: they show what is not finite anywhere
+    at_hand = values_at_hand(K)
+    if not (at_hand and finite):  # eigh refuses what is not finite
+        K = torch.where(finite, K, torch.eye(K.shape[-1], dtype=K.dtype, device=K.device))
+    values, vectors = torch.linalg.eigh(K)
+    own = None if constraint == "smoother" or T is None else (vectors * (T @ vectors)).sum(0)
+    if at_hand:
+        small = _shrink(
+            values.numpy(), None if own is None else own.numpy(), None if given is None else given.numpy(), limits
+        )
+        small = _Shrunk(*(torch.as_tensor(x) for x in vars(small).values()))
+    else:
+        small = _shrink(values, own, given, limits)
+    inverse = (vectors / (small.values + small.multiplier)) @ vectors.mT
+    in_span = (vectors * small.weights) @ vectors.mT
+    spectrum = Spectrum(small.values, vectors, small.kept, small.weights)
+    return Ridge(small.multiplier, inverse, in_span, small.active, finite, spectrum)
 
 
 def solve_by_inverses(
-    K: Tensor, T: Tensor | None, constraint: Constraint, eps: float, given: Tensor | None = None
+    K: Tensor, T: Tensor | None, constraint: Constraint, limits: Limits, given: Tensor | None = None
 ) -> Ridge:
     """Solve for lambda with matrix inverses alone, for devices on which a decomposition would make the host wait."""
     if constraint == "smoother" or T is None:
         T = K @ K
     largest = _largest_eigenvalue(K)
-    floor = torch.where(largest > 0, K.shape[-1] * eps * largest, 1.0)
+    floor = torch.where(largest > 0, K.shape[-1] * limits.eps * largest, 1.0)
     top = torch.maximum(T.diagonal().sum().clamp_min(0.0).sqrt(), floor)
     low, high = floor, top
     exponents = torch.linspace(0.0, 1.0, COARSE_GRID, dtype=K.dtype, device=K.device)

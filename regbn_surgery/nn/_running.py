@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .._errors import RegBNWarning
 from ._dense import DenseUpdate, PrimalUpdate
+from ._linalg import values_at_hand
 from ._low_rank import LowRankUpdate
 from ._multiplier import Ridge
 from ._norms import ChannelNorm, Moments
@@ -110,7 +111,7 @@ class RunningState(nn.Module):
             return
         change = update.change()
         finite = torch.isfinite(change + solution.multiplier) & solution.finite
-        on_host = change.device.type == "cpu" and not torch.compiler.is_compiling()
+        on_host = values_at_hand(change)
         if on_host:
             # The host waits for this device anyway: branch, and reckon with plain numbers.
             if not finite:

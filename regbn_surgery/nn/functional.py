@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._linalg import cross_gram, gram, with_inverse_gradient
-from ._multiplier import Ridge, attach_gradient, solve_by_eigenvectors, solve_by_inverses
+from ._multiplier import FLOAT32, Limits, Ridge, attach_gradient, solve_by_eigenvectors, solve_by_inverses
 from ._ranks import Ranks
 from ._threshold import thresholded_inverse
 from .options import Constraint, LambdaGrad
@@ -21,17 +21,15 @@ from .options import Constraint, LambdaGrad
 
 @dataclass(frozen=True)
 class Problem:
-    """What of the options decides the fit. `eps` is the rounding unit of the features."""
+    """What of the options decides the fit."""
 
     constraint: Constraint = "smoother"
     lambda_grad: LambdaGrad = "constant"
-    threshold: float = 0.0
-    substitute: float = 0.0
-    eps: float = torch.finfo(torch.float32).eps
+    limits: Limits = FLOAT32
 
     @property
     def thresholded(self) -> bool:
-        return self.threshold > 0.0 or self.substitute > 0.0
+        return self.limits.threshold > 0.0
 
 
 def dual(G: Tensor, F: Tensor, problem: Problem, multiplier: Tensor | None = None) -> tuple[Tensor, Tensor, Ridge]:
@@ -108,7 +106,5 @@ def _solve(K: Tensor, moment: Tensor | None, problem: Problem, given: Tensor | N
     moment = None if moment is None else moment.detach()
     given = None if given is None else given.detach().to(K.dtype)
     if K.device.type == "cpu" or problem.thresholded:
-        return solve_by_eigenvectors(
-            K, moment, problem.constraint, problem.eps, problem.threshold, problem.substitute, given
-        )
-    return solve_by_inverses(K, moment, problem.constraint, problem.eps, given)
+        return solve_by_eigenvectors(K, moment, problem.constraint, problem.limits, given)
+    return solve_by_inverses(K, moment, problem.constraint, problem.limits, given)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import _checks, functional
 from ._dense import PrimalUpdate
 from ._features import Features, mean_over_positions, prepare
+from ._multiplier import Limits
 from ._norms import input_norm, output_norm
 from ._ranks import Ranks, joined
 from ._running import RunningState, Update
@@ -189,7 +190,8 @@ class RegBN(RunningState):
     def problem(self) -> functional.Problem:
         """The part of the options that decides the fit."""
         options = self.options
-        return functional.Problem(options.constraint, options.lambda_grad, options.sigma_THR, options.sigma_MIN)
+        limits = Limits(torch.finfo(torch.float32).eps, options.sigma_THR, options.sigma_MIN)
+        return functional.Problem(options.constraint, options.lambda_grad, limits)
 
     def _fit(self, features: Features, n_epoch: int | None, multiplier: Tensor | None, ranks: Ranks | None) -> Tensor:
         """Fit, move the running state, and return the residual [b, n] of this rank's rows."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from regbn_surgery.nn import functional
-from regbn_surgery.nn._multiplier import solve_by_eigenvectors, solve_by_inverses, solve_root
+from regbn_surgery.nn._multiplier import Limits, solve_by_eigenvectors, solve_by_inverses, solve_root
 from regbn_surgery.nn.functional import Problem
 
 from . import oracle
@@ -99,6 +99,9 @@ def test_root_from_any_spectrum(seed: int, size: int, decades: float, log_scale:
     root, active = solve_root(
         torch.from_numpy(values), torch.from_numpy(energies), torch.tensor(floor, dtype=torch.float64)
     )
+    by_numpy, active_by_numpy = solve_root(values, energies, floor)
+    assert float(root) == pytest.approx(float(by_numpy), rel=1e-9)
+    assert bool(active) == bool(active_by_numpy)
     left = (energies / (values + float(root)) ** 2).sum()
     assert float(root) >= floor
     if (energies / (values + floor) ** 2).sum() > 1.0:
@@ -117,8 +120,8 @@ def test_inverses_find_what_eigenvectors_find(constraint: str, shape: tuple) -> 
     K = torch.from_numpy(G @ G.T)
     T = K @ torch.from_numpy(F @ F.T)
     assume(not G.any() or oracle.clear_of_zero_level(G, len(G)))
-    ours = solve_by_inverses(K, T, constraint, EPS32)
-    theirs = solve_by_eigenvectors(K, T, constraint, EPS32)
+    ours = solve_by_inverses(K, T, constraint, Limits(EPS32))
+    theirs = solve_by_eigenvectors(K, T, constraint, Limits(EPS32))
     if bool(theirs.active) and float(theirs.multiplier) > 10 * len(G) * EPS32 * float(K.diagonal().sum()):
         assert float(ours.multiplier) == pytest.approx(float(theirs.multiplier), rel=1e-6)
         product, want = torch.from_numpy(G.T) @ ours.spanned, torch.from_numpy(G.T) @ theirs.spanned
@@ -133,7 +136,7 @@ def test_inverses_find_what_eigenvectors_find(constraint: str, shape: tuple) -> 
 def test_thresholds_against_the_oracle(constraint: str, threshold: float, substitute: float, form: str) -> None:
     G, F = features(3, 7, 6, 4, 5, 0.5, 0.6)
     options = {"threshold": threshold, "substitute": substitute}
-    problem = Problem(constraint, threshold=threshold, substitute=substitute)
+    problem = Problem(constraint, limits=Limits(EPS32, threshold, substitute))
     tensors = torch.from_numpy(G), torch.from_numpy(F)
     if form == "dual":
         inverse, _, solution = functional.dual(*tensors, problem)
@@ -148,7 +151,7 @@ def test_thresholds_against_the_oracle(constraint: str, threshold: float, substi
 
 
 def _fit(constraint: str, lambda_grad: str, form: str, lam: float | None = None, **options: float):
-    problem = Problem(constraint, lambda_grad, **options)
+    problem = Problem(constraint, lambda_grad, Limits(EPS32, **options))
 
     def fit(G: torch.Tensor, F: torch.Tensor) -> torch.Tensor:
         given = None if lam is None else torch.tensor(lam, dtype=torch.float64)

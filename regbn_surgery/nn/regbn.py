@@ -26,17 +26,23 @@ if TYPE_CHECKING:
 class RegBN(RunningState):
     """Subtracts from f what is linearly explained by g: `f' = norm(f - g W)`, `g' = norm(g)`.
 
-    W solves a ridge problem on each training batch, with the multiplier lambda set by a constraint; a running W,
-    moved towards each batch's by an adaptive share, is used in evaluation (RegBN, NeurIPS 2023).
+    With F and G the flat fitted features [b, n] and [b, m], W solves the ridge problem of each training batch,
+    `W_batch = (G^T G + lambda I)^-1 G^T F`, with lambda >= 0 set by one of two constraints:
+
+    - `constraint="smoother"` (default; what the published code solves): `||K (K + lambda I)^-1||_F = 1`, K = G G^T;
+    - `constraint="frobenius"` (the published formulation): `||W_batch||_F = 1`.
+
+    Where the left side is at most 1 at lambda = 0 lambda stays at its floor (b times the float32 rounding unit times
+    the largest eigenvalue of K). In training the batch's own W is subtracted, with gradient; a running W follows by
+    `W <- (1 - share) W + share W_batch` with an adaptive share, and is subtracted in evaluation. Source: RegBN
+    (NeurIPS 2023); the closed form and the root: `regbn_surgery.nn.functional` and `_multiplier`.
 
     Shapes, with `reduce="flatten"`: f `[B, C_f, *f_layer_dim]`, g `[B, C_g, *g_layer_dim]`, any number of spatial
     axes on either side; W is `[m, n]`, m and n the flat sizes of g and f. With `reduce="mean"`: f `[B, C_f, *any]`,
     g `[B, C_g, *any]`, empty layer dims, W `[C_g, C_f]`. Outputs have the shapes and dtypes of the inputs.
 
     The sizes come first; `gpu` is accepted for the published signature and ignored (use `.to(device)`). Every other
-    argument is described in `RegBNOptions`.
-
-    `lambda_grad`, `form` and the equations behind `constraint`: see `regbn_surgery.nn.functional`.
+    argument is described in `RegBNOptions`. What lasts is in the state dict: see `RunningState`.
 
     Raises `RegBNOptionError` for options that contradict each other, `RegBNShapeError` (a `ValueError`) for sizes
     and inputs that do not fit, among them a batch of 1 in training, as BatchNorm does.

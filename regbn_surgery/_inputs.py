@@ -145,15 +145,17 @@ def make_batches(model: nn.Module, example: InputsLike) -> Batches:
 def shared_axis(model: nn.Module, inputs: Inputs) -> tuple[int, int] | None:
     """(axis, size) of the batch axis that the tensor inputs share, or None.
 
-    Axis 0 where all agree on its size; else axis 1 (sequence-first models). Where both would do, layers of the model
-    that say `batch_first=False` decide.
+    Axis 0 where all agree on its size; else axis 1 (sequence-first models), unless it is the features of a `[N, C]`.
+    Where both would do, layers of the model that say `batch_first=False` decide.
     """
     tensors = [tensor for _, tensor in named_tensors(model, inputs) if tensor.dim() > 0]
     candidates = []
     for dim in (0, 1):
         sizes = {tensor.shape[dim] for tensor in tensors if tensor.dim() > dim}
         if len(sizes) == 1 and all(tensor.dim() > dim for tensor in tensors):
-            candidates.append((dim, sizes.pop()))
+            features = any(tensor.dim() == dim + 1 and tensor.dtype.is_floating_point for tensor in tensors)
+            if dim == 0 or not features:
+                candidates.append((dim, sizes.pop()))
     if len(candidates) > 1 and _is_sequence_first(model):
         return candidates[1]
     return candidates[0] if candidates else None

@@ -79,9 +79,7 @@ def test_inputs_are_named_by_parameter_and_place() -> None:
 
 def test_arguments_that_do_not_fit_are_told_with_what_was_given() -> None:
     module = make(lambda self, a: a)
-    with pytest.raises(
-        InputsError, match=r"do not fit Made\.forward: .*Given: Inputs\(float32\[4, 5\], int64"
-    ):
+    with pytest.raises(InputsError, match=r"do not fit Made\.forward: .*Given: Inputs\(float32\[4, 5\], int64"):
         make_batches(module, (X, Y))
     with pytest.raises(InputsError, match=r"A dict means keyword arguments.*Inputs\(\{\.\.\.\}\)"):
         make_batches(module, {"image": X})
@@ -131,6 +129,14 @@ def test_axis_0_is_the_batch_unless_only_axis_1_agrees() -> None:
     second = make_batches(make(two), (torch.zeros(5, 4, 6), torch.zeros(7, 4, 6)))
     assert [tensor.shape for tensor in second.small.args] == [(5, 2, 6), (7, 2, 6)]
     assert [tensor.shape for tensor in second.each()[1].args] == [(5, 3, 6), (7, 3, 6)]
+
+
+def test_shared_features_are_no_batch_axis_but_shared_columns_of_ids_are() -> None:
+    features = make_batches(make(two), (torch.zeros(4, 8), torch.zeros(5, 8)))
+    assert features.large is None
+    assert [tensor.shape for tensor in features.small.args] == [(4, 8), (5, 8)]
+    ids = make_batches(make(two), (torch.zeros(5, 4).long(), torch.zeros(7, 4, 6)))
+    assert [tensor.shape for tensor in ids.small.args] == [(5, 2), (7, 2, 6)]
 
 
 @pytest.mark.parametrize(("batch_first", "shape"), [(True, (2, 4, 6)), (False, (5, 2, 6))])

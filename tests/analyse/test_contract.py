@@ -1,0 +1,87 @@
+"""A matrix product belongs to whose axes survive it, however it is spelled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from .reading import homes, inputs, told
+
+QV = inputs(a=(5, 8), b=(7, 8))
+
+SCORES = {
+    "matmul": lambda q, k: torch.matmul(q, k.transpose(1, 2)),
+    "@": lambda q, k: q @ k.mT,
+    "bmm": lambda q, k: torch.bmm(q, k.transpose(-1, -2)),
+    "einsum": lambda q, k: torch.einsum("bqd,bkd->bqk", q, k),
+    "einsum, other letters": lambda q, k: torch.einsum("nid, njd -> nij", q, k),
+    "einsum, ellipsis": lambda q, k: torch.einsum("...qd,...kd->...qk", q, k),
+    "einsum, swapped": lambda q, k: torch.einsum("bkd,bqd->bqk", k, q),
+    "baddbmm": lambda q, k: torch.baddbmm(torch.zeros(1, 1, 1), q, k.mT),
+    "broadcast": lambda q, k: (q[:, :, None] * k[:, None]).sum(-1),
+}  # fmt: skip
+WEIGHED = {
+    "matmul": lambda w, v: w @ v,
+    "bmm": torch.bmm,
+    "values first": lambda w, v: (v.mT @ w.mT).mT,
+    "bmm(v, w)": lambda w, v: torch.bmm(v.transpose(1, 2), w.transpose(1, 2)).transpose(1, 2),
+    "einsum": lambda w, v: torch.einsum("bqk,bkd->bqd", w, v),
+    "broadcast": lambda w, v: (w[..., None] * v[:, None]).sum(2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("weighed", WEIGHED)
+@pytest.mark.parametrize("scores", SCORES)
+def test_attention_is_one_point_and_belongs_to_the_query(scores: str, weighed: str) -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return WEIGHED[weighed](SCORES[scores](a, b).softmax(-1), b)
+
+    assert told(forward, QV) == [("attention", {"a", "b"})]
+    assert homes(forward, QV) == ["a"]
+
+
+def test_keys_weighed_the_other_way_belong_to_the_keys() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return torch.einsum("bqk,bqd->bkd", SCORES["@"](a, b).softmax(1), a)
+
+    assert homes(forward, QV) == ["b"]
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [lambda x, y: x.mT @ y, lambda x, y: torch.einsum("bld,blc->bdc", x, y), lambda x, y: torch.bmm(x.mT, y)],
+)
+def test_a_product_over_positions_belongs_to_both(spelling: Any) -> None:
+    example = inputs(a=(5, 8), b=(5, 3))
+    assert told(lambda self, a, b: spelling(a, b).flatten(1), example) == [("matmul", {"a", "b"})]
+    assert homes(lambda self, a, b: spelling(a, b).flatten(1), example) == ["a+b"]
+
+
+@pytest.mark.parametrize("spelling", [lambda x, w: x @ w, lambda x, w: torch.einsum("bld,dc->blc", x, w)])
+def test_a_product_with_a_parameter_meets_nobody(spelling: Any) -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return spelling(a, self.weight)
+
+    assert told(forward, QV, weight=torch.nn.Parameter(torch.ones(8, 2))) == []
+    assert homes(forward, QV, weight=torch.nn.Parameter(torch.ones(8, 2))) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [lambda a, b: a @ b.T, lambda a, b: torch.einsum("id,jd->ij", a, b), lambda a, b: torch.mm(a, b.t()) * 3],
+)
+def test_samples_against_samples_is_similarity(spelling: Any) -> None:
+    example = inputs(a=(8,), b=(8,))
+    assert told(lambda self, a, b: spelling(a, b), example) == [("similarity", {"a", "b"})]
+
+
+def test_two_attentions_in_a_row_are_two_points() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        a = WEIGHED["@" if "@" in WEIGHED else "matmul"](SCORES["@"](a, b).softmax(-1), b) + a
+        return WEIGHED["matmul"](SCORES["bmm"](a, b).softmax(-1), b)
+
+    assert told(forward, QV) == [("attention", {"a", "b"})] * 2
+    assert homes(forward, QV) == ["a"]

@@ -1,0 +1,128 @@
+"""What the axes of a tensor mean, with the evidence; what cannot be known is said to be unknown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from regbn_surgery._types import Layout
+
+from .reading import Inputs, analysed, inputs, inspected, normal
+
+
+def layouts(forward: Any, example: Any, **children: Any) -> list[Layout]:
+    """The layouts of the output's tensors, in evaluation mode."""
+    run = analysed(forward, example, **children).runs[0]
+    return [run.layout(uid) for uid in run.trace.frames[0].outputs]
+
+
+def brief(layout: Layout) -> tuple[int | None, int | None, tuple[int, ...], bool]:
+    return layout.batch_dim, layout.channel_dim, layout.spatial_dims, layout.sequence
+
+
+MAPS, TOKENS = inputs(a=(3, 6, 6)), inputs(a=(5, 8))
+IDS = {"a": torch.randint(0, 9, (4, 5), generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.mark.parametrize(
+    ("forward", "example", "layer", "expected", "words"),
+    [
+        (lambda self, a: self.m(a), MAPS, nn.Conv2d(3, 4, 3), (0, 1, (2, 3), False), "axis 1 of Conv2d `m`"),
+        (lambda self, a: self.m(a), MAPS, nn.BatchNorm2d(3), (0, 1, (2, 3), False), "axis 1 of BatchNorm2d `m`"),
+        (lambda self, a: self.m(a), TOKENS, nn.Linear(8, 4), (0, 2, (1,), True), "last axis of Linear `m`"),
+        (lambda self, a: self.m(a), TOKENS, nn.LayerNorm(8), (0, 2, (1,), True), "last axis of LayerNorm `m`"),
+        (lambda self, a: self.m(a), IDS, nn.Embedding(9, 4), (0, 2, (1,), True), "last axis of Embedding `m`"),
+        (lambda self, a: self.m(a)[0], TOKENS, nn.GRU(8, 4, batch_first=True), (0, 2, (1,), True), "of GRU `m`"),
+        (lambda self, a: self.m(a), TOKENS, nn.Conv1d(5, 4, 3), (0, 1, (2,), False), "axis 1 of Conv1d `m`"),
+        (lambda self, a: self.m(a).relu().mT, TOKENS, nn.Linear(8, 4), (0, 1, (2,), True), "followed from"),
+        (lambda self, a: self.m(a).flatten(2), MAPS, nn.Conv2d(3, 4, 3), (0, 1, (2,), False), "Conv2d"),
+        (lambda self, a: self.m(a).flatten(2).transpose(1, 2), MAPS, nn.Conv2d(3, 4, 3), (0, 2, (1,), False), "from"),
+        (lambda self, a: self.m(a).permute(2, 3, 0, 1), MAPS, nn.Conv2d(3, 4, 3), (2, 3, (0, 1), False), "from"),
+        (lambda self, a: self.m(a).mean((2, 3)), MAPS, nn.Conv2d(3, 4, 3), (0, 1, (), False), "Conv2d"),
+        (lambda self, a: self.m(a).mean(1), TOKENS, nn.Linear(8, 4), (0, 1, (), False), "followed from"),
+        (lambda self, a: self.m(a)[:, 0], TOKENS, nn.Linear(8, 4), (0, 1, (), False), "followed from"),
+        (lambda self, a: self.m(a).flatten(1), MAPS, nn.Conv2d(3, 4, 3), (0, 1, (), False), "Conv2d"),
+        (lambda self, a: self.m(a).view(-1, 5, 2, 2), TOKENS, nn.Linear(8, 4), (0, 3, (1, 2), False), "followed from"),
+        (lambda self, a: a @ self.w, TOKENS, nn.Identity(), (0, 2, (1,), True), "product with parameter `w`"),
+        pytest.param(
+            lambda self, a: a @ self.m.weight.T, TOKENS, nn.Linear(8, 4), (0, 2, (1,), True), "parameter",
+            marks=pytest.mark.xfail(
+                strict=True, reason="a view of a parameter (tied heads: x @ table.T) is none (_channel_of_product)"
+            ),
+        ),
+        pytest.param(
+            lambda self, a: torch.einsum("bld,cd->blc", a, self.m.weight), TOKENS, nn.Linear(8, 4),
+            (0, 2, (1,), True), "parameter",
+            marks=pytest.mark.xfail(
+                strict=True, reason="only the last label of a parameter can be the channel (_channel_of_product)"
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_the_channel_axis_comes_from_the_layers_a_tensor_went_through(
+    forward: Any, example: Any, layer: Any, expected: Any, words: str
+) -> None:
+    (layout,) = layouts(forward, example, m=layer, w=nn.Parameter(torch.ones(8, 3)))
+    assert brief(layout) == expected
+    assert layout.known
+    assert any(words in line for line in layout.evidence), layout.evidence
+    assert any("batch axis" in line for line in layout.evidence)
+
+
+def test_an_input_looks_at_who_reads_it() -> None:
+    found = inspected(lambda self, a: self.m(a.permute(0, 3, 1, 2)), inputs(a=(6, 6, 3)), m=nn.Conv2d(3, 4, 3))
+    (given,) = found.inputs
+    assert brief(given.layout)[:3] == (0, 3, (1, 2))
+    assert any("read as" in line or "before" in line for line in given.layout.evidence)
+
+
+def test_what_no_layer_tells_is_unknown() -> None:
+    (layout,) = layouts(lambda self, a: a * 2, TOKENS)
+    assert (layout.batch_dim, layout.channel_dim, layout.spatial_dims, layout.known) == (0, None, (), False)
+    assert any("channel axis unknown" in line for line in layout.evidence)
+    (vector,) = layouts(lambda self, a: a * 2, inputs(a=(8,)))
+    assert brief(vector) == (0, 1, (), False)
+
+
+def test_the_batch_axis_is_the_one_that_follows_the_batch_size() -> None:
+    first = {"a": normal(5, 4, 8), "b": normal(7, 4, 8)}
+    found = layouts(lambda self, a, b: (self.m(a), self.m(b).mean(0)), first, m=nn.Linear(8, 4))
+    assert [brief(layout) for layout in found] == [(1, 2, (0,), True), (0, 1, (), False)]
+
+
+def test_a_folded_batch_is_told_and_unfolded_again() -> None:
+    def forward(self: Any, a: Tensor) -> Any:
+        folded = self.m(a.flatten(0, 1))
+        return folded, folded.unflatten(0, (-1, 5))
+
+    folded, unfolded = layouts(forward, inputs(a=(5, 8)), m=nn.Linear(8, 4))
+    assert folded.batch_dim is None
+    assert not folded.known
+    assert any("5 x the batch size" in line for line in folded.evidence)
+    assert brief(unfolded) == (0, 2, (1,), True)
+
+
+def test_without_a_second_batch_size_the_batch_axis_is_unknown() -> None:
+    example = Inputs(normal(4, 8), normal(5, 8))
+    (layout,) = layouts(lambda self, a, b: self.m(a), example, m=nn.Linear(8, 4))
+    assert (layout.batch_dim, layout.channel_dim) == (None, 1)
+    assert "batch axis unknown: no second batch size could be run" in layout.evidence
+    assert layout.spatial_dims == ()
+
+
+def test_a_tensor_without_samples_has_no_batch_axis() -> None:
+    (layout,) = layouts(lambda self, a: self.m.weight * a.sum(), inputs(a=(8,)), m=nn.Linear(8, 4))
+    assert layout.batch_dim is None
+    assert "no axis follows the batch size" in layout.evidence
+
+
+def test_a_loop_over_samples_does_not_shift_what_comes_after() -> None:
+    def forward(self: Any, a: Tensor) -> Tensor:
+        rows = [self.m(row) for row in a]
+        return self.m(torch.stack(rows) + a)
+
+    (layout,) = layouts(forward, inputs(a=(5, 8)), m=nn.Linear(8, 8))
+    assert brief(layout) == (0, 2, (1,), True)

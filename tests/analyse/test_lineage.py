@@ -1,0 +1,111 @@
+"""Homes, and what becomes of the parts of a concatenation and of the axes of scores."""
+
+from __future__ import annotations
+
+import pytest
+
+from regbn_surgery._analyse._axes import Movement
+from regbn_surgery._analyse._lineage import (
+    NOBODY,
+    Lineage,
+    Segments,
+    carry_axes,
+    carry_segments,
+    comparable,
+    fuse,
+    incomparable,
+    union,
+)
+
+A, B, AB = frozenset("a"), frozenset("b"), frozenset("ab")
+
+
+def pure(home: frozenset[str], **more: object) -> Lineage:
+    return Lineage(home, home, **more)  # type: ignore[arg-type]
+
+
+SEGMENTS = Segments(2, ((3, pure(A)), (5, pure(B))), meeting=0)
+SHAPE = (2, 4, 8, 6)
+
+
+def test_homes_are_sets() -> None:
+    assert union([A, B, NOBODY]) == AB
+    assert comparable(A, AB)
+    assert comparable(NOBODY, A)
+    assert not comparable(A, B)
+    assert incomparable([A, AB, B])
+    assert not incomparable([A, AB, NOBODY])
+    assert not incomparable([])
+
+
+def test_fusing_keeps_all_that_was_touched() -> None:
+    fused = fuse([Lineage(AB, A, parametrised=True, origins=frozenset({1})), Lineage(B, B, origins=frozenset({2}))])
+    assert (fused.touched, fused.home, fused.parametrised, fused.origins) == (AB, AB, True, frozenset({1, 2}))
+
+
+@pytest.mark.parametrize(("low", "high", "home"), [(0, 3, A), (0, 2, A), (3, 8, B), (4, 5, B), (2, 4, AB), (0, 8, AB)])
+def test_a_cut_has_the_home_of_the_parts_it_touches(low: int, high: int, home: frozenset[str]) -> None:
+    assert SEGMENTS.cut(low, high).home == home
+    assert SEGMENTS.size == 8
+
+
+def test_parts_move_with_their_axis() -> None:
+    moved = carry_segments(SEGMENTS, Movement(((2,), (0,), (1,), (3,)), frozenset()), SHAPE)
+    assert moved is not None
+    assert (moved.dim, [size for size, _ in moved.parts]) == (0, [3, 5])
+
+
+def test_parts_grow_where_their_axis_is_merged_with_inner_ones() -> None:
+    moved = carry_segments(SEGMENTS, Movement(((0,), (1,), (2, 3)), frozenset()), SHAPE)
+    assert moved is not None
+    assert (moved.dim, [size for size, _ in moved.parts]) == (2, [18, 30])
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        None,
+        Movement(((0,), (1,), (2,), (3,)), frozenset({2})),
+        Movement(((0,), (1, 2), (3,)), frozenset()),
+        Movement(((0,), (1,), (2,), (2,), (3,)), frozenset()),
+        Movement(((0,), (1,), (3,)), frozenset()),
+    ],
+    ids=["unknown", "mixed", "interleaved", "split", "gone"],
+)
+def test_parts_end_where_they_are_mixed(move: Movement | None) -> None:
+    assert carry_segments(SEGMENTS, move, SHAPE) is None
+
+
+SCORES = Lineage(AB, A, axes=(NOBODY, A, B), scores=0)
+
+
+def test_axes_of_scores_move() -> None:
+    moved = carry_axes(SCORES, Movement(((0,), (2,), (1,)), frozenset()))
+    assert (moved.axes, moved.scores) == ((NOBODY, B, A), 0)
+    assert carry_axes(SCORES, Movement(((0,), (1,), (2,)), frozenset({2}))).axes == (NOBODY, A, B), "a softmax"
+
+
+def test_what_is_left_after_a_sum_belongs_to_whose_axis_is_left() -> None:
+    left = carry_axes(SCORES, Movement(((0,), (2,)), frozenset()))
+    assert (left.home, left.axes) == (B, None)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        None,
+        Movement(((0,), (1, 2)), frozenset()),
+        Movement(((0,), (1,), ()), frozenset({2})),
+        Movement(((0,),), frozenset()),
+    ],
+    ids=["unknown", "merged", "a Linear along positions", "all gone"],
+)
+def test_scores_whose_axes_are_lost_belong_to_all(move: Movement | None) -> None:
+    found = carry_axes(SCORES, move)
+    assert (found.home, found.axes, found.scores) == (AB, None, None)
+
+
+def test_plain_forgets_the_shape() -> None:
+    assert Lineage(AB, A, axes=(A, B), scores=1, segments=SEGMENTS).plain() == Lineage(AB, AB)
+    assert pure(A, segments=SEGMENTS).plain() == pure(A)
+    assert carry_axes(pure(A), None) == pure(A)

@@ -1,0 +1,152 @@
+"""From meetings to fusion points and the sites RegBN can take there: names, owners, anchors, reductions, obstacles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regbn_surgery._types import FusionPoint
+from tests.capture.replay import make
+from tests.rewrite.models import Cross, Masked, Swapped, token_pairs
+
+from .reading import inputs, points
+
+AB = inputs(a=(8,), b=(8,))
+TOKENS = inputs(a=(5, 8), b=(7, 8))
+MAPS = inputs(a=(4, 6, 6), b=(3, 6, 6))
+
+
+def of(model: nn.Module, example: Any) -> list[FusionPoint]:
+    import regbn_surgery
+
+    return list(regbn_surgery.inspect(model, example).fusion_points)
+
+
+def test_ids_name_owner_and_operation_and_count_repetitions() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Any:
+        return torch.cat([a, b], 1), torch.cat([b, a], 1), self.inner(a, b), a + b
+
+    inner = make(lambda self, a, b: torch.stack([a, b], 1))
+    assert [point.id for point in points(forward, AB, inner=inner)] == ["cat", "cat_1", "inner.stack", "add"]
+    assert [point.owner for point in points(forward, AB, inner=inner)] == ["", "", "inner", ""]
+
+
+def test_a_point_knows_its_line_class_and_operands() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Any:
+        return torch.cat([self.enc(a), b.relu()], 1)
+
+    (point,) = points(forward, AB, enc=nn.Linear(8, 3))
+    assert point.source is not None
+    assert (point.source.file, point.source.line) == (__file__, forward.__code__.co_firstlineno + 1)
+    assert (point.owner_class, point.op) == ("Made", "cat")
+    first, second = point.operands
+    assert (first.producer, first.shape, first.dtype) == ("Linear `enc`", (2, 3), "float32")
+    assert (second.producer, second.modalities, second.home) == ("relu", ("b",), ("b",))
+
+
+def test_repeated_layers_are_one_group() -> None:
+    def block(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return self.lin(a) + self.lin(b)
+
+    layers = nn.ModuleList([make(block, lin=nn.Linear(8, 8)) for _ in range(3)])
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Any:
+        return [layer(a, b) for layer in self.layers]
+
+    found = points(forward, AB, layers=layers)
+    assert [point.owner for point in found] == ["layers.0", "layers.1", "layers.2"]
+    assert len({point.group for point in found}) == 1
+
+
+def test_a_shared_owner_called_twice_alike_is_one_point() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Any:
+        return self.inner(a, b), self.inner(a * 2, b)
+
+    (point,) = points(forward, AB, inner=make(lambda self, a, b: a * self.gain + b, gain=nn.Parameter(torch.ones(8))))
+    assert point.owner == "inner"
+    assert len(point.sites) == 1
+
+
+# -- sites ------------------------------------------------------------------------------------------------------------
+
+
+def test_vectors_and_maps_are_flattened_and_tokens_pooled() -> None:
+    (vectors,) = points(lambda self, a, b: torch.cat([a, b], 1), AB)
+    assert [(s.reduce, s.sides[0].channels, s.sides[0].spatial_shape) for s in vectors.sites] == [("flatten", 8, ())]
+    layers = {"f": nn.Conv2d(4, 5, 3), "g": nn.Conv2d(3, 2, 3)}
+    (maps,) = points(lambda self, a, b: torch.cat([self.f(a), self.g(b)], 1), MAPS, **layers)
+    (site,) = maps.sites
+    assert site.reduce == "flatten"
+    assert [(side.channels, side.spatial_shape) for side in site.sides] == [(5, (4, 4)), (2, (4, 4))]
+    lin = {"lin": nn.Linear(8, 8)}
+    (tokens,) = points(lambda self, a, b: torch.cat([self.lin(a), self.lin(b)], 1), TOKENS, **lin)
+    assert [site.reduce for site in tokens.sites] == ["mean"]
+
+
+def test_attention_is_taken_at_the_streams_before_their_projections() -> None:
+    (point,) = of(Masked(), {**token_pairs(), "b_mask": torch.ones(4, 5).long()})
+    (site,) = point.sites
+    assert [side.anchor for side in site.sides] == ["argument `hidden`", "argument `context`"]
+    assert [(side.channels, side.spatial_shape) for side in site.sides] == [(8, (7,)), (8, (5,))]
+    assert (site.host, site.reduce, site.obstacle) == ("cross", "mean", None)
+
+
+def test_the_recipe_finds_the_mask_of_the_keys() -> None:
+    from regbn_surgery._analyse import analyse
+    from regbn_surgery._inputs import make_batches
+
+    model = Masked()
+    analysis = analyse(model, make_batches(model, {**token_pairs(), "b_mask": torch.ones(4, 5).long()}))
+    ((_, recipe),) = analysis.recipes.items()
+    assert (recipe.mask, recipe.mask_side, recipe.owner) == ("context_mask", 1, "cross")
+    leaf = Cross()
+    analysis = analyse(leaf, make_batches(leaf, token_pairs()))
+    ((_, recipe),) = analysis.recipes.items()
+    assert (recipe.leaf, recipe.mask) == ("attention", "key_padding_mask")
+    assert recipe.leaf_arguments == (("query",), ("key", "value"))
+
+
+def test_an_owner_in_two_roles_has_a_site_for_each_and_a_cycle() -> None:
+    from regbn_surgery._analyse import analyse
+    from regbn_surgery._inputs import make_batches
+
+    model = Swapped()
+    analysis = analyse(model, make_batches(model, token_pairs()))
+    (point,) = analysis.inspection.fusion_points
+    assert [(site.role, [side.home for side in site.sides]) for site in point.sites] == [
+        (0, [("a",), ("b",)]), (1, [("b",), ("a",)]),
+    ]  # fmt: skip
+    recipes = [analysis.recipes[point.id, i] for i in range(2)]
+    assert [recipe.cycle for recipe in recipes] == [(-1, 0, 1)] * 2
+    assert [recipe.caller for recipe in recipes] == ["", ""]
+
+
+def test_an_unknown_layout_is_an_obstacle_with_its_reason() -> None:
+    (point,) = points(lambda self, a, b: a + b, inputs(a=(5, 8), b=(5, 8)))
+    (site,) = point.sites
+    assert site.obstacle is not None
+    assert "the layout of argument `a` is not known" in site.obstacle
+    assert "channel axis unknown" in site.obstacle
+
+
+def test_a_similarity_head_is_taken_before_it_normalises() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        a, b = self.p(a), self.p(b)
+        a = a / a.norm(dim=-1, keepdim=True)
+        b = nn.functional.normalize(b, dim=-1)
+        return self.scale.exp() * a @ b.t()
+
+    (point,) = points(forward, AB, p=nn.Linear(8, 4), scale=nn.Parameter(torch.zeros(())))
+    assert (point.kind, point.selected_by_default) == ("similarity", False)
+    assert [side.anchor for side in point.sites[0].sides] == ["Linear `p`", "Linear `p`"]
+
+
+def test_an_outer_sum_is_taken_before_its_stretching() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return torch.tanh(self.p(a)[:, :, None] + self.p(b)[:, None]).sum(2)
+
+    (point,) = points(forward, TOKENS, p=nn.Linear(8, 4))
+    assert [side.shape for side in point.sites[0].sides] == [(2, 5, 4), (2, 7, 4)]
+    assert point.sites[0].reduce == "mean"

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ._analyse import Analysis, analyse
@@ -122,13 +123,19 @@ def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) 
 
 
 def _copied(model: nn.Module) -> nn.Module:
+    wanted = [(name, p.requires_grad) for name, p in model.named_parameters()]
     try:
-        return copy.deepcopy(model)
+        with torch.no_grad():  # scripted submodules copy their parameters by an operation that autograd would record
+            copied = copy.deepcopy(model)
     except (TypeError, RuntimeError, ValueError, AttributeError) as error:
         raise RewriteError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). "
             "Pass inplace=True to change the model itself; it is restored if anything fails."
         ) from error
+    parameters = dict(copied.named_parameters())
+    for name, requires_grad in wanted:
+        parameters[name].requires_grad_(requires_grad)
+    return copied
 
 
 __all__ = ["PlanError", "inspect", "plan", "regbnify", "unregbnify"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,12 +20,13 @@ _DEPTH = 3
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
+def preserved(model: nn.Module, *, parameters: bool = False) -> Iterator[None]:
     """Restore buffers, `training` flags and plain attributes of every submodule, whatever happens inside.
 
-    Parameters are not copied, as they may be large and a forward does not write to them; the tables of an `Embedding`
-    with `max_norm` are the exception. Attributes are restored by reference, and so is what their lists, sets and
-    dicts hold, so that a module which stashes its activations does not keep ours.
+    Parameters are copied and restored only where asked, as they may be large and most forwards do not write to them
+    (momentum twins do); the tables of an `Embedding` with `max_norm` always are. Attributes are restored by
+    reference, and so is what their lists, sets, dicts and plain objects hold, so that a module which stashes its
+    activations does not keep ours.
     """
     attributes = [(module, dict(module.__dict__)) for module in model.modules()]
     # Registries (hooks, buffers, children) are changed in place: `transformers` installs hooks in the first forward.
@@ -33,8 +37,15 @@ def preserved(model: nn.Module) -> Iterator[None]:
         if value is not module._parameters
         for kept in _contents(value)
     ]
-    written = (*model.buffers(), *_renormalised(model))
+    generators = [
+        (value, value.get_state())
+        for _, saved in attributes
+        for value in saved.values()
+        if isinstance(value, torch.Generator)
+    ]
+    written = tuple(model.parameters() if parameters else _renormalised(model))
     values = [(tensor, tensor.detach().clone()) for tensor in written if tensor.device.type != "meta"]
+    _lend_buffers(model)
     try:
         yield
     finally:
@@ -43,19 +54,63 @@ def preserved(model: nn.Module) -> Iterator[None]:
             module.__dict__.update(saved)
         for container, content in containers:
             _refill(container, content)
+        for generator, state in generators:
+            generator.set_state(state)
         with torch.no_grad():
             for tensor, value in values:
                 if tensor.shape == value.shape:
                     tensor.copy_(value)
 
 
+#: Models with larger parameters are not asked whether their forward writes to them.
+_ASKED_UP_TO = 2 * 2**30
+
+
+@contextmanager
+def watching_parameters(model: nn.Module, changed: list[str]) -> Iterator[None]:
+    """Fill `changed` with the names of parameters that a run inside wrote to, and put their values back."""
+    if sum(p.numel() * p.element_size() for p in model.parameters()) > _ASKED_UP_TO:
+        yield
+        return
+    values = [(name, p, p.detach().clone()) for name, p in model.named_parameters() if p.device.type != "meta"]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter, value in values:
+                if parameter.shape == value.shape and not torch.equal(parameter, value):
+                    changed.append(name)
+                    parameter.copy_(value)
+
+
+def _lend_buffers(model: nn.Module) -> None:
+    """Let the run write to copies: autograd may have saved the buffers themselves in a forward that goes on after."""
+    copies: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not isinstance(buffer, nn.UninitializedBuffer):
+                module._buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
+
+
 def _contents(value: Any, depth: int = 0) -> Iterator[tuple[Any, list[Any]]]:
-    """The mutable containers in an attribute, each with what it holds now."""
+    """The mutable containers in an attribute, each with what it holds now; a plain object is the dict of its own."""
+    if is_plain_object(value):
+        value = vars(value)
     if depth > _DEPTH or not isinstance(value, dict | list | set | deque):
         return
     yield value, list(value.items() if isinstance(value, dict) else value)
     for item in value.values() if isinstance(value, dict) else value:
         yield from _contents(item, depth + 1)
+
+
+_NOT_PLAIN = (nn.Module, torch.Tensor, torch.Generator, ModuleType, type, dict, list, tuple, set, frozenset, deque)
+
+
+def is_plain_object(value: Any) -> bool:
+    """An object that only holds settings or counters: no module, tensor, function, or class, and none of ours."""
+    if isinstance(value, _NOT_PLAIN) or callable(value) or not hasattr(value, "__dict__"):
+        return False
+    return not type(value).__module__.startswith("regbn_surgery.")
 
 
 def _refill(container: Any, content: list[Any]) -> None:
@@ -80,9 +135,22 @@ def _renormalised(model: nn.Module) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def seeded(seed: int = SEED) -> Iterator[None]:
-    """Draw from a fixed seed inside, and restore the random state of every device in use after."""
+    """Draw from a fixed seed inside, and restore the random state of torch, Python and NumPy after."""
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = list(range(torch.cuda.device_count())) if in_use else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def random_state() -> tuple[object, ...]:
+    """The state of Python's and NumPy's generators, to see whether somebody drew from them."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), kind, keys.tobytes(), *rest  # type: ignore[union-attr]

@@ -12,15 +12,21 @@ from torch import nn
 from .._capture import Trace, capture
 from .._errors import CaptureError, RegBNError
 from .._inputs import Batches, Inputs
-from .._state import preserved, seeded
+from .._state import preserved, seeded, watching_parameters
 from .._types import FusionPoint, InputTensor, Inspection
+from ._anchors import Take
 from ._flow import follow
 from ._layouts import channel_axes, compare_batches, layout_of
 from ._pairs import Pair, resolve_pair
 from ._points import Found, Recipe, Run, find_points
 from ._sources import Sources, find_sources, matches_input
 
-__all__ = ["Analysis", "Recipe", "analyse", "matches_input"]
+#: What a model's own code raises when it is run in a way it does not support.
+MODEL_ERRORS = (
+    RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ImportError,
+)  # fmt: skip
+
+__all__ = ["MODEL_ERRORS", "Analysis", "Recipe", "Take", "analyse", "matches_input"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Analysis:
     recipes: Mapping[tuple[str, int], Recipe]  # by point id and index of the site
     batches: Batches
     runs: tuple[Run, ...]
+    writes_parameters: bool  # in its forward, as momentum twins do
 
     def pair(self, f: str, g: str) -> Pair:
         """The two places of a pair rule; see `resolve_pair`."""
@@ -46,8 +53,12 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Sequenc
         CaptureError: where the model cannot be run on the example inputs.
         InputsError: where `modalities` name inputs that do not exist.
     """
-    small, large = _both(model, batches, training=False)
-    train, large_train = _both(model, batches, training=True)
+    written: list[str] = []
+    with watching_parameters(model, written):
+        run_model(model, batches.small, training=True)
+    writes = bool(written)
+    small, large = _both(model, batches, training=False, writes=writes)
+    train, large_train = _both(model, batches, training=True, writes=writes)
     sources = find_sources(small, modalities)
     order = tuple(modality.name for modality in sources.modalities)
     runs = [
@@ -64,26 +75,21 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Sequenc
         notes=(*batches.notes, *_notes(runs, sources, found)),
     )
     recipes = {(f.point.id, i): recipe for f in found for i, recipe in enumerate(f.recipes)}
-    return Analysis(inspection, recipes, batches, tuple(runs))
+    return Analysis(inspection, recipes, batches, tuple(runs), writes)
 
 
-def run_model(model: nn.Module, inputs: Inputs, *, training: bool) -> Trace:
-    """Capture one run of the whole model in the given mode, leaving no trace in the model."""
-    with preserved(model), seeded(), torch.no_grad():
+def run_model(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool = False) -> Trace:
+    """Capture one run of the whole model in the given mode, leaving no trace in the model.
+
+    `writes` says that its forward writes to its parameters, so that these have to be put back, too.
+    """
+    with preserved(model, parameters=writes), seeded(), torch.set_grad_enabled(training):
         model.train(training)
         try:
             trace, _ = capture(model, inputs.args, inputs.kwargs)
         except RegBNError:
             raise
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            IndexError,
-            KeyError,
-            AttributeError,
-            NotImplementedError,
-        ) as error:
+        except MODEL_ERRORS as error:
             mode = "training" if training else "evaluation"
             raise CaptureError(
                 f"{type(model).__name__} could not be run in {mode} mode on {inputs!r}: "
@@ -93,9 +99,12 @@ def run_model(model: nn.Module, inputs: Inputs, *, training: bool) -> Trace:
     return trace
 
 
-def _both(model: nn.Module, batches: Batches, *, training: bool) -> tuple[Trace, Trace | None]:
-    small = run_model(model, batches.small, training=training)
-    large = run_model(model, batches.large, training=training) if batches.large is not None else None
+def _both(model: nn.Module, batches: Batches, *, training: bool, writes: bool) -> tuple[Trace, Trace | None]:
+    small, large = (
+        run_model(model, inputs, training=training, writes=writes) if inputs is not None else None
+        for inputs in (batches.small, batches.large)
+    )
+    assert small is not None, "there are always small inputs"
     return small, large
 
 

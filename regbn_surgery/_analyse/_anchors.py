@@ -48,13 +48,15 @@ class Event:
 class Take:
     """Where one side is taken (`at`: any reader of the tensor) and which readers get the normalised one instead.
 
-    `argument` is set where the tensor is an argument of the owner itself.
+    `argument` is set where the tensor is an argument of the owner itself, `made` (an event and which of its outputs)
+    where a call of the owner makes it.
     """
 
     uid: int
     at: Reader
     readers: tuple[Reader, ...]
     argument: str | None = None
+    made: Reader | None = None
 
 
 class FrameView:
@@ -114,11 +116,16 @@ class FrameView:
             for reader, position in self.readers.get(uid, ())
             if reader is event or reader.order in wanted
         )
-        return Take(uid, readers[0], readers, self.arguments.get(uid))
+        return self.taken(uid, readers[0], readers)
 
     def read_only(self, uid: int) -> Take:
         reader, position = self.readers[uid][0]
-        return Take(uid, (reader.key, position), (), self.arguments.get(uid))
+        return self.taken(uid, (reader.key, position), ())
+
+    def taken(self, uid: int, at: Reader, readers: tuple[Reader, ...]) -> Take:
+        maker = self.maker.get(uid)
+        made = (maker.key, maker.outputs.index(uid)) if maker is not None and uid not in self.arguments else None
+        return Take(uid, at, readers, self.arguments.get(uid), made)
 
     def _leading_to(self, targets: set[int], event: Event) -> set[int]:
         """Orders of the events that make `targets`, directly or not."""

@@ -368,6 +368,8 @@ class _Interpreter:
                     return lineage
                 self._nested(op, kind, operands)
                 return lineage
+            for m in operands:
+                self._mixed(m.lineage)
             if isinstance(larger, Met):
                 return self._fused(operands, larger.home)
             if kind == "product":

@@ -119,4 +119,4 @@ def _take(view: FrameView, place: _Place, reference: str) -> Take:
     readers = tuple((event.key, position) for event, position in view.readers.get(place.uid, ()))
     if not readers:
         raise PlanError(f"pair: nothing in the forward of `{view.frame.path}` reads {reference!r}")
-    return Take(place.uid, readers[0], readers, view.arguments.get(place.uid))
+    return view.taken(place.uid, readers[0], readers)

@@ -307,9 +307,9 @@ def _take(
     if meeting.kind == "similarity":
         stream = view.before_normalisation(uids[0])
         readers = tuple((reader.key, position) for reader, position in view.readers[stream])
-        return Take(stream, readers[0], readers, view.arguments.get(stream)), None
+        return view.taken(stream, readers[0], readers), None
     readers = tuple((event.key, position) for position, uid in enumerate(event.inputs) if uid in uids)
-    return Take(uids[0], readers[0], readers, view.arguments.get(uids[0])), None
+    return view.taken(uids[0], readers[0], readers), None
 
 
 def _mask(meeting: Meeting, view: FrameView, sides: Sequence[Side], pair: Pair) -> tuple[str | None, int]:

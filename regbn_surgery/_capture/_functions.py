@@ -106,3 +106,14 @@ def as_operator(
     if len(args) == 2 and name in _REVERSED:
         return _REVERSED[name], (args[1], args[0])
     return None
+
+
+def is_silent(func: Any, name: str) -> bool:
+    """Whether a call leaves no operation in a trace: it only describes, asks, reads a value or sets a mode."""
+    if is_property_write(func) or name in ("shape", "numel", "nelement") or func is torch.Tensor.size:
+        return True
+    if name == "device" and is_property(func):
+        return True
+    if name in READING and not is_property(func):
+        return True
+    return name in DESCRIBING or name in ASKING or name in ("set_grad_enabled", "_set_grad_enabled")

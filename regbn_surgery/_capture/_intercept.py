@@ -6,6 +6,7 @@ once, counted, and asks a thread-local stack who is listening: a thread that cap
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,8 +30,9 @@ class _Listeners(threading.local):
 _listeners = _Listeners()
 _lock = threading.Lock()
 _users = 0
-_originals: dict[tuple[type, str], Callable[..., Any]] = {}
+_originals: dict[tuple[type, str], Any] = {}
 _CALL, _ENTER, _EXIT = (nn.Module, "__call__"), (torch.autocast, "__enter__"), (torch.autocast, "__exit__")
+_APPLY = (torch.autograd.Function, "apply")
 
 
 def _dispatch(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -58,18 +60,30 @@ def _tell(region: torch.autocast, entering: bool) -> None:
         listen(region, entering)
 
 
-_REPLACEMENTS: dict[tuple[type, str], Callable[..., Any]] = {_CALL: _dispatch, _ENTER: _enter, _EXIT: _exit}
+def _apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+    call = functools.partial(_originals[_APPLY].__func__, cls)
+    listen = getattr(_listeners.stack[-1], "on_function", None) if _listeners.stack else None
+    return call(*args, **kwargs) if listen is None else listen(call, cls, args, kwargs)
+
+
+_REPLACEMENTS: dict[tuple[type, str], Any] = {
+    _CALL: _dispatch,
+    _ENTER: _enter,
+    _EXIT: _exit,
+    _APPLY: classmethod(_apply),
+}
 
 
 @contextmanager
 def intercepting(handler: CallHandler) -> Iterator[None]:
     """Route this thread's module calls through `handler.on_call(original_call, module, args, kwargs)`, and tell
-    `handler.on_autocast(region, entering)`, where there is one, of the autocast regions it enters and leaves."""
+    `handler.on_autocast(region, entering)`, where there is one, of the autocast regions it enters and leaves, and
+    `handler.on_function(call, cls, args, kwargs)` of applied autograd functions."""
     global _users
     with _lock:
         if _users == 0:
             # Kept after the end: another thread may have fetched a replacement and not called it yet.
-            _originals.update({place: getattr(*place) for place in _REPLACEMENTS})
+            _originals.update({(owner, name): vars(owner)[name] for owner, name in _REPLACEMENTS})
             for (owner, name), replacement in _REPLACEMENTS.items():
                 setattr(owner, name, replacement)
         _users += 1

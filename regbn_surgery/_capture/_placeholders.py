@@ -23,9 +23,13 @@ def bind_arguments(
     bound = signature.bind(*args, **kwargs)
     parameters = list(signature.parameters.values())
     parameters.sort(key=lambda p: p.kind is inspect.Parameter.VAR_KEYWORD)
+    defaulted = False
     for parameter in parameters:
         prefix = "*" * (parameter.kind is parameter.VAR_POSITIONAL) + "**" * (parameter.kind is parameter.VAR_KEYWORD)
         default = () if parameter.default is parameter.empty else (_default(parameter.default),)
+        if defaulted and not default and not prefix:  # a required keyword behind an optional argument
+            default = (None,)
+        defaulted = defaulted or bool(default)
         node = recorder.graph.create_node("placeholder", prefix + parameter.name, default)
         if parameter.name in bound.arguments:
             recorder.bind(bound.arguments[parameter.name], node)

@@ -21,6 +21,7 @@ import torch.fx
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
+from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _tree
 from .._errors import CaptureError
@@ -32,7 +33,7 @@ from ._placeholders import bind_arguments
 from ._source import current_source, entering_grad_mode
 from ._trace import Frame, Op, TensorInfo, TensorRef, Trace, ValueRead
 from ._values import TracedInt, plain
-from ._watch import watched
+from ._watch import token, watched
 
 LeafRule = Callable[[nn.Module, str], bool]
 _CONSTANTS = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.layout,
@@ -105,10 +106,12 @@ class Recorder:
         self._impure: set[torch.fx.Node] = set()
         self._reads: list[ValueRead] = []
         self._effects: list[str] = []
+        self.leaks = 0  # how often a size was compared, divided or counted by Python
         self._grad_modes: list[Any] = []  # gradient mode at entry, then one per `with` that is open
         self._autocasts: list[torch.fx.Node] = []  # the regions that are open
         self.settings: dict[str, Any] = {}  # plain attributes of the root that its forward read
         self.stores: dict[str, Any] = {}  # attributes of the root that its forward wrote
+        self.mutated: list[str] = []  # attributes it read whose content it changed
         self.constants: dict[str, Any] = {}
         self.strangers: list[tuple[torch.Tensor, str]] = []  # tensors no recorded call made, and where they were met
 
@@ -247,12 +250,15 @@ class Recorder:
         """The root's forward keeps something on the root: the graph returns it beside its output."""
         if not self.recording:
             return
-        if name in self.settings and self.settings[name] != value:
+        if name in self.settings and self.settings[name] != token(value):
             raise UnrecordableError(
-                f"{self._where()} counts in `self.{name}` (from {self.settings[name]!r} to {value!r}); "
-                "a graph would repeat one value for ever"
+                f"{self._where()} reads `self.{name}` and then makes it {value!r}; a graph would repeat that for ever"
             )
         self.stores[name] = value
+
+    def on_leak(self) -> None:
+        """Python decided or computed something by a size."""
+        self.leaks += 1
 
     # -- module calls -----------------------------------------------------------------------------------------
 
@@ -324,6 +330,21 @@ class Recorder:
         outputs = tuple(self.uid(tensor) for tensor in _tree.tensors(output))
         self._frames[index] = dataclasses.replace(self._frames[index], outputs=outputs)
 
+    def on_function(self, call: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A custom `autograd.Function`: one operation, whose backward pass is its own."""
+        if not self.recording or not self._stack:
+            return call(*args, **kwargs)
+        if cls is CheckpointFunction:  # runs a part of the model, which is looked into
+            self._note_effect("checkpoints a part of the model")
+            return call(*args, **kwargs)
+        inputs = self._arguments(args, kwargs)
+        source = current_source()
+        with self.paused():
+            output = call(*plain(args), **plain(kwargs))
+        node = self.graph.call_function(cls.apply, *inputs)  # type: ignore[attr-defined]
+        self._record(node, cls.__name__, cls, args, kwargs, output, source)
+        return output
+
     # -- torch calls ------------------------------------------------------------------------------------------
 
     def on_torch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -349,6 +370,8 @@ class Recorder:
         if name in fn.READING and not fn.is_property(func):
             self._on_read(name, args, kwargs, output)
             return output
+        if name == "__len__":
+            self.leaks += 1  # `len` returns a plain number, whatever we would return
         if name in fn.DESCRIBING or name in fn.ASKING:
             return output
         if name == "register_hook":
@@ -503,6 +526,9 @@ class Recorder:
         return _Paused(self)
 
     def finish(self, output: Any, inputs: tuple[tuple[str, int], ...]) -> Trace:
+        if self.mutated:
+            names = ", ".join(f"`self.{name}`" for name in self.mutated)
+            raise UnrecordableError(f"{type(self.root).__name__}.forward changes what {names} hold; a graph would not")
         if self.stores:
             self.graph.output((self.argument(output), {name: self.argument(x) for name, x in self.stores.items()}))
         else:
@@ -513,7 +539,8 @@ class Recorder:
         self.graph.lint()
         return Trace(
             self.graph, tuple(self._ops), tuple(self._frames), dict(self._tensors), inputs, dict(self.constants),
-            tuple(self._reads), tuple(dict.fromkeys(self._effects)), dict(self.settings), tuple(self.stores),
+            tuple(self._reads), tuple(dict.fromkeys(self._effects)), dict(self.settings),
+            tuple(self.stores), self.leaks > 0,
         )  # fmt: skip
 
 

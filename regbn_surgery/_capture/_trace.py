@@ -102,6 +102,7 @@ class Trace:
     effects: tuple[str, ...]  # what the run did that the graph cannot repeat, for people
     settings: Mapping[str, Any]  # plain attributes the module's forward read (strict captures): the graph's guards
     stores: tuple[str, ...]  # attributes it wrote; the graph then returns `(output, {name: value})`
+    leaks: bool  # whether a size went its own way through Python, so that other sizes may go another
 
     def path_of(self, op: Op) -> str:
         return self.frames[op.frame].path

@@ -51,6 +51,18 @@ class TracedInt(int):
         return negative
 
 
+def _leaking(name: str) -> Callable[..., Any]:
+    """A method of `int` that takes the size out of the graph: what is decided or computed by it holds for it only."""
+    original = getattr(int, name)
+
+    def method(self: TracedInt, *others: Any) -> Any:
+        if self.recorder.recording:
+            self.recorder.on_leak()
+        return original(self, *others)
+
+    return method
+
+
 def _arithmetic(op: Callable[..., Any], value: Any, operands: tuple[Any, ...]) -> Any:
     traced = next(x for x in operands if isinstance(x, TracedInt))
     if type(value) is not int or not traced.recorder.recording:
@@ -79,6 +91,15 @@ for _name in ("add", "sub", "mul", "floordiv", "mod"):
     _forward, _backward = _binary(_name)
     setattr(TracedInt, f"__{_name}__", _forward)
     setattr(TracedInt, f"__r{_name}__", _backward)
+
+
+for _name in (
+    "__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__", "__bool__", "__truediv__", "__rtruediv__", "__pow__",
+    "__rpow__", "__lshift__", "__rshift__", "__and__", "__or__", "__xor__", "__float__", "__round__", "__trunc__",
+    "__divmod__", "__rdivmod__", "__format__", "__str__", "__repr__", "__ceil__", "__floor__",
+):  # fmt: skip
+    setattr(TracedInt, _name, _leaking(_name))
+TracedInt.__hash__ = int.__hash__  # type: ignore[method-assign]
 
 
 def plain(value: Any) -> Any:

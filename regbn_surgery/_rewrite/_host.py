@@ -10,17 +10,21 @@ from __future__ import annotations
 import copyreg
 import functools
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from .. import _tree
-from .._capture import capture
-from .._capture._recorder import UnrecordableError, is_child
-from .._errors import RegBNWarning, RewriteError, UnseenCallError
-from .._state import preserved, seeded
+from .._capture import Trace, capture
+from .._capture._recorder import is_child
+from .._capture._watch import token
+from .._errors import CaptureError, RegBNWarning, RewriteError, UnseenCallError
+from .._state import preserved, random_state, seeded
 from ._compare import difference
+from ._interpose import interposed
 from ._local import LocalSite, Variant, build_variant
 from ._roles import NO_ROLE, Roles
 from ._site import identity
@@ -32,11 +36,13 @@ Key = tuple[Any, ...]
 class HostSurgery:
     """What a rewritten host knows: its sites, and its forward in as many variants as it has been called in ways."""
 
-    def __init__(self, path: str, sites: tuple[LocalSite, ...], roles: Roles | None) -> None:
+    def __init__(self, path: str, sites: tuple[LocalSite, ...], roles: Roles | None, writes_parameters: bool) -> None:
         self.path = path
+        self.writes_parameters = writes_parameters
         self.sites = sites
         self.roles = roles
         self.variants: dict[Key, list[_Known]] = {}
+        self.interposing = ""  # why the forward has to run as it is (tier 3); empty while variants serve
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "variants": {}}
@@ -44,8 +50,9 @@ class HostSurgery:
     def __deepcopy__(self, memo: dict[int, Any]) -> HostSurgery:
         import copy
 
-        clone = HostSurgery(self.path, self.sites, copy.deepcopy(self.roles, memo))
+        clone = HostSurgery(self.path, self.sites, copy.deepcopy(self.roles, memo), self.writes_parameters)
         clone.variants = {key: list(known) for key, known in self.variants.items()}
+        clone.interposing = self.interposing
         return clone
 
     def run(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -53,7 +60,11 @@ class HostSurgery:
         role = self.roles.next() if self.roles is not None else 0
         if role == NO_ROLE:
             return original(*args, **kwargs)
+        if self.interposing:
+            return interposed(host, original, self._sites(role), args, kwargs)
         variant = self._variant(host, role, args, kwargs)
+        if variant is None:
+            return interposed(host, original, self._sites(role), args, kwargs)
         if not variant.sites:
             return original(*args, **kwargs)
         result = variant.function(host, *args, **kwargs)
@@ -64,7 +75,10 @@ class HostSurgery:
             setattr(host, name, value)
         return output
 
-    def _variant(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
+    def _sites(self, role: int) -> tuple[LocalSite, ...]:
+        return tuple(site for site in self.sites if site.role == role)
+
+    def _variant(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
         key = _key(host, role, args, kwargs)
         sizes = _sizes(args, kwargs)
         for known in self.variants.get(key, ()):
@@ -76,20 +90,39 @@ class HostSurgery:
                 f"({_spelled(args, kwargs)}, training={host.training}), and nothing can be captured while compiling. "
                 "Call the model once like this before compiling or exporting it."
             )
-        return self.learn(host, role, args, kwargs)[0]
+        return self.learn(host, role, args, kwargs)
 
-    def learn(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Variant, Any]:
+    def learn(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
         """Capture this kind of call, put RegBN in, and hold the result to the original's.
 
-        Returns the variant and the original's own output. The host's state is as before.
+        Where a graph could not do what the forward does, the host is interposed from now on (tier 3), and the result
+        is None. The host's state is as before.
 
         Raises:
-            UnseenCallError: where the graph does not do what the original does.
+            UnseenCallError: where that does not do what the original does, either.
         """
+        try:
+            variant = self._capture(host, role, args, kwargs)
+            if not variant.leaks or self._captures(host, role, args, kwargs) <= _PATIENCE:
+                return variant
+            reason = f"{type(host).__name__}.forward goes by the sizes of its arguments, which keep changing"
+        except (CaptureError, RewriteError) as error:
+            reason = str(error)
+        self._check_interposed(host, role, args, kwargs, reason)
+        self.interposing = reason
+        return None
+
+    def _captures(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        return sum(len(known.exact) for known in self.variants.get(_key(host, role, args, kwargs), ()))
+
+    def _capture(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
         original = original_forward(host)
-        with preserved(host), seeded(), torch.no_grad(), identity(host):
+        with self._trial(host), identity(host):
+            numbers = random_state()
             trace, output = capture(host, args, kwargs, leaf=is_child, strict=True, forward=original)
-        sites = tuple(site for site in self.sites if site.role == role)
+            drawn = random_state() != numbers
+        self._refuse_baked(host, trace, drawn)
+        sites = self._sites(role)
         variant = build_variant(host, trace, sites)
         if not variant.sites:
             warnings.warn(
@@ -100,12 +133,47 @@ class HostSurgery:
             )
         else:
             self._check(host, variant, args, kwargs, output)
-        return self._remember(_key(host, role, args, kwargs), variant, _sizes(args, kwargs)), output
+        return self._remember(_key(host, role, args, kwargs), variant, _sizes(args, kwargs))
+
+    @contextmanager
+    def _trial(self, host: nn.Module) -> Iterator[None]:
+        """A run that nobody asked for: it draws from a fixed seed and leaves nothing behind."""
+        with preserved(host, parameters=self.writes_parameters), seeded():
+            yield
+
+    def _refuse_baked(self, host: nn.Module, trace: Trace, drawn: bool) -> None:
+        """Raises RewriteError where the run depended on something that a graph would repeat for ever."""
+        name = f"{type(host).__name__}.forward"
+        if trace.reads:
+            read = trace.reads[0]
+            raise RewriteError(f"{name} reads a tensor's value into Python ({read.what}) at {read.source}")
+        if trace.effects:
+            raise RewriteError(f"{name} does what a graph cannot repeat: {trace.effects[0]}")
+        if drawn:
+            raise RewriteError(f"{name} draws random numbers from Python or NumPy")
+
+    def _check_interposed(
+        self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str
+    ) -> None:
+        original = original_forward(host)
+        with self._trial(host):
+            expected = original(*args, **kwargs)
+        try:
+            with self._trial(host), identity(host):
+                found = interposed(host, original, self._sites(role), args, kwargs)
+        except RewriteError as error:
+            raise UnseenCallError(f"{error} (It cannot be generated because: {reason})") from error
+        wrong = difference(expected, found)
+        if wrong is not None:
+            raise UnseenCallError(
+                f"{type(host).__name__} at `{self.path}` is not repeated faithfully for a call with "
+                f"{_spelled(args, kwargs)}: {wrong}. (It cannot be generated because: {reason})"
+            )
 
     def _check(
         self, host: nn.Module, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any
     ) -> None:
-        with preserved(host), seeded(), torch.no_grad(), identity(host):
+        with self._trial(host), identity(host):
             found = variant.function(host, *args, **kwargs)
         wrong = difference(expected, found[0] if variant.stores else found)
         if wrong is not None:
@@ -118,32 +186,55 @@ class HostSurgery:
         """A second capture at other sizes that gives the same code shows that these sizes do not matter to it."""
         known = self.variants.setdefault(key, [])
         for other in known:
-            if (other.variant.after, other.variant.settings) == (variant.after, variant.settings):
-                other.free |= {i for i, (a, b) in enumerate(zip(other.sizes, sizes, strict=True)) if a != b}
+            if other.variant.same_as(variant):
+                other.see(sizes)
                 return other.variant
         known.append(_Known(variant, sizes))
         return variant
 
 
+#: More captures than this of one kind of call, for sizes that Python looked at, and the forward runs as it is instead.
+_PATIENCE = 6
+
+
+def _is_free(seen: set[int]) -> bool:
+    return len(seen) >= 6 or (len(seen) >= 3 and max(seen) >= 4 * min(seen))
+
+
 class _Known:
-    """A variant, the sizes of the arguments it was captured at, and those found not to matter."""
+    """A variant, the sizes of the arguments it was captured at, and those found not to matter.
+
+    A size is believed not to matter when captures at several values of it, far enough apart, gave the same code: the
+    batch sizes 2 and 3 may well go the same way where 50 goes another. Where Python compared or counted a size, that
+    is never believed.
+    """
 
     def __init__(self, variant: Variant, sizes: tuple[int, ...]) -> None:
         self.variant = variant
-        self.sizes = sizes
-        self.free: set[int] = set()
+        self.seen: list[set[int]] = [{size} for size in sizes]
+        self.exact = {sizes}
+
+    def see(self, sizes: tuple[int, ...]) -> None:
+        self.exact.add(sizes)
+        for values, size in zip(self.seen, sizes, strict=True):
+            values.add(size)
 
     def fits(self, host: nn.Module, sizes: tuple[int, ...]) -> bool:
-        if any(getattr(host, name, None) != value for name, value in self.variant.settings):
+        if any(token(getattr(host, name, None)) != value for name, value in self.variant.settings):
             return False
-        return all(a == b or i in self.free for i, (a, b) in enumerate(zip(self.sizes, sizes, strict=True)))
+        if self.variant.leaks:
+            return sizes in self.exact
+        return all(size in seen or _is_free(seen) for seen, size in zip(self.seen, sizes, strict=True))
 
 
 def _key(host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
     """What kind of call this is; `host(x, x)` is another kind than `host(x, y)`."""
-    tensors = [id(tensor) for tensor in _tree.tensors((args, kwargs))]
-    same = tuple(tensors.index(tensor) for tensor in tensors)
-    return (role, host.training, _signature(args), _signature(kwargs), same)
+    tensors = _tree.tensors((args, kwargs))
+    identities = [id(tensor) for tensor in tensors]
+    same = tuple(identities.index(identity) for identity in identities)
+    grad = torch.is_grad_enabled() and tuple(tensor.requires_grad for tensor in tensors)
+    modes = tuple(module.training for module in host.modules())
+    return (role, host.training, _signature(args), _signature(kwargs), same, grad, modes)
 
 
 def _signature(value: Any, depth: int = 0) -> Any:
@@ -151,10 +242,10 @@ def _signature(value: Any, depth: int = 0) -> Any:
     if isinstance(value, torch.Tensor):
         return ("tensor", value.dim(), value.dtype)
     if value is None or isinstance(value, bool | int | float | str):
-        return value
+        return (type(value), value)
     children = _tree.items(value) if depth < _tree.MAX_DEPTH else None
     if children is None:
-        return type(value)
+        return token(value)
     return (type(value), tuple((key, _signature(child, depth + 1)) for key, child in children))
 
 
@@ -238,11 +329,6 @@ def uninstall(host: nn.Module) -> None:
         return
     object.__setattr__(host, "__class__", original_class(host))
     del host.__dict__[ATTRIBUTE]
-    for name in [name for name in host.__dict__ if name.startswith("regbn_const_")]:
-        del host.__dict__[name]
-    for name in [name for name in host._buffers if name.startswith("regbn_const_")]:
-        del host._buffers[name]
-        host._non_persistent_buffers_set.discard(name)
 
 
-__all__ = ["ATTRIBUTE", "HostSurgery", "UnrecordableError", "install", "original_class", "uninstall"]
+__all__ = ["ATTRIBUTE", "HostSurgery", "install", "original_class", "uninstall"]

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.fx
 from torch import nn
 
 from .._analyse._anchors import Take
 from .._capture import Op, Trace
 from .._errors import RewriteError
+
+Key = tuple[str, str, int, int]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class LocalSite:
     replace_g: bool
     role: int = 0
     point: str = ""
+    repeats: bool = False  # the call stands in a loop: every round of it is this site
+
+    def matches(self, wanted: Key, found: Key) -> bool:
+        """Whether a call of the host is one that the site names."""
+        return wanted == found or (self.repeats and wanted[:3] == found[:3])
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,12 @@ class Variant:
     function: Callable[..., Any]
     sites: tuple[str, ...]
     settings: tuple[tuple[str, Any], ...]  # attributes of the host that must still have these values
+    held: tuple[int, ...]  # identities of the objects from outside the module that it uses
+    leaks: bool  # whether it may hold for the sizes of the captured call only
     stores: bool  # whether the function returns `(output, {attribute: value})`
+
+    def same_as(self, other: Variant) -> bool:
+        return (self.after, self.settings, self.held) == (other.after, other.settings, other.held)
 
 
 _serial = 0
@@ -55,32 +66,43 @@ def build_variant(host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -
     Raises:
         RewriteError: where f is used before g exists.
     """
-    constants = _keep_constants(host, trace)
     before = _source(trace.graph)
     events = {op.key: op for op in trace.ops}
-    done = [site.name for site in sites if _insert(trace, events, site)]
+    current: Current = {}
+    done = [site.name for site in sites if _insert(trace, events, site, current)]
     trace.graph.lint()
     code = trace.graph.python_code("self")
     after = _readable(code.src)
     settings = tuple((name, value) for name, value in trace.settings.items() if name not in trace.stores)
-    function = _compile(code.src, {**code.globals, **constants}, type(host).__name__)
-    return Variant(before, after, function, tuple(done), settings, bool(trace.stores))
+    # What the forward uses from outside the module stays what it is, a global name of the generated code.
+    source = re.sub(r"\bself\.(regbn_const_\w+)", r"_held_\1", code.src)
+    identities = tuple(id(value) for value in trace.constants.values())
+    held = {f"_held_{name}": value for name, value in trace.constants.items()}
+    function = _compile(source, {**code.globals, **held}, type(host).__name__)
+    return Variant(before, after, function, tuple(done), settings, identities, trace.leaks, bool(trace.stores))
 
 
-def _insert(trace: Trace, events: dict[tuple[str, str, int, int], Op], site: LocalSite) -> bool:
+#: What a reader reads instead of a tensor, where an earlier site has been there: (tensor, reader) -> its result.
+Current = dict[tuple[torch.fx.Node, torch.fx.Node], torch.fx.Node]
+
+
+def _insert(trace: Trace, events: dict[Key, Op], site: LocalSite, current: Current) -> bool:
     """Insert one site; False where this kind of call does not come by it."""
-    f, g = _anchor(events, site.f), _anchor(events, site.g)
-    if f is None or g is None:
+    f_first, g_first = _anchor(events, site.f), _anchor(events, site.g)
+    if f_first is None or g_first is None:
         return False
     graph = trace.graph
     order = {node: i for i, node in enumerate(graph.nodes)}
-    after = max((f, g), key=order.__getitem__)
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    if after.op == "placeholder":
-        after = placeholders[-1]
-    readers = [(events[key], f) for key, _ in site.f.readers if key in events]
-    g_readers = [(events[key], g) for key, _ in site.g.readers if key in events] if site.replace_g else []
-    early = {op.node for op, _ in (*readers, *g_readers) if order[op.node] <= order[after]}
+    readers = [events[key].node for key, _ in site.f.readers if key in events]
+    g_readers = [events[key].node for key, _ in site.g.readers if key in events] if site.replace_g else []
+    reading = {*readers, *g_readers}
+    # Several pairs at one call go in sequence, each seeing the earlier results.
+    f, g = (
+        next((current[old, node] for node in (*mine, *readers) if (old, node) in current), old)
+        for old, mine in ((f_first, readers), (g_first, g_readers))
+    )
+    after = _place(graph, order, (f, g), reading)
+    early = {node for node in reading if order[node] <= order[after]}
     late = _dependents(early, after, order)
     if late & {f, g}:
         raise RewriteError(
@@ -97,12 +119,29 @@ def _insert(trace: Trace, events: dict[tuple[str, str, int, int], Op], site: Loc
     for node in sorted(late, key=order.__getitem__):  # what reads f too early waits for the site
         last.append(node)
         last = node
-    for new, pairs in ((f_new, readers), (g_new, g_readers)):
-        for op, old in pairs:
-            op.node.replace_input_with(old, new)
+    for old, now, new, nodes in ((f_first, f, f_new, readers), (g_first, g, g_new, g_readers)):
+        for node in nodes:
+            node.replace_input_with(current.get((old, node), now), new)
+            current[old, node] = new
     if not g_readers:
         graph.erase_node(g_new)
     return True
+
+
+def _place(
+    graph: torch.fx.Graph,
+    order: dict[torch.fx.Node, int],
+    sides: tuple[torch.fx.Node, torch.fx.Node],
+    reading: set[torch.fx.Node],
+) -> torch.fx.Node:
+    """The node behind which RegBN goes: just before the first reader, so that it sees what was written in place
+    until then; where a reader comes before the other side exists, as soon as both do."""
+    both = max(sides, key=order.__getitem__)
+    nodes = list(graph.nodes)
+    if both.op == "placeholder":
+        both = [node for node in nodes if node.op == "placeholder"][-1]
+    first = min((order[node] for node in reading), default=0)
+    return nodes[first - 1] if first > order[both] else both
 
 
 def _dependents(early: set[torch.fx.Node], after: torch.fx.Node, order: dict[torch.fx.Node, int]) -> set[torch.fx.Node]:
@@ -130,28 +169,10 @@ def _refuse_hazard(name: str, moved: set[torch.fx.Node], after: torch.fx.Node, o
             )
 
 
-def _anchor(events: dict[tuple[str, str, int, int], Op], take: Take) -> torch.fx.Node | None:
+def _anchor(events: dict[Key, Op], take: Take) -> torch.fx.Node | None:
     key, position = take.at
     op = events.get(key)
     return op.input_nodes[position] if op is not None and position < len(op.input_nodes) else None
-
-
-def _keep_constants(host: nn.Module, trace: Trace) -> dict[str, Any]:
-    """Tensors the graph holds become buffers of the host, so that they move with it; other objects, globals."""
-    renamed: dict[str, str] = {}
-    for name, value in trace.constants.items():
-        if not isinstance(value, torch.Tensor):
-            object_name = f"regbn_const_{len(host.__dict__)}_{name.rsplit('_', 1)[1]}"
-            host.__dict__[object_name] = value
-            renamed[name] = object_name
-            continue
-        number = sum(buffer.startswith("regbn_const_") for buffer in host._buffers)
-        renamed[name] = f"regbn_const_{number}"
-        host.register_buffer(renamed[name], value, persistent=False)
-    for node in trace.graph.nodes:
-        if node.op == "get_attr" and node.target in renamed:
-            node.target = renamed[node.target]
-    return {}
 
 
 def _source(graph: torch.fx.Graph) -> str:

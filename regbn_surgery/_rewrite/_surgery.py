@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._analyse import Analysis, Recipe
+from .._analyse import MODEL_ERRORS, Analysis, Recipe
 from .._errors import AlreadyRewrittenError, RegBNError, RewriteError
 from .._inputs import Inputs
 from .._state import preserved, seeded
@@ -32,7 +32,11 @@ RECORD = "_regbn_surgery"
 
 @dataclass(frozen=True)
 class HostReport:
-    """What the surgery did to one host. `before` and `after` are its captured code; empty where a hook did it."""
+    """What the surgery did to one host.
+
+    `before` and `after` are its captured code; empty where a hook did it (tier 1) or its own forward runs (tier 3).
+    `reason` says why a tier 3 host could not be generated.
+    """
 
     host: str
     host_class: str
@@ -40,6 +44,7 @@ class HostReport:
     sites: tuple[PlannedSite, ...]
     before: str = ""
     after: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
         return
     _refuse_meta(model)
     runs = [(inputs, training) for training in (False, True) for inputs in analysis.batches.each()]
-    expected = [_run(model, inputs, training) for inputs, training in runs]
+    writes = analysis.writes_parameters
+    expected = [_run(model, inputs, training, writes) for inputs, training in runs]
     problems: list[str] = []
     for hoisting in (True, False):
         operations = [_operation(planned, analysis, hoisting) for planned in plan.sites]
@@ -73,10 +79,10 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
         try:
             with _undone_on_error(model):
                 _install(model, operations, analysis)
-                _capture_hosts(model, runs)
-                _check(model, runs, expected)
-        except RegBNError as error:
-            problems.append(f"tier {'1 and 2' if hoisting else '2'}: {error}")
+                _capture_hosts(model, runs, writes)
+                _check(model, runs, expected, writes)
+        except (RegBNError, *MODEL_ERRORS) as error:
+            problems.append(f"{'' if isinstance(error, RegBNError) else type(error).__name__ + ': '}{error}")
             if all(op.tier == 2 for op in operations):
                 break
             continue
@@ -129,10 +135,13 @@ def explain(model: nn.Module) -> tuple[HostReport, ...]:
     for host, tier in dict.fromkeys((op.host, op.tier) for op in operations):
         module = model.get_submodule(host)
         sites = tuple(op.planned for op in operations if (op.host, op.tier) == (host, tier))
-        before = after = ""
+        before = after = reason = ""
         if tier == 2:
-            before, after = _code(module.__dict__[ATTRIBUTE])
-        reports.append(HostReport(host, original_class(module).__name__, tier, sites, before, after))
+            surgery: HostSurgery = module.__dict__[ATTRIBUTE]
+            before, after = _code(surgery)
+            reason = surgery.interposing
+        level = 3 if reason else tier
+        reports.append(HostReport(host, original_class(module).__name__, level, sites, before, after, reason))
     return tuple(reports)
 
 
@@ -208,7 +217,8 @@ def _install(model: nn.Module, operations: list[Operation], analysis: Analysis) 
             hook = HoistHook(specs, positions_of(host), roles)
             host.register_forward_pre_hook(hook, with_kwargs=True)
         else:
-            install(host, HostSurgery(path, tuple(_local(operation) for operation in members), roles))
+            sites = tuple(_local(operation) for operation in members)
+            install(host, HostSurgery(path, sites, roles, analysis.writes_parameters))
 
 
 def _add_site(host: nn.Module, planned: PlannedSite) -> None:
@@ -259,18 +269,23 @@ def _local(operation: Operation) -> LocalSite:
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 
-def _run(model: nn.Module, inputs: Inputs, training: bool) -> Any:
-    with preserved(model), seeded(), torch.no_grad():
+@contextmanager
+def _trial(model: nn.Module, training: bool, writes: bool) -> Iterator[None]:
+    with preserved(model, parameters=writes), seeded(), torch.set_grad_enabled(training):
         model.train(training)
+        yield
+
+
+def _run(model: nn.Module, inputs: Inputs, training: bool, writes: bool) -> Any:
+    with _trial(model, training, writes):
         return model(*inputs.args, **inputs.kwargs)
 
 
-def _capture_hosts(model: nn.Module, runs: list[tuple[Inputs, bool]]) -> None:
+def _capture_hosts(model: nn.Module, runs: list[tuple[Inputs, bool]], writes: bool) -> None:
     """Run the model so that every rewritten host meets, and captures, the calls it gets."""
     hosts = [module for module in model.modules() if ATTRIBUTE in module.__dict__]
     for inputs, training in runs:
-        with preserved(model), seeded(), torch.no_grad(), identity(model), _learning(hosts):
-            model.train(training)
+        with _trial(model, training, writes), identity(model), _learning(hosts):
             model(*inputs.args, **inputs.kwargs)
 
 
@@ -283,7 +298,7 @@ def _learning(hosts: list[nn.Module]) -> Iterator[None]:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             role = surgery.roles.next() if surgery.roles is not None else 0
-            if role != NO_ROLE:
+            if role != NO_ROLE and not surgery.interposing:
                 host.__dict__.pop("forward")
                 try:
                     surgery.learn(host, role, args, kwargs)
@@ -302,14 +317,14 @@ def _learning(hosts: list[nn.Module]) -> Iterator[None]:
             host.__dict__.pop("forward", None)
 
 
-def _check(model: nn.Module, runs: list[tuple[Inputs, bool]], expected: list[Any]) -> None:
+def _check(model: nn.Module, runs: list[tuple[Inputs, bool]], expected: list[Any], writes: bool) -> None:
     """With identity in place of RegBN the outputs are the original's, and every site is reached."""
     sites = {name: module for name, module in model.named_modules() if isinstance(module, RegBNSite)}
     for site in sites.values():
         site.calls = 0
     for (inputs, training), wanted in zip(runs, expected, strict=True):
         with identity(model):
-            found = _run_counting(model, inputs, training)
+            found = _run_counting(model, inputs, training, writes)
         wrong = difference(wanted, found)
         if wrong is not None:
             mode = "training" if training else "evaluation"
@@ -319,10 +334,9 @@ def _check(model: nn.Module, runs: list[tuple[Inputs, bool]], expected: list[Any
         raise RewriteError(f"self-check failed: RegBN would never run at {', '.join(idle)}")
 
 
-def _run_counting(model: nn.Module, inputs: Inputs, training: bool) -> Any:
+def _run_counting(model: nn.Module, inputs: Inputs, training: bool, writes: bool) -> Any:
     counts = [(site, site.calls) for site in sites_of(model)]
-    with preserved(model), seeded(), torch.no_grad():
-        model.train(training)
+    with _trial(model, training, writes):
         output = model(*inputs.args, **inputs.kwargs)
         counts = [(site, site.calls) for site, _ in counts]
     for site, calls in counts:  # `preserved` has put the counters back with all other attributes

@@ -257,7 +257,6 @@ CASES = (
         ),
         rules=({"id": "all", "match": {"kind": "concat"}, "pairs": "all"},),
         normalize="image",
-        pending={"surgery": "of several sites at one point only the first reaches the fusion"},
     ),
     ZooCase(
         name="graph_and_image",

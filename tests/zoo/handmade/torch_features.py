@@ -191,7 +191,7 @@ CASES = (
     same_fusion("gradient_reversal", DomainAdversarial),
     same_fusion("frozen_encoder", FrozenEncoder),
     same_fusion("hooked_encoder", ScaledByHook),
-    same_fusion("scripted_encoder", ScriptedEncoder, pending={"surgery": "parameters of the copy are no leaves"}),
+    same_fusion("scripted_encoder", ScriptedEncoder),
     ZooCase(
         name="optional_input",
         build=OptionalInput,

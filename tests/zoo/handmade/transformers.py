@@ -214,7 +214,6 @@ CASES = (
             {"id": "join", "match": {"kind": "concat"}, "pairs": "all"},
         ),
         normalize="text",
-        pending={"surgery": "of several sites at one point only the first reaches the fusion"},
     ),
     ZooCase(
         name="bottleneck_tokens",

@@ -102,6 +102,5 @@ CASES = (
         points=(point("", "concat", pooled(side("text", WIDTH), side("image", WIDTH))),),
         normalize="text",
         against="image",
-        pending={"surgery": "the root makes a cache object, which a generated forward cannot hold"},
     ),
 )

@@ -1,0 +1,197 @@
+"""Tier 3: the host's own forward runs, in Python, and RegBN is called between its operations.
+
+Nothing can be baked in, since nothing is captured: counters, caches, branches on values and Python's own random
+numbers go on as they were. A function mode that is on in the host's own frame only knows the calls of a site by where
+they stand in the user's code. Slower than a generated forward, and a graph break under `torch.compile`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
+from torch.utils.checkpoint import CheckpointFunction
+
+from .. import _tree
+from .._analyse import Take
+from .._capture import _functions as fn
+from .._capture import intercepting
+from .._capture._source import current_source
+from .._errors import RewriteError
+from ._local import LocalSite
+
+Key = tuple[str, str, int, int]
+
+
+class _Passage(TorchFunctionMode):
+    """One run of the host's forward. Counts its calls as a capture does, and lets RegBN in at the sites' readers."""
+
+    def __init__(self, host: nn.Module, sites: tuple[LocalSite, ...]) -> None:
+        super().__init__()
+        self.host = host
+        self.sites = sites
+        self.keys: Counter[tuple[str, str, int]] = Counter()
+        self.held: dict[tuple[str, str], Tensor] = {}  # (site, "f" or "g") -> the tensor to take
+        self.results: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}  # site -> f, g, f', g'
+        self.originals: dict[int, Tensor] = {}
+        self.inside = False
+
+    # -- calls of torch and of modules ------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.inside:
+            return func(*args, **kwargs)
+        name = fn.name_of(func)
+        if name == "__iter__":
+            return iter(self.__torch_function__(torch.Tensor.unbind, types, (args[0], 0)))
+        if fn.is_silent(func, name):
+            return func(*args, **kwargs)
+        return self._event(name, func, args, kwargs)
+
+    def on_call(
+        self, call: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self.inside:
+            return call(module, *args, **kwargs)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self._left():
+                return call(module, *args, **kwargs)
+
+        return self._event(type(module).__name__, run, args, kwargs)
+
+    def on_function(self, call: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.inside or cls is CheckpointFunction:
+            return call(*args, **kwargs)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self._left():
+                return call(*args, **kwargs)
+
+        return self._event(cls.__name__, run, args, kwargs)
+
+    @contextmanager
+    def _left(self) -> Iterator[None]:
+        """Out of the host's frame: nothing is watched, and children run at full speed."""
+        stack: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        on_top = bool(stack) and stack[-1] is self  # while torch asks the mode, it is off the stack already
+        self.inside = True
+        try:
+            with _pop_mode_temporarily() if on_top else nullcontext():
+                yield
+        finally:
+            self.inside = False
+
+    # -- sites ------------------------------------------------------------------------------------------------
+
+    def _event(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        source = current_source()
+        line = (name, source.file if source else "", source.line if source else 0)
+        key: Key = (*line, self.keys[line])
+        self.keys[line] += 1
+        now: dict[int, Tensor] = {}
+        for site in self.sites:
+            args, kwargs = self._substitute(site, key, args, kwargs, now)
+        output = func(*args, **kwargs)
+        for site in self.sites:
+            for side, take in (("f", site.f), ("g", site.g)):
+                if take.made is not None and site.matches(take.made[0], key):
+                    self.held[site.name, side] = _tree.tensors(output)[take.made[1]]
+                    self.results.pop(site.name, None)
+        return output
+
+    def start(self, arguments: dict[str, Any]) -> None:
+        """Take what the sites take from the host's own arguments."""
+        leaves = dict(_tree.leaves(arguments))
+        for site in self.sites:
+            for side, take in (("f", site.f), ("g", site.g)):
+                tensor = leaves.get(take.argument) if take.argument is not None else None
+                if isinstance(tensor, Tensor):
+                    self.held[site.name, side] = tensor
+
+    def _substitute(
+        self, site: LocalSite, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any], now: dict[int, Tensor]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call with a site's results in them. `now` is what earlier sites at this call have put in
+        place of a tensor."""
+        reads_f = any(site.matches(reader, key) for reader, _ in site.f.readers)
+        reads_g = site.replace_g and any(site.matches(reader, key) for reader, _ in site.g.readers)
+        tensors: list[Tensor] | None = None
+        together = site.f.at[0] == site.g.at[0]  # both are read by the fusion call itself, whoever made them
+        for side, take in (("f", site.f), ("g", site.g)):
+            unmade = take.made is None and take.argument is None
+            if (together or unmade) and site.matches(take.at[0], key):
+                tensors = tensors or _tree.tensors((args, kwargs))
+                found = tensors[take.at[1]]
+                originals = {id(new): old for old, new in self._replaced(now)}
+                self.held[site.name, side] = originals.get(id(found), found)
+        if not reads_f and not reads_g:
+            return args, kwargs
+        f_first, g_first = self._held(site)
+        f, g, f_new, g_new = self._normalised(site, now.get(id(f_first), f_first), now.get(id(g_first), g_first))
+        self.originals[id(f_first)], self.originals[id(g_first)] = f_first, g_first
+        if reads_f:
+            now[id(f_first)] = f_new
+        if reads_g:
+            now[id(g_first)] = g_new
+
+        def change(_: str, leaf: Any) -> Any:
+            if reads_f and leaf is f:
+                return f_new
+            return g_new if reads_g and leaf is g else leaf
+
+        changed: tuple[tuple[Any, ...], dict[str, Any]] = _tree.rebuild((args, kwargs), change)
+        return changed
+
+    def _replaced(self, now: dict[int, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        return [(self.originals[identity], new) for identity, new in now.items()]
+
+    def _held(self, site: LocalSite) -> tuple[Tensor, Tensor]:
+        f, g = self.held.get((site.name, "f")), self.held.get((site.name, "g"))
+        if f is None or g is None:
+            raise RewriteError(
+                f"RegBN {site.name!r} cannot go into {type(self.host).__name__}, whose forward has to run as it is: "
+                f"{current_source()} reads one side before the other exists. Compute both sides first, or normalise "
+                "another point."
+            )
+        return f, g
+
+    def _normalised(self, site: LocalSite, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        known = self.results.get(site.name)
+        if known is not None and known[0] is f and known[1] is g:
+            return known
+        module = self.host.get_submodule(site.name)
+        with self._left():
+            f_new, g_new = module(f, g)
+        result = self.results[site.name] = (f, g, f_new, g_new)
+        return result
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def interposed(
+    host: nn.Module,
+    forward: Callable[..., Any],
+    sites: tuple[LocalSite, ...],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run the host's own forward with RegBN at `sites`.
+
+    Raises:
+        RewriteError: where one side of a site is read before the other exists.
+    """
+    passage = _Passage(host, sites)
+    passage.start(_tree.bind(forward, args, kwargs))
+    with intercepting(passage), passage:
+        return forward(*args, **kwargs)
+
+
+__all__ = ["Take", "interposed"]

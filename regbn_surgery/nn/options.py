@@ -113,10 +113,16 @@ class RegBNOptions:
                 f"form='primal' solves with an m x m matrix, which projection={self.projection!r} avoids; "
                 "leave form out or set it to 'dual'"
             )
-        if self.sigma_MIN > 0.0 and self.form == "primal":
+        if self.sigma_THR > 0.0 and self.lambda_grad == "implicit":
             raise RegBNOptionError(
-                f"sigma_MIN={self.sigma_MIN} replaces singular values in the b x b form only; "
-                "leave form out or set it to 'dual'"
+                f"lambda_grad='implicit' differentiates the equation of lambda, which sigma_THR={self.sigma_THR} "
+                "makes jump; leave lambda_grad at 'constant', or sigma_THR at 0"
+            )
+        if self.residual == "normalized" and self.reduce == "mean" and self.normalize_input:
+            raise RegBNOptionError(
+                "residual='normalized' subtracts from the features as they were fitted, but reduce='mean' fits on "
+                "normalised means and subtracts from positions that were not normalised; leave residual at 'raw', "
+                "or normalize_input at false"
             )
 
     @classmethod

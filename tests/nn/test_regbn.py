@@ -201,11 +201,35 @@ def test_integer_input_and_misplaced_mask_are_refused() -> None:
         ({"affine": 1}, "affine must be true or false"),
         ({"rank": 8}, "projection='dense'"),
         ({"reduce": "mean", "f_layer_dim": [3]}, "leave both empty"),
+        ({"projection": "auto", "form": "primal"}, "form='primal' solves with an m x m matrix"),
+        ({"sigma_THR": 0.1, "lambda_grad": "implicit"}, "makes jump"),
+        ({"residual": "normalized", "reduce": "mean", "normalize_input": True}, "were not normalised"),
+        ({"momentum": float("nan")}, "momentum must be a finite number"),
+        ({"sigma_MIN": -1.0}, "sigma_MIN must be a number that is not negative"),
+        ({"projection": "low_rank", "rank": 0}, "rank must be an integer of at least 1"),
     ],
 )
 def test_options_are_checked(options: dict[str, object], message: str) -> None:
     with pytest.raises(RegBNOptionError, match=message):
         RegBN(5, 3, **options)
+
+
+def test_auto_takes_the_smaller_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both give the same numbers; which was taken shows in what was called."""
+    from regbn_surgery.nn import functional
+
+    taken = []
+    for name in ("dual", "primal"):
+        original = getattr(functional, name)
+        monkeypatch.setattr(
+            functional, name, lambda *args, name=name, original=original: (taken.append(name), original(*args))[1]
+        )
+    f, g = torch.randn(20, 5), torch.randn(20, 12)
+    for b, want in ((20, "primal"), (12, "dual"), (6, "dual")):
+        outputs = {form: RegBN(5, 12, form=form)(f[:b], g[:b])[0] for form in ("auto", "dual", "primal")}
+        assert taken[-3:] == [want, "dual", "primal"]
+        torch.testing.assert_close(outputs["dual"], outputs["primal"], atol=1e-5, rtol=1e-4)
+        assert torch.equal(outputs["auto"], outputs[want])
 
 
 def test_sizes_are_checked() -> None:

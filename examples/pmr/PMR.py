@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 2 for something that cannot be used, 1 for a rule that matched nothing, 130 for Ctrl-C."""
     arguments = parser().parse_args(argv)
     console = Console(soft_wrap=True)
+    threads = torch.get_num_threads()
     try:
+        torch.set_num_threads(arguments.threads)
         run(arguments, console)
     except (ExampleError, RegBNError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on after the last finished epoch.", file=sys.stderr)
         return 130
+    finally:
+        torch.set_num_threads(threads)
     return 0
 
 
@@ -65,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
     where = p.add_mutually_exclusive_group()
     where.add_argument("--gpu", type=_at_least(0), metavar="N", help="use this GPU, or the CPU if there is none")
     where.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+    # The layers are small: further threads mostly wait for each other, on a busy machine several times as long as one
+    # needs for the whole, and sums split otherwise differ in their last bits.
+    p.add_argument("--threads", type=_at_least(1), default=1, help="of the CPU; default 1, best for these small layers")
     p.add_argument("--mnist", type=Path, metavar="DIR", help="MNIST's IDX files, plain or gzipped")
     p.add_argument("--colored", type=Path, metavar="FILE", help="the published coloured-MNIST .npy")
     p.add_argument("--out", type=Path, default=Path("runs"), help="folder for all results; default runs")

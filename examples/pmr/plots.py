@@ -52,7 +52,7 @@ def _draw(axis: Axes, history: Sequence[Measurement], what: str) -> None:
 def plot_comparison(results: Sequence[Result], title: str, path: Path) -> None:
     """Test accuracy after the last epoch: a bar for the mean over seeds, a dot for each seed."""
     variants = list(dict.fromkeys(r.variant for r in results))
-    figure = Figure(figsize=(2.2 + 2.0 * len(variants), 4.2), layout="constrained")
+    figure = Figure(figsize=(2.2 + 1.4 * len(variants), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     width = 0.8 / len(MODALITIES)
@@ -65,7 +65,7 @@ def plot_comparison(results: Sequence[Result], title: str, path: Path) -> None:
             axis.plot([x] * len(dots), dots, "o", color="black", markersize=3)
     axis.axhline(CHANCE, color="black", linewidth=0.6, linestyle=":", label="chance")
     axis.set(ylabel="test accuracy", ylim=(0, 1.02), xticks=range(len(variants)))
-    axis.set_xticklabels([TITLES.get(v, f"RegBN: {v}") for v in variants])
+    axis.set_xticklabels([TITLES.get(v, v) for v in variants])
     axis.set_title(title, fontsize="medium")
     figure.legend(loc="outside lower center", ncols=len(MODALITIES) + 1, fontsize="small")
     _save(figure, path)

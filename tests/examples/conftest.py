@@ -27,6 +27,17 @@ def tiny_data():
     return first_digits(60, 20)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """What the example runs with; two test processes with two threads each wait for one another."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def first_digits(train: int, test: int):
     from data import Data, Split, load_data
 

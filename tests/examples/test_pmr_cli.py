@@ -155,6 +155,19 @@ def test_rules_that_cannot_be_used(here, capsys):
     assert not (here / "runs").exists()
 
 
+def test_threads_are_what_was_asked_for_and_put_back(here, monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr("train.Run.train", lambda *arguments: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr("experiment.Experiment.draw_curves", lambda *arguments: here)
+    torch.set_num_threads(3)
+    try:
+        assert [call("--train"), call("--train --threads 2"), call("--train --regbn absent")] == [0, 0, 2]
+        assert seen == [1, 2]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_interrupting_says_how_to_go_on(here, capsys, monkeypatch):
     def stops(*arguments):
         raise KeyboardInterrupt

@@ -93,8 +93,15 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(small_data, tmp_path):
     assert not torch.equal(runs[0].model.head.linear.weight, runs[2].model.head.linear.weight)
 
 
-@pytest.mark.parametrize("variant", ["early", "late"])
-def test_rules_put_regbn_in_and_leave_the_rest(variant):
+@pytest.mark.parametrize(
+    ("variant", "shape"),
+    [
+        ("early", (3 * 28 * 28, 28 * 28)),
+        ("early_swapped", (28 * 28, 3 * 28 * 28)),
+        ("late", (96, 96)),
+    ],
+)
+def test_rules_put_regbn_in_and_leave_the_rest(variant, shape):
     from regbn_surgery import RegBN
 
     plain, normalised = (find_variant(name).build(seed=5) for name in ("none", variant))
@@ -104,8 +111,7 @@ def test_rules_put_regbn_in_and_leave_the_rest(variant):
     state = normalised.state_dict()
     for key, value in plain.state_dict().items():
         assert torch.equal(state[key], value), key
-    m, n = layers[0].W.shape
-    assert (m, n) == {"early": (3 * 28 * 28, 28 * 28), "late": (96, 96)}[variant]
+    assert layers[0].W.shape == shape  # flat g by flat f
 
 
 @pytest.mark.parametrize("variant", ["early", "late"])
@@ -118,6 +124,31 @@ def test_training_moves_the_projection(small_data, tmp_path, variant):
     run.train()
     assert not torch.equal(layer.W, before)
     assert all(math.isfinite(m.loss) for m in run.history)
+
+
+@pytest.mark.parametrize("variant", ["early", "late"])
+def test_controls_are_the_same_without_the_projection(small_data, tmp_path, variant):
+    control = new_run(small_data, tmp_path, f"{variant}_control", replace(SETTINGS, epochs=1))
+    control.train()
+    state = {key.replace("_control", ""): value for key, value in control.model.state_dict().items()}
+    assert state.keys() == find_variant(variant).build(seed=3).state_dict().keys()
+    projection = next(value for key, value in state.items() if key.endswith("W"))
+    assert not projection.any()
+
+
+def test_late_swapped_normalises_colour(small_data):
+    """The output norms act on both alike, so the projection decides: with W set, only colour changes."""
+    from regbn_surgery import RegBN
+
+    changed = {}
+    gray, colored, _ = small_data.test.batch(slice(0, 8), CPU)
+    for variant in ("late", "late_swapped"):
+        model = find_variant(variant).build(seed=3).eval()
+        before = model(gray, colored)
+        next(m for m in model.modules() if isinstance(m, RegBN)).W.normal_()
+        after = model(gray, colored)
+        changed[variant] = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert changed == {"late": [True, True, False], "late_swapped": [True, False, True]}
 
 
 def test_building_a_model_leaves_the_global_random_state(small_data):

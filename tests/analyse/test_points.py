@@ -11,7 +11,7 @@ from regbn_surgery._types import FusionPoint
 from tests.capture.replay import make
 from tests.rewrite.models import Cross, Masked, Swapped, token_pairs
 
-from .reading import inputs, points
+from .reading import analysed, inputs, points
 
 AB = inputs(a=(8,), b=(8,))
 TOKENS = inputs(a=(5, 8), b=(7, 8))
@@ -121,6 +121,19 @@ def test_an_owner_in_two_roles_has_a_site_for_each_and_a_cycle() -> None:
     recipes = [analysis.recipes[point.id, i] for i in range(2)]
     assert [recipe.cycle for recipe in recipes] == [(-1, 0, 1)] * 2
     assert [recipe.caller for recipe in recipes] == ["", ""]
+
+
+def test_arguments_that_only_the_fusion_reads_are_whole() -> None:
+    def fuse(self: Any, left: Tensor, right: Tensor) -> Tensor:
+        return torch.cat([left, right], 1) + right.sum()
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return self.inner(self.enc(a), self.enc(b))
+
+    analysis = analysed(forward, AB, inner=make(fuse), enc=nn.Linear(8, 8))
+    (recipe,) = analysis.recipes.values()
+    assert [take.argument for take in recipe.takes] == ["left", "right"]
+    assert recipe.whole_input == (True, False)
 
 
 def test_an_unknown_layout_is_an_obstacle_with_its_reason() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ._analyse import Analysis, analyse
-from ._errors import PlanError, RegBNError, RewriteError
+from ._errors import CaptureError, PlanError, RegBNError, RewriteError
 from ._inputs import InputsLike, find_inputs, make_batches, named_tensors
 from ._plan import decide
 from ._rewrite import perform, refuse_second, undo
@@ -107,10 +107,12 @@ def unregbnify(model: nn.Module) -> nn.Module:
 def _analysed(model: nn.Module, example: InputsLike, modalities: Mapping[str, Sequence[str]] | None) -> Analysis:
     if not isinstance(model, nn.Module):
         raise RegBNError(f"model must be an nn.Module; found {type(model).__module__}.{type(model).__qualname__}")
+    refuse_wrapped(model)
     return analyse(model, make_batches(model, find_inputs(model, example)), modalities)
 
 
 def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) -> tuple[Plan, Analysis]:
+    refuse_wrapped(model)
     batches = make_batches(model, find_inputs(model, example_inputs, rules.inputs))
     names = tuple(name for name, _ in named_tensors(model, batches.small))
     analysis = analyse(model, batches, rules.resolve_modalities(names) if rules.modalities else None)
@@ -120,6 +122,27 @@ def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) 
         return pair.host, pair.f, pair.g
 
     return decide(rules, analysis.inspection, resolve), analysis
+
+
+#: Wrappers whose inside cannot be seen or must not change any more, with what to do instead.
+_WRAPPERS = {
+    "OptimizedModule": "pass the module itself, and compile the result",
+    "DistributedDataParallel": "put RegBN into the module first, and wrap the result",
+    "FullyShardedDataParallel": "put RegBN into the module first, and shard the result",
+    "DataParallel": "put RegBN into the module first, and wrap the result",
+    "RecursiveScriptModule": "scripted code cannot be followed; pass the module it was made from",
+    "TopLevelTracedModule": "traced code cannot be followed; pass the module it was made from",
+}
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raises CaptureError for a model that is compiled, scripted, wrapped for several devices, or not yet made."""
+    advice = _WRAPPERS.get(type(model).__name__)
+    if advice is not None:
+        raise CaptureError(f"The model is a {type(model).__name__}: {advice}.")
+    lazy = next((name for name, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)), None)
+    if lazy is not None:
+        raise CaptureError(f"Parameter `{lazy}` of {type(model).__name__} has no shape yet: run the model once first.")
 
 
 def _copied(model: nn.Module) -> nn.Module:

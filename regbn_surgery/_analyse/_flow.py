@@ -309,11 +309,11 @@ class _Interpreter:
                 note = "streams of equal mixed home meet again"
                 return biggest.home, self._meet(op, kind, operands, biggest.home, level="remeeting", note=note)
             return biggest.home, None
+        if kind == "sum" and self._continues(op, biggest):
+            return biggest.home, None
         pure = [m for m in operands if m.home != biggest.home]
         if all(self._is_ancestor(small, biggest) for small in pure):
             return min((m.home for m in pure), key=len), None
-        if biggest.lineage.origins and self._continues(op, biggest):
-            return biggest.home, None
         note = "a mixed stream meets a pure one again"
         return biggest.home, self._meet(op, kind, operands, biggest.home, note=note, real=kind != "concat")
 

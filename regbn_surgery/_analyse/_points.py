@@ -39,7 +39,7 @@ class Recipe:
     caller: str
     mask: str | None
     mask_side: int
-    whole_input: tuple[bool, bool]  # whether the fusion call is the only reader of that argument of the owner
+    whole_input: tuple[bool, bool]  # whether nothing else in the owner reads that argument
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,8 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
     site = Site(host, (sides[0], sides[1]), _reduce(meeting, sides), role, gate, obstacle)
     arguments = _leaf_arguments(meeting, pair) if leaf is not None else None
     whole = tuple(
-        take.argument is not None and all(reader.op is meeting.op for reader, _ in view.readers.get(take.uid, ()))
+        take.argument is not None
+        and all((reader.key, position) in take.readers for reader, position in view.readers.get(take.uid, ()))
         for take in takes
     )
     mask, mask_side = _mask(meeting, view, sides, pair)
@@ -291,8 +292,7 @@ def _take(
         if stream is None:
             first = Take(uids[0], (event.key, side[0].position), (), None)
             return first, "no [B, L, C] stream before the attention's projections was found in its owner"
-        targets = tuple({*uids, *(uid for op in _products(meeting) for uid in op)})
-        return view.take(stream, targets, event), None
+        return view.take(stream, uids, event), None
     if leaf is not None and len(set(uids)) > 1:
         # Key and value are different tensors (a position code on the keys alone): fit on the keys, replace neither.
         return view.read_only(uids[0]), None
@@ -328,10 +328,6 @@ def _mask(meeting: Meeting, view: FrameView, sides: Sequence[Side], pair: Pair) 
             if named and len(shape) >= 2 and shape[-1] == spatial[0] and shape[0] == sides[side].shape[0]:
                 return name, side
     return None, 1
-
-
-def _products(meeting: Meeting) -> list[tuple[int, ...]]:
-    return [meeting.op.inputs, *(op.inputs for op, _ in meeting.more)]
 
 
 def _leaf_arguments(meeting: Meeting, pair: Pair) -> tuple[tuple[str, ...], tuple[str, ...]] | None:

@@ -46,7 +46,7 @@ def _modalities(context: click.Context, option: click.Parameter, values: tuple[s
     metavar="NAME=INPUT",
     help="Which inputs belong to which modality; by default each floating or token-id input is one.",
 )
-@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
+@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout; FILE.svg is a picture.")
 @debuggable
 def inspect(model: str, form: str, modalities: Mapping[str, list[str]], output: str | None) -> None:
     """List the fusion points of MODEL: where its modalities meet, and what RegBN would cost there.
@@ -77,7 +77,7 @@ def inspect(model: str, form: str, modalities: Mapping[str, list[str]], output: 
 )
 @click.argument("model")
 @click.argument("rules")
-@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
+@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout; FILE.svg is a picture.")
 @debuggable
 def show(model: str, rules: str, output: str | None) -> None:
     """Show what RULES would do to MODEL: each RegBN module, and the code of its host before and after.

@@ -104,8 +104,31 @@ def write_text(text: str, output: str | None) -> None:
     warn(f"wrote {output}")
 
 
+#: Columns of a picture of the terminal.
+_PICTURE_WIDTH = 96
+
+
+def _picture(views: list[RenderableType]) -> str:
+    """The views as an SVG picture of a terminal."""
+    import io
+
+    from rich.console import Console
+
+    command = " ".join(["regbn-surgery", *(word for word in sys.argv[1:] if word != "--debug")])
+    console = Console(
+        record=True, width=_PICTURE_WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
+    for view in views:
+        console.print(view, highlight=False)
+    return console.export_svg(title=command)
+
+
 def write_views(make: Callable[[int], list[RenderableType]], output: str | None) -> None:
-    """Write rich views: in colour and at full width to a terminal, plain and 80 columns wide to anything else."""
+    """Write rich views: in colour and at full width to a terminal, as a picture to a file that ends in `.svg`, plain
+    and 80 columns wide to anything else."""
+    if output is not None and output.lower().endswith(".svg"):
+        write_text(_picture(make(_PICTURE_WIDTH)), output)
+        return
     if output not in (None, "-") or not sys.stdout.isatty():
         from .._report.text import plain
 

@@ -85,11 +85,7 @@ class HostSurgery:
             if known.fits(host, sizes):
                 return known.variant
         if torch.compiler.is_compiling():
-            raise UnseenCallError(
-                f"{type(host).__name__} at `{self.path}` is called in a way it has not been called before "
-                f"({_spelled(args, kwargs)}, training={host.training}), and nothing can be captured while compiling. "
-                "Call the model once like this before compiling or exporting it."
-            )
+            raise UnseenCallError(_UNSEEN)
         return self.learn(host, role, args, kwargs)
 
     def learn(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
@@ -138,7 +134,9 @@ class HostSurgery:
     @contextmanager
     def _trial(self, host: nn.Module) -> Iterator[None]:
         """A run that nobody asked for: it draws from a fixed seed and leaves nothing behind."""
-        with preserved(host, parameters=self.writes_parameters), seeded():
+        # A checkpoint around us counts what is saved for the backward pass; what a trial saves is none of its business.
+        untouched = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        with preserved(host, parameters=self.writes_parameters), seeded(), untouched:
             yield
 
     def _refuse_baked(self, host: nn.Module, trace: Trace, drawn: bool) -> None:
@@ -199,6 +197,13 @@ _PATIENCE = 6
 
 def _is_free(seen: set[int]) -> bool:
     return len(seen) >= 6 or (len(seen) >= 3 and max(seen) >= 4 * min(seen))
+
+
+#: Plain text: while compiling nothing can be spelled out.
+_UNSEEN = (
+    "a rewritten module is called in a way it has not been called before, and nothing can be captured while compiling. "
+    "Call the model once like this (same arguments, same mode, gradients on or off) before compiling or exporting it."
+)
 
 
 class _Known:
@@ -288,7 +293,7 @@ def rewritten_class(cls: Any) -> type[nn.Module]:
         made = cls.__reduce_ex__(self, protocol)
         if made[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
             return (_rebuild, (cls, *made[1][1:]), *made[2:])
-        return made
+        return (_make_again, (made[0], made[1]), *made[2:])  # the class says itself how it is made
 
     body = {
         "forward": forward,
@@ -305,6 +310,12 @@ def rewritten_class(cls: Any) -> type[nn.Module]:
 def _rebuild(cls: type[nn.Module], *args: Any) -> nn.Module:
     derived: Any = rewritten_class(cls)
     made: nn.Module = derived.__new__(derived, *args)
+    return made
+
+
+def _make_again(make: Any, args: tuple[Any, ...]) -> nn.Module:
+    made: nn.Module = make(*args)
+    object.__setattr__(made, "__class__", rewritten_class(type(made)))
     return made
 
 

@@ -175,17 +175,15 @@ def _operation(planned: PlannedSite, analysis: Analysis, hoisting: bool) -> Oper
     recipe = analysis.recipes[(point.id, point.sites.index(planned.site))]
     if hoisting and recipe.leaf is not None:
         return Operation(planned, recipe, 1, recipe.leaf)
-    if hoisting and _is_hoistable(recipe, point.kind, planned):
+    if hoisting and _is_hoistable(recipe, planned):
         return Operation(planned, recipe, 1, recipe.owner)
     return Operation(planned, recipe, 2, recipe.owner)
 
 
-def _is_hoistable(recipe: Recipe, kind: str, planned: PlannedSite) -> bool:
+def _is_hoistable(recipe: Recipe, planned: PlannedSite) -> bool:
     """Whether replacing the owner's arguments replaces what the site means, and nothing else."""
     if any(take.argument is None for take in recipe.takes):
         return False
-    if kind == "attention":
-        return True
     f, g = _orient(recipe, planned)
     replaced = (f, g) if _replaces_g(planned) else (f,)
     return all(recipe.whole_input[i] for i in replaced)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict, UserDict, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -40,6 +40,28 @@ class Batch(UserDict):  # as transformers' BatchEncoding: the dict is in `.data`
             raise AttributeError(name) from error
 
 
+class Shared(MutableMapping[str, Any]):
+    """Holds its dict in `.data`, and a shallow copy of it holds the same one."""
+
+    def __init__(self, **values: Any) -> None:
+        self.data = values
+
+    def __getitem__(self, key: str) -> Any:
+        return self.data[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.data[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.data[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
 class ReadOnly(Mapping[str, Any]):
     def __init__(self, **values: Any) -> None:
         self.values_ = values
@@ -62,6 +84,7 @@ A, B = torch.zeros(2), torch.ones(3)
 CONTAINERS = [
     [A, B], (A, B), Shapes([A, B]), {"left": A, "right": B}, {0: A, 1: B}, OrderedDict(left=A, right=B),
     defaultdict(list, left=A, right=B), Pair(A, B), Frozen(A, B), Derived(A), Batch(left=A, right=B),
+    Shared(left=A, right=B),
 ]  # fmt: skip
 
 

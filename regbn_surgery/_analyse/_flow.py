@@ -238,7 +238,7 @@ class _Interpreter:
             pieces, start = [], 0
             for uid in op.outputs:
                 size = 1 if op.name == "unbind" else self.trace.tensors[uid].shape[segments.dim]
-                pieces.append(segments.cut(start, start + size))
+                pieces.append(self._cut(segments, start, start + size, segments.dim))
                 start += size
             return pieces
         if op.name not in ("__getitem__", "select", "narrow"):
@@ -246,14 +246,28 @@ class _Interpreter:
         entries = ax.index_entries(op, rank)
         if entries is None:
             return None
-        entry = [e for e in entries if e is not None][segments.dim]
+        place = [i for i, e in enumerate(entries) if e is not None][segments.dim]
+        entry = entries[place]
         size = operand.info.shape[segments.dim]
         if isinstance(entry, int):
             return [segments.cut(entry % size, entry % size + 1)]
         low, high, step = entry.indices(size)
         if step != 1 or (low, high) == (0, size):
             return None
-        return [segments.cut(low, high)]
+        dim = place - sum(isinstance(e, int) for e in entries[:place])
+        return [self._cut(segments, low, high, dim)]
+
+    def _cut(self, segments: Segments, low: int, high: int, dim: int) -> Lineage:
+        """A stretch of a concatenation. Across a seam it is a smaller one, on `dim` of the result."""
+        parts = segments.within(low, high)
+        whole = segments.cut(low, high)
+        if len(parts) < 2:
+            return whole
+        for _, part in parts:
+            self._mixed(part)  # what was concatenated within a part is not followed through the cut
+        if len({part.home for _, part in parts if part.home}) < 2:
+            return whole
+        return replace(whole, segments=replace(segments, dim=dim, parts=tuple((n, part.plain()) for n, part in parts)))
 
     def _mixed(self, lineage: Lineage | None) -> None:
         """Something used the parts of a concatenation together: it counts."""

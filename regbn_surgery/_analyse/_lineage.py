@@ -42,12 +42,17 @@ class Segments:
     def size(self) -> int:
         return sum(size for size, _ in self.parts)
 
-    def cut(self, low: int, high: int) -> Lineage:
+    def within(self, low: int, high: int) -> list[tuple[int, Lineage]]:
+        """How much of which parts lies between two places."""
         found, start = [], 0
         for size, lineage in self.parts:
             if start < high and start + size > low:
-                found.append(lineage)
+                found.append((min(start + size, high) - max(start, low), lineage))
             start += size
+        return found
+
+    def cut(self, low: int, high: int) -> Lineage:
+        found = [lineage for _, lineage in self.within(low, high)]
         return found[0] if len(found) == 1 else fuse(found)
 
 

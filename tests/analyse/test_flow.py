@@ -68,9 +68,8 @@ def test_the_parts_meet_later_where_they_do(apart: str) -> None:
     [
         lambda self, x: self.lin(x), lambda self, x: x.sum(-1), lambda self, x: x.softmax(-1),
         lambda self, x: x.view(-1, 8, 2).sum(2), lambda self, x: x, lambda self, x: self.norm(x),
-        pytest.param(lambda self, x: x[:, 4:12], marks=pytest.mark.xfail(
-            strict=True, reason="a slice across the seam makes no point: _flow._take_apart must call _mixed where "
-            "Segments.cut joins parts")),
+        lambda self, x: x[:, 4:12], lambda self, x: x.narrow(1, 4, 8),
+        lambda self, x: self.lin(x[:, 4:12].repeat(1, 2)),
     ],
 )  # fmt: skip
 def test_a_concatenation_whose_parts_are_mixed_is_a_point(mixing: Any) -> None:
@@ -80,6 +79,24 @@ def test_a_concatenation_whose_parts_are_mixed_is_a_point(mixing: Any) -> None:
     children = {"lin": nn.Linear(16, 3), "norm": nn.LayerNorm(16)}
     assert told(forward, AB, **children) == CONCAT
     assert homes(forward, AB, **children) == ["a+b"]
+
+
+def test_a_slice_across_the_seam_can_be_taken_apart_too() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Any:
+        inner = cat(a, b)[:, None, 4:12]
+        return inner[..., :4] * 2, inner[:, 0, 4:] * 3, inner.split(4, -1)[1]
+
+    assert told(forward, AB) == []
+    assert homes(forward, AB) == ["a", "b", "b"]
+
+
+def test_a_slice_within_one_stream_of_three_is_no_point() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor, c: Tensor) -> Any:
+        x = torch.cat([a, b, b * 2, c], -1)
+        return x[:, :8], self.lin(x[:, 8:24]), x[:, 24:]
+
+    assert told(forward, ABC, lin=nn.Linear(16, 4)) == []
+    assert homes(forward, ABC, lin=nn.Linear(16, 4)) == ["a", "b", "c"]
 
 
 def test_stacked_streams_are_taken_apart_by_index() -> None:

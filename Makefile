@@ -15,11 +15,11 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --c
 MODEL := examples/pmr/model.py:factory
 RULES := examples/pmr/rules/late.yaml
 
-.PHONY: demo test lint types format clean help
+.PHONY: demo test test-all lint types format clean help
 
 help:
 	@echo "make demo    inspect, rewrite and train the example (no download of data)"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests;  make test-all: the slow ones, too"
 	@echo "make lint    ruff;  make types: mypy;  make format: rewrite in ruff's format;  make clean: remove .venv"
 
 demo: $(VENV)/.for-demo
@@ -31,6 +31,9 @@ demo: $(VENV)/.for-demo
 	@$(BIN)/python examples/pmr/PMR.py --quick --epochs 3
 
 test: $(VENV)/.for-development
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(TESTS)
+
+test-all: $(VENV)/.for-development
 	@$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
 
 lint: $(VENV)/.for-development

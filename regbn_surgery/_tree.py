@@ -86,6 +86,18 @@ def rebuild(value: Any, change: Callable[[str, Any], Any], name: str = "", depth
     return clone
 
 
+def cloned(value: Any) -> Any:
+    """The same structure with every tensor in other memory, for a run that may write to it; one tensor stays one."""
+    made: dict[int, torch.Tensor] = {}
+
+    def change(_: str, leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or isinstance(leaf, torch.nn.Parameter):
+            return leaf
+        return made.setdefault(id(leaf), leaf.clone() if leaf.requires_grad else leaf.detach().clone())
+
+    return rebuild(value, change)
+
+
 def bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments by parameter name; `*inputs` stays one tuple, `**kwargs` is spread.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .. import _tree
 from .._capture import Trace, capture
 from .._errors import CaptureError, RegBNError
 from .._inputs import Batches, Inputs
@@ -86,7 +87,8 @@ def run_model(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool 
     with preserved(model, parameters=writes), seeded(), torch.set_grad_enabled(training):
         model.train(training)
         try:
-            trace, _ = capture(model, inputs.args, inputs.kwargs)
+            args, kwargs = _tree.cloned((inputs.args, inputs.kwargs))
+            trace, _ = capture(model, args, kwargs)
         except RegBNError:
             raise
         except MODEL_ERRORS as error:

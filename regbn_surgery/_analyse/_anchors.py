@@ -133,7 +133,7 @@ class FrameView:
         todo = list(targets)
         while todo:
             maker = self.maker.get(todo.pop())
-            if maker is None or maker.order in wanted or maker.order >= event.order:
+            if maker is None or maker.order in wanted or maker is event:
                 continue
             wanted.add(maker.order)
             todo.extend(maker.inputs)

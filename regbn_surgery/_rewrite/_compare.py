@@ -39,6 +39,7 @@ def _tensors(a: torch.Tensor, b: torch.Tensor) -> str | None:
     if a.dtype.is_floating_point or a.dtype.is_complex:
         if torch.allclose(a, b, rtol=RTOL, atol=ATOL, equal_nan=True):
             return None
-        worst = (a - b).abs().nan_to_num(nan=float("inf")).max().item()
+        both = a.isnan() & b.isnan()
+        worst = (a - b).abs().masked_fill(both, 0).nan_to_num(nan=float("inf")).max().item()
         return f"differs by up to {worst:.3g}"
     return None if torch.equal(a, b) else "holds other values"

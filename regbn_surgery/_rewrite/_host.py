@@ -67,7 +67,8 @@ class HostSurgery:
             return interposed(host, original, self._sites(role), args, kwargs)
         if not variant.sites:
             return original(*args, **kwargs)
-        result = variant.function(host, *args, **kwargs)
+        with _modes_restored():
+            result = variant.function(host, *args, **kwargs)
         if not variant.stores:
             return result
         output, stores = result
@@ -86,8 +87,10 @@ class HostSurgery:
                 return known.variant
         if torch.compiler.is_compiling():
             raise UnseenCallError(_UNSEEN)
-        return self.learn(host, role, args, kwargs)
+        learned: Variant | None = self.learn(host, role, args, kwargs)
+        return learned
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def learn(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
         """Capture this kind of call, put RegBN in, and hold the result to the original's.
 
@@ -115,7 +118,8 @@ class HostSurgery:
         original = original_forward(host)
         with self._trial(host), identity(host):
             numbers = random_state()
-            trace, output = capture(host, args, kwargs, leaf=is_child, strict=True, forward=original)
+            own_args, own_kwargs = _tree.cloned((args, kwargs))
+            trace, output = capture(host, own_args, own_kwargs, leaf=is_child, strict=True, forward=original)
             drawn = random_state() != numbers
         self._refuse_baked(host, trace, drawn)
         sites = self._sites(role)
@@ -155,10 +159,12 @@ class HostSurgery:
     ) -> None:
         original = original_forward(host)
         with self._trial(host):
-            expected = original(*args, **kwargs)
+            own_args, own_kwargs = _tree.cloned((args, kwargs))
+            expected = original(*own_args, **own_kwargs)
         try:
             with self._trial(host), identity(host):
-                found = interposed(host, original, self._sites(role), args, kwargs)
+                own_args, own_kwargs = _tree.cloned((args, kwargs))
+                found = interposed(host, original, self._sites(role), own_args, own_kwargs)
         except RewriteError as error:
             raise UnseenCallError(f"{error} (It cannot be generated because: {reason})") from error
         wrong = difference(expected, found)
@@ -172,7 +178,8 @@ class HostSurgery:
         self, host: nn.Module, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any
     ) -> None:
         with self._trial(host), identity(host):
-            found = variant.function(host, *args, **kwargs)
+            own_args, own_kwargs = _tree.cloned((args, kwargs))
+            found = variant.function(host, *own_args, **own_kwargs)
         wrong = difference(expected, found[0] if variant.stores else found)
         if wrong is not None:
             raise UnseenCallError(
@@ -197,6 +204,24 @@ _PATIENCE = 6
 
 def _is_free(seen: set[int]) -> bool:
     return len(seen) >= 6 or (len(seen) >= 3 and max(seen) >= 4 * min(seen))
+
+
+@contextmanager
+def _modes_restored() -> Iterator[None]:
+    """A `with torch.no_grad():` is two calls in generated code: put the modes back if a call between them fails."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    grad = torch.is_grad_enabled()
+    autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+    try:
+        yield
+    except BaseException:
+        torch._C._set_grad_enabled(grad)
+        for kind, enabled, dtype in autocast:
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
+        raise
 
 
 #: Plain text: while compiling nothing can be spelled out.

@@ -6,6 +6,7 @@ forward of that caller, so that an exception, or a checkpoint's recomputation, c
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from torch import nn
@@ -17,15 +18,16 @@ NO_ROLE = -1
 class Roles:
     def __init__(self, cycle: tuple[int, ...]) -> None:
         self.cycle = cycle
-        self.count = 0
+        self.counts: dict[int, int] = {}  # by thread: a server may evaluate one model in several
 
     def next(self) -> int:
-        role = self.cycle[self.count % len(self.cycle)]
-        self.count += 1
-        return role
+        thread = threading.get_ident()
+        count = self.counts.get(thread, 0)
+        self.counts[thread] = count + 1
+        return self.cycle[count % len(self.cycle)]
 
     def reset(self) -> None:
-        self.count = 0
+        self.counts[threading.get_ident()] = 0
 
 
 class RoleReset:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._errors import RegBNShapeError
 from .._types import PlannedSite, Side
 from ..nn import RegBN
 
@@ -39,6 +40,12 @@ class RegBNSite(nn.Module):
         if self.bypass:
             self.calls += 1
             return f, g
+        for name, tensor, axes in (("f", f, self.f_axes), ("g", g, self.g_axes)):
+            if tensor.dim() != len(axes):
+                raise RegBNShapeError(
+                    f"{name} has {tensor.dim()} axes, {list(tensor.shape)}, where RegBN was put in for {len(axes)}: "
+                    "the host was called with tensors of another rank than in the example inputs"
+                )
         f_new, g_new = self.regbn(f.permute(self.f_axes), g.permute(self.g_axes), f_mask=f_mask, g_mask=g_mask)
         back = f_new.permute(_inverse(self.f_axes))
         return back, (g_new.permute(_inverse(self.g_axes)) if self.replace_g else g)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import _tree
 from .._analyse import MODEL_ERRORS, Analysis, Recipe
 from .._errors import AlreadyRewrittenError, RegBNError, RewriteError
 from .._inputs import Inputs
@@ -73,7 +74,7 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
     expected = [_run(model, inputs, training, writes) for inputs, training in runs]
     problems: list[str] = []
     for hoisting in (True, False):
-        operations = [_operation(planned, analysis, hoisting) for planned in plan.sites]
+        operations = _operations(plan, analysis, hoisting)
         if not hoisting and all(op.tier == 2 or op.recipe is None for op in operations) and not problems:
             break
         try:
@@ -166,6 +167,16 @@ def _code(surgery: HostSurgery) -> tuple[str, str]:
 # -- how each site goes in --------------------------------------------------------------------------------------------
 
 
+def _operations(plan: Plan, analysis: Analysis, hoisting: bool) -> list[Operation]:
+    """The plan's sites with their tiers. Pairs at one call go in sequence, so that all of them are hoisted or none."""
+    operations = [_operation(planned, analysis, hoisting) for planned in plan.sites]
+    generated = {op.planned.point for op in operations if op.tier == 2 and op.planned.point is not None}
+    return [
+        op if op.planned.point not in generated else _operation(op.planned, analysis, hoisting=False)
+        for op in operations
+    ]
+
+
 def _operation(planned: PlannedSite, analysis: Analysis, hoisting: bool) -> Operation:
     if planned.pair is not None:
         pair = analysis.pair(*planned.pair)
@@ -175,15 +186,17 @@ def _operation(planned: PlannedSite, analysis: Analysis, hoisting: bool) -> Oper
     recipe = analysis.recipes[(point.id, point.sites.index(planned.site))]
     if hoisting and recipe.leaf is not None:
         return Operation(planned, recipe, 1, recipe.leaf)
-    if hoisting and _is_hoistable(recipe, planned):
+    if hoisting and _is_hoistable(recipe, point.kind, planned):
         return Operation(planned, recipe, 1, recipe.owner)
     return Operation(planned, recipe, 2, recipe.owner)
 
 
-def _is_hoistable(recipe: Recipe, planned: PlannedSite) -> bool:
+def _is_hoistable(recipe: Recipe, kind: str, planned: PlannedSite) -> bool:
     """Whether replacing the owner's arguments replaces what the site means, and nothing else."""
     if any(take.argument is None for take in recipe.takes):
         return False
+    if kind == "attention":  # its site is the owner's inputs, whatever else the owner does with them
+        return True
     f, g = _orient(recipe, planned)
     replaced = (f, g) if _replaces_g(planned) else (f,)
     return all(recipe.whole_input[i] for i in replaced)
@@ -276,7 +289,8 @@ def _trial(model: nn.Module, training: bool, writes: bool) -> Iterator[None]:
 
 def _run(model: nn.Module, inputs: Inputs, training: bool, writes: bool) -> Any:
     with _trial(model, training, writes):
-        return model(*inputs.args, **inputs.kwargs)
+        args, kwargs = _tree.cloned((inputs.args, inputs.kwargs))
+        return model(*args, **kwargs)
 
 
 def _capture_hosts(model: nn.Module, runs: list[tuple[Inputs, bool]], writes: bool) -> None:
@@ -284,7 +298,8 @@ def _capture_hosts(model: nn.Module, runs: list[tuple[Inputs, bool]], writes: bo
     hosts = [module for module in model.modules() if ATTRIBUTE in module.__dict__]
     for inputs, training in runs:
         with _trial(model, training, writes), identity(model), _learning(hosts):
-            model(*inputs.args, **inputs.kwargs)
+            args, kwargs = _tree.cloned((inputs.args, inputs.kwargs))
+            model(*args, **kwargs)
 
 
 @contextmanager
@@ -335,7 +350,8 @@ def _check(model: nn.Module, runs: list[tuple[Inputs, bool]], expected: list[Any
 def _run_counting(model: nn.Module, inputs: Inputs, training: bool, writes: bool) -> Any:
     counts = [(site, site.calls) for site in sites_of(model)]
     with _trial(model, training, writes):
-        output = model(*inputs.args, **inputs.kwargs)
+        args, kwargs = _tree.cloned((inputs.args, inputs.kwargs))
+        output = model(*args, **kwargs)
         counts = [(site, site.calls) for site, _ in counts]
     for site, calls in counts:  # `preserved` has put the counters back with all other attributes
         site.calls = calls

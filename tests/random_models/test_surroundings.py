@@ -204,7 +204,6 @@ def test_in_place_twice_leaves_nothing(example: Any) -> None:
         assert set(vars(model)) == keys
 
 
-@pytest.mark.xfail(strict=True, reason="a pair of the owner's own arguments is hoisted out of its turn")
 def test_a_pair_of_arguments_waits_for_its_turn() -> None:
     """Two of the three operands are arguments of the owner as they come; still the pairs go in order."""
 

@@ -171,11 +171,6 @@ def test_padding_of_torchs_attention_is_left_out_of_the_fit(batch_first: bool) -
     assert not torch.allclose(site_of(unmasked).regbn.W, results[0][1])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a generated host gets no mask (LocalSite, _local._insert and _interpose._normalised have none), and an "
-    "attention with a residual is generated since 6e664e6: padded positions are in the fit",
-)
 @pytest.mark.parametrize("dtype", [torch.long, torch.bool, torch.float32])
 def test_the_mask_of_a_hand_written_attention_is_left_out_of_the_fit(dtype: torch.dtype) -> None:
     def example(fill: float) -> dict[str, Tensor]:

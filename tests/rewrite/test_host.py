@@ -136,9 +136,6 @@ def test_the_same_tensor_twice_is_another_kind_of_call() -> None:
         torch.testing.assert_close(rewritten(x, x + 1), model(x, x + 1))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="RegBNSite.forward permutes by the planned axes before any check: torch's own RuntimeError"
-)
 def test_a_rank_that_does_not_fit_is_told_by_the_librarys_own_error() -> None:
     rewritten = operate(build(Late), vectors())
     with pytest.raises((RegBNError, ValueError), match=r"RegBN|dim|shape"):
@@ -227,9 +224,6 @@ def test_random_numbers_of_python_are_drawn_anew() -> None:
     assert not torch.equal(first, second)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="HostSurgery.learn and its checks run on the caller's own tensors, which a forward may write to"
-)
 def test_an_input_that_is_written_to_is_written_to_once() -> None:
     class Writes(Host):
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -291,10 +285,6 @@ def clean_modes() -> Iterator[None]:
     torch.autocast_decrement_nesting()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a generated forward has no try: HostSurgery.run must put modes back",
-)
 @pytest.mark.parametrize("kind", ["no_grad", "autocast"])
 def test_a_child_that_fails_leaves_no_mode_behind(kind: str, clean_modes: None) -> None:
     class Careful(Host):

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[type[nn.Module], Callable[..., dict[str, Tensor]], str, i
     "generated": (Late, vectors, "concat", 2),
     "hoisted": (Nested, vectors, "concat", 1),
     "leaf": (Cross, token_pairs, "attention", 1),
-    "roles": (Swapped, token_pairs, "attention", 2),
+    "roles": (Swapped, token_pairs, "attention", 1),
 }
 every_case = pytest.mark.parametrize("case", CASES)
 

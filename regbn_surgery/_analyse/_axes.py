@@ -8,6 +8,7 @@ axes of the operand it comes from, and which axes of the operand the operation m
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,21 @@ ATTENTIONS = frozenset({
     "TransformerEncoder", "TransformerDecoderLayer", "TransformerDecoder", "Transformer",
 })  # fmt: skip
 
+#: Calls that compute or reorder along axes they name, and where among their arguments they name them.
+_ALONG = {
+    "softmax": 1, "log_softmax": 1, "logsoftmax": 1, "softmin": 1, "gumbel_softmax": 4, "glu": 1, "normalize": 2,
+    "cumsum": 1, "cumprod": 1, "cummax": 1, "cummin": 1, "logcumsumexp": 1, "sort": 1, "msort": 1, "topk": 2,
+    "flip": 1, "roll": 2, "gather": 1, "take_along_dim": 2, "renorm": 2,
+}  # fmt: skip
+#: What they do where no axis is named, if not the last one.
+_UNNAMED = {"normalize": 1, "msort": 0, "roll": None, "take_along_dim": None}
+_FIXED_AXES = {
+    "fliplr": 1, "flipud": 0, "channel_shuffle": 1, "channelshuffle": 1, "local_response_norm": 1,
+    "localresponsenorm": 1, "crossmaplrn2d": 1, "softmax2d": -3,
+}  # fmt: skip
+#: Shapes say nothing about these: a square matrix and its inverse look alike.
+_OPAQUE = frozenset({"rot90", "inverse", "matrix_exp", "matrix_power", "cholesky", "pinverse", "take", "put"})
+
 AxisMap = tuple[tuple[int, ...], ...]
 
 
@@ -73,7 +89,7 @@ def movement(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> Movemen
         return None if order is None else Movement(tuple((axis,) for axis in order), frozenset())
     if name in ("__getitem__", "select", "narrow", "index_select"):
         source = _index_map(op, shape, result)
-        return None if source is None else Movement(source, frozenset())
+        return None if source is None else Movement(source, _reordered(op, shape, result))
     if name in SPLITS:
         dim = split_dim(op, len(shape))
         axes = [(i,) for i in range(len(shape))]
@@ -100,10 +116,9 @@ def _computation(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> Mov
         spatial = range(2, len(shape))
         source = ((0,), (), *((i,) for i in spatial)) if len(result) == len(shape) else None
         return None if source is None else Movement(source, frozenset({1, *spatial}))
-    if "pool" in lower or lower in ("interpolate", "upsample", "pad"):
-        if len(result) != len(shape):
-            return None
-        return Movement(_same_axes(shape), frozenset(range(2, len(shape))))
+    spatial_axes = _spatial(op, len(shape))
+    if spatial_axes is not None:
+        return Movement(_same_axes(shape), spatial_axes) if len(result) == len(shape) else None
     if "layernorm" in lower or lower in ("layer_norm", "rms_norm", "rmsnorm"):
         width = _normalized_rank(op)
         return Movement(_same_axes(shape), frozenset(range(len(shape) - width, len(shape))))
@@ -115,16 +130,61 @@ def _computation(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> Mov
         batch = _sequence_batch_axis(op)
         mixed = frozenset(range(len(shape))) - {batch}
         return Movement((*((i,) for i in range(last)), ()), mixed) if len(result) == len(shape) else None
-    if lower in ("softmax", "log_softmax", "logsoftmax", "cumsum", "normalize", "softmin", "glu", "sort", "topk"):
-        dim = argument(op, 1, "dim", -1)
-        if op.is_module or not isinstance(dim, int):
-            dim = -1
-        return Movement(_same_axes(shape), frozenset({dim % len(shape)})) if len(result) == len(shape) else None
+    along = _along(op, len(shape))
+    if along is not None:
+        return Movement(_same_axes(shape), along) if len(result) == len(shape) else None
+    if lower.startswith("linalg_") or lower in _OPAQUE:
+        return None
     if lower == "embedding":
         return Movement((*_same_axes(shape), ()), frozenset())
     if len(op.inputs) >= 1 and is_broadcast(shape, result) and name not in ("cat", "concat", "concatenate"):
         return Movement(broadcast_map(shape, result), frozenset())
     return None
+
+
+def _spatial(op: Op, rank: int) -> frozenset[int] | None:
+    """The axes that pooling, resizing and padding work on; None for other calls."""
+    lower = op.name.lower()
+    if lower == "pad":
+        widths = argument(op, 1, "pad", ())
+        return frozenset(range(max(rank - len(widths) // 2, 0), rank))
+    sized = re.search(r"([123])d", lower)
+    if "pool" in lower or lower in ("interpolate", "upsample"):
+        last = int(sized.group(1)) if sized else 0
+    elif sized and re.search(r"pad[123]d$", lower):
+        return frozenset(range(max(rank - int(sized.group(1)), 0), rank))
+    else:
+        return None
+    return frozenset(range(2, rank)) | frozenset(range(max(rank - last, 0), rank))
+
+
+def _along(op: Op, rank: int) -> frozenset[int] | None:
+    """The axes a softmax, a sort, a flip, a Fourier transform ... works along; None for calls that name none."""
+    lower = op.name.lower()
+    default: Any = -1
+    if lower in _FIXED_AXES:
+        return frozenset({_FIXED_AXES[lower] % rank})
+    if lower.startswith("fft_"):
+        position = 1 if "shift" in lower else 2
+        default = (-2, -1) if lower.endswith("2") else None if "shift" in lower or lower.endswith("n") else -1
+    elif lower in _ALONG:
+        position, default = _ALONG[lower], _UNNAMED.get(lower, -1)
+    else:
+        return None
+    if op.is_module:
+        dims = op.traits.get("dim", default)
+    elif lower == "flip" and len(op.args) > 2:
+        dims = op.args[1:]
+    else:
+        dims = next((op.kwargs[name] for name in ("dim", "dims", "axis") if name in op.kwargs), None)
+        dims = argument(op, position, "dim", default) if dims is None else dims
+    if dims is None and "softm" in lower:  # torch chooses the axis by the rank (`_get_softmax_dim`)
+        dims = 0 if rank in (0, 1, 3) else 1
+    if isinstance(dims, int):
+        dims = (dims,)
+    if not isinstance(dims, tuple | list):
+        return frozenset(range(rank))
+    return frozenset(int(dim) % rank for dim in dims) if rank else frozenset()
 
 
 def view_map(shape: tuple[int, ...], result: tuple[int, ...]) -> AxisMap:
@@ -262,6 +322,13 @@ def index_entries(op: Op, rank: int) -> list[Any] | None:
         return entries
     if op.name == "index_select":
         return None
+    filled = _spelled_out(op, rank)
+    if any(not (entry is None or isinstance(entry, int | slice)) or isinstance(entry, bool) for entry in filled):
+        return None
+    return filled
+
+
+def _spelled_out(op: Op, rank: int) -> list[Any]:
     index = op.args[1]
     entries = list(index) if isinstance(index, tuple) else [index]
     taken = sum(entry is not None and entry is not Ellipsis for entry in entries)
@@ -269,9 +336,24 @@ def index_entries(op: Op, rank: int) -> list[Any] | None:
     for entry in entries:
         filled.extend([slice(None)] * (rank - taken) if entry is Ellipsis else [entry])
     filled.extend([slice(None)] * (rank - sum(entry is not None for entry in filled)))
-    if any(not (entry is None or isinstance(entry, int | slice)) or isinstance(entry, bool) for entry in filled):
-        return None
     return filled
+
+
+def _reordered(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> frozenset[int]:
+    """Axes of which an index takes anything but one stretch: a stretch of the result may be from anywhere."""
+    rank = len(shape)
+    if op.name == "index_select" or (op.name == "narrow" and not isinstance(argument(op, 2, "start"), int)):
+        return frozenset({int(argument(op, 1, "dim")) % rank})
+    if op.name != "__getitem__":
+        return frozenset()
+    if isinstance(op.args[1], TensorRef):  # a mask takes as many axes as it has
+        return frozenset(range(max(rank - len(result) + 1, 1)))
+    entries = [entry for entry in _spelled_out(op, rank) if entry is not None]
+    return frozenset(
+        axis
+        for axis, entry in enumerate(entries)
+        if (entry.step not in (None, 1) if isinstance(entry, slice) else not isinstance(entry, int))
+    )
 
 
 def _index_map(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> AxisMap | None:

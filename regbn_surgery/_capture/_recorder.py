@@ -39,7 +39,7 @@ LeafRule = Callable[[nn.Module, str], bool]
 _CONSTANTS = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.layout,
               torch.memory_format, range)  # fmt: skip
 _TRAITS = ("num_features", "normalized_shape", "in_channels", "out_channels", "in_features",
-           "out_features", "embedding_dim", "p", "hidden_size", "embed_dim")  # fmt: skip
+           "out_features", "embedding_dim", "p", "hidden_size", "embed_dim", "dim")  # fmt: skip
 
 
 def is_torch_leaf(module: nn.Module, path: str) -> bool:

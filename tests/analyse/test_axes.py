@@ -213,6 +213,14 @@ Attends.__module__ = "torch.nn.modules.activation"  # a leaf, as torch's own
 Attends.__name__ = "MultiheadAttention"
 
 
+BACKWARDS = torch.arange(5, -1, -1)
+
+
+def seeded_gumbel(x: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return F.gumbel_softmax(x, dim=1)
+
+
 COMPUTATIONS: list[tuple[str, Any, Tensor]] = [
     ("Linear", nn.Linear(4, 4), TOKENS),
     ("Linear to another width", nn.Linear(4, 7), TOKENS),
@@ -245,47 +253,45 @@ COMPUTATIONS: list[tuple[str, Any, Tensor]] = [
     ("relu", F.relu, TOKENS),
     ("add", lambda x: x + 1, TOKENS),
     ("sort", lambda x: x.sort(dim=1).values, TOKENS),
+    ("Softmax", nn.Softmax(dim=1), TOKENS),
+    ("Softmax, last axis", nn.Softmax(-1), TOKENS),
+    ("Softmax2d", nn.Softmax2d(), MAPS),
+    ("GLU", nn.GLU(dim=1), TOKENS),
+    ("gumbel_softmax", lambda x: seeded_gumbel(x), TOKENS),
+    ("normalize by default", lambda x: F.normalize(x), TOKENS),
+    ("cummax", lambda x: x.cummax(1).values, TOKENS),
+    ("cumprod", lambda x: x.cumprod(dim=1), TOKENS),
+    ("topk", lambda x: x.topk(6, 1).values, TOKENS),
+    ("topk of the last axis", lambda x: x.topk(4).values, TOKENS),
+    ("flip", lambda x: x.flip(1), TOKENS),
+    ("flip two", lambda x: x.flip(1, 2), TOKENS),
+    ("flip by name", lambda x: torch.flip(x, dims=(1, 2)), TOKENS),
+    ("fliplr", torch.fliplr, TOKENS),
+    ("roll", lambda x: x.roll(1, 1), TOKENS),
+    ("roll by name", lambda x: torch.roll(x, shifts=(1, 2), dims=(1, 2)), TOKENS),
+    ("fft", lambda x: torch.fft.fft(x, dim=1).real, TOKENS),
+    ("fft of the last axis", lambda x: torch.fft.fft(x).real, TOKENS),
+    ("fft2", lambda x: torch.fft.fft2(x).real, MAPS),
+    ("fftshift", lambda x: torch.fft.fftshift(x, 1), TOKENS),
+    ("channel_shuffle", lambda x: F.channel_shuffle(x, 2), MAPS),
+    ("gather", lambda x: x.gather(1, BACKWARDS[:, None].expand(2, 6, 4)), TOKENS),
+    ("take_along_dim", lambda x: torch.take_along_dim(x, BACKWARDS[None, :, None], 1), TOKENS),
+    ("index_select", lambda x: x.index_select(1, BACKWARDS), TOKENS),
+    ("index_select by name", lambda x: torch.index_select(x, dim=-2, index=BACKWARDS), TOKENS),
+    ("tensor index", lambda x: x[:, BACKWARDS], TOKENS),
+    ("list index", lambda x: x[:, [5, 4, 3, 2, 1, 0]], TOKENS),
+    ("tensor index behind an ellipsis", lambda x: x[..., BACKWARDS, :], TOKENS),
+    ("strided slice", lambda x: x[:, ::2], TOKENS),
+    ("pad", lambda x: F.pad(x, (1, -1)), TOKENS[:, 0]),
+    ("pad two", lambda x: F.pad(x, (0, 0, 1, -1)), TOKENS),
+    ("ConstantPad1d", nn.ConstantPad1d((1, -1), 0.0), TOKENS[:, 0]),
+    ("max_pool1d of [C, L]", lambda x: F.max_pool1d(x, 3, 1, 1), TOKENS[0]),
 ]
-WRONG: dict[str, tuple[str, Any, Tensor]] = {
-    "a Softmax module is taken to work on the last axis, whatever its dim (_axes._computation, op.is_module)": (
-        "Softmax", nn.Softmax(dim=1), TOKENS,
-    ),
-    "the second argument of topk is k, and is taken for dim (_axes._computation)": (
-        "topk", lambda x: x.topk(6, 1).values, TOKENS,
-    ),
-    "flip and roll reorder an axis, and pass for elementwise (_axes._computation, last branch)": (
-        "flip", lambda x: x.flip(1), TOKENS,
-    ),
-    "roll reorders an axis, and passes for elementwise (_axes._computation, last branch)": (
-        "roll", lambda x: x.roll(1, 1), TOKENS,
-    ),
-    "fft mixes its axis, and passes for elementwise (_axes._computation, last branch)": (
-        "fft", lambda x: torch.fft.fft(x, dim=1).real, TOKENS,
-    ),
-    "index_select reorders its axis, which is not among the mixed ones (_axes.movement)": (
-        "index_select", lambda x: x.index_select(1, torch.tensor([5, 4, 3, 2, 1, 0])), TOKENS,
-    ),
-    "indexing by a tensor reorders the axis, which is not among the mixed ones (_axes.movement)": (
-        "tensor index", lambda x: x[:, torch.tensor([5, 4, 3, 2, 1, 0])], TOKENS,
-    ),
-    "a slice with a step thins the axis out, which is not among the mixed ones (_axes.movement)": (
-        "strided slice", lambda x: x[:, ::2], TOKENS,
-    ),
-    "pad of a [B, C] tensor moves its channels (_axes._computation)": (
-        "pad", lambda x: F.pad(x, (1, -1)), TOKENS[:, 0],
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "function", "x"),
-    [
-        *(pytest.param(*case, id=case[0]) for case in COMPUTATIONS),
-        *(
-            pytest.param(*case, id=case[0], marks=pytest.mark.xfail(strict=True, reason=reason))
-            for reason, case in WRONG.items()
-        ),
-    ],
+    [pytest.param(*case, id=case[0]) for case in COMPUTATIONS],
 )
 def test_axes_that_are_computed_along(name: str, function: Any, x: Tensor) -> None:
     trace = captured(make(lambda self, x: function(x), leaf=function if isinstance(function, nn.Module) else None), x)
@@ -305,6 +311,7 @@ def test_axes_that_are_computed_along(name: str, function: Any, x: Tensor) -> No
 def test_what_is_not_known_is_not_guessed() -> None:
     assert moved(lambda x: torch.cdist(x, x), TOKENS) is None
     assert moved(lambda x: torch.linalg.svdvals(x), TOKENS) is None
+    assert moved(lambda x: torch.linalg.inv(x), torch.eye(4).repeat(2, 1, 1)) is None
 
 
 # -- arguments --------------------------------------------------------------------------------------------------------

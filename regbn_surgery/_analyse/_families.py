@@ -56,6 +56,8 @@ FIRST_ONLY = frozenset({
     "take_along_dim", "index_select", "__getitem__", "masked_select", "masked_fill", "masked_fill_", "masked_fill__",
     "repeat_interleave", "index_fill", "index_fill_", "pad_packed_sequence", "pack_padded_sequence",
 })  # fmt: skip
+#: Of these, the ones that are an embedding written by hand where the first operand is a table: the ids carry the data.
+LOOKUPS = frozenset({"__getitem__", "index_select", "gather", "take", "take_along_dim"})
 
 
 def family(op: Op) -> Family:

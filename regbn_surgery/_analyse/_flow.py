@@ -16,7 +16,7 @@ from .._capture import Op, TensorInfo, TensorRef, Trace
 from .._types import Kind
 from . import _axes as ax
 from ._contract import contract
-from ._families import DROPS, EMBEDDINGS, FIRST_ONLY, SQUASHES, Family, family
+from ._families import DROPS, EMBEDDINGS, FIRST_ONLY, LOOKUPS, SQUASHES, Family, family
 from ._lineage import (
     NOBODY,
     Home,
@@ -136,8 +136,7 @@ class _Interpreter:
             met.append(Met(position, self.trace.tensors[uid], lineage))
         if op.name in FIRST_ONLY:
             first = [m for m in met if m.position == 0]
-            # `table[ids]` is an embedding written by hand: the ids carry the data, the table is a parameter.
-            return tuple(first) if first or op.name != "__getitem__" else tuple(met)
+            return tuple(first) if first or op.name not in LOOKUPS else tuple(met)
         if op.name in ("scaled_dot_product_attention", "MultiheadAttention"):
             return tuple(m for m in met if m.position < 3)  # the rest are masks
         if op.name in EMBEDDINGS or family(op) == "scatter":
@@ -209,7 +208,7 @@ class _Interpreter:
             if taken is not None:
                 new = replace(taken[i], parametrised=taken[i].parametrised or lineage.parametrised)
             else:
-                move = ax.movement(op, operand.info.shape, info.shape)
+                move = _movement(op, operand, info)
                 new = carry_axes(lineage, move)
                 if lineage.segments is not None:
                     new = replace(new, segments=self._carried(lineage.segments, move, operand.info, info))
@@ -505,6 +504,16 @@ class _Interpreter:
         recurrent = op.name in ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
         home = homes[0] if recurrent else union(homes)
         return self._fused(operands, home, self._meet(op, name, operands, home))
+
+
+def _movement(op: Op, operand: Met, result: TensorInfo) -> ax.Movement | None:
+    shape = operand.info.shape
+    if op.name not in LOOKUPS or operand.position == 0:
+        return ax.movement(op, shape, result.shape)
+    if op.name in ("__getitem__", "index_select") and result.shape[: len(shape)] == shape:  # ids give rows of a table
+        rows = range(len(result.shape))
+        return ax.Movement(tuple((i,) if i < len(shape) else () for i in rows), frozenset())
+    return None
 
 
 def _size_at(shape: tuple[int, ...], axis: int, rank: int) -> int:

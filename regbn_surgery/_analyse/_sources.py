@@ -12,16 +12,22 @@ from .._capture import Trace
 from .._errors import InputsError
 from .._types import ExcludedInput, Modality
 from ._axes import CASTS, DROPOUTS, PERMUTES, SPLITS, VIEWS
-from ._families import EMBEDDINGS
+from ._families import EMBEDDINGS, LOOKUPS
 from ._lineage import Lineage
 
 #: Parts of names that mark an input as bookkeeping rather than content, by the words of DESIGN's default.
 _BOOKKEEPING = re.compile(
-    r"(^|[._])(\w*mask\w*|position\w*|\w*_pos|pos|type|\w*_type_ids?|types?|segment\w*|length\w*|lens?|labels?|target\w*|"
+    r"(^|[._])(\w*mask\w*|position\w*|\w*_pos|pos|type|\w*_type_ids?|types?|segment\w*|length\w*|lens?|labels?|targets?|"
     r"edge_index|cache_position|indices|index)([._]|$)"
 )
 _PASSES_IDS = (
-    VIEWS | PERMUTES | CASTS | DROPOUTS | SPLITS | {"__getitem__", "cat", "where", "masked_fill", "clamp", "new_zeros"}
+    VIEWS
+    | PERMUTES
+    | CASTS
+    | DROPOUTS
+    | SPLITS
+    | {"__getitem__", "cat", "where", "masked_fill", "clamp", "new_zeros"}
+    | {"expand", "expand_as", "broadcast_to", "repeat"}
 )
 
 
@@ -80,7 +86,7 @@ def _reaching_embeddings(trace: Trace) -> set[int]:
         sources = set().union(*(reached.get(uid, set()) for uid in op.inputs))
         if not sources:
             continue
-        looked_up = op.name == "__getitem__" and trace.tensors[op.inputs[0]].parameter is not None
+        looked_up = op.name in LOOKUPS and trace.tensors[op.inputs[0]].parameter is not None
         if op.name in EMBEDDINGS or looked_up or op.name in ("one_hot", "index_select"):
             found |= sources
         elif op.name in _PASSES_IDS and all(not trace.tensors[uid].is_float for uid in op.outputs):

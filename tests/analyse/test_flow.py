@@ -69,7 +69,8 @@ def test_the_parts_meet_later_where_they_do(apart: str) -> None:
         lambda self, x: self.lin(x), lambda self, x: x.sum(-1), lambda self, x: x.softmax(-1),
         lambda self, x: x.view(-1, 8, 2).sum(2), lambda self, x: x, lambda self, x: self.norm(x),
         lambda self, x: x[:, 4:12], lambda self, x: x.narrow(1, 4, 8),
-        lambda self, x: self.lin(x[:, 4:12].repeat(1, 2)),
+        lambda self, x: self.lin(x[:, 4:12].repeat(1, 2)), lambda self, x: x[:, ::2],
+        lambda self, x: x.roll(4, 1)[:, :8],
     ],
 )  # fmt: skip
 def test_a_concatenation_whose_parts_are_mixed_is_a_point(mixing: Any) -> None:
@@ -88,6 +89,17 @@ def test_a_slice_across_the_seam_can_be_taken_apart_too() -> None:
 
     assert told(forward, AB) == []
     assert homes(forward, AB) == ["a", "b", "b"]
+
+
+@pytest.mark.parametrize("row", [lambda w, ids: w[ids], lambda w, ids: nn.functional.embedding(ids, w)])
+def test_ids_of_two_streams_looked_up_together_are_taken_apart_again(row: Any) -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Any:
+        rows = row(self.table.weight, torch.cat([a, b], 1))
+        return rows[:, :5], rows[:, 5:]
+
+    ids = torch.randint(0, 9, (4, 5), generator=torch.Generator().manual_seed(0))
+    assert told(forward, {"a": ids, "b": ids + 1}, table=nn.Embedding(10, 8)) == []
+    assert homes(forward, {"a": ids, "b": ids + 1}, table=nn.Embedding(10, 8)) == ["a", "b"]
 
 
 def test_a_slice_within_one_stream_of_three_is_no_point() -> None:

@@ -39,13 +39,9 @@ def test_floats_and_ids_that_reach_a_table_are_modalities_and_others_are_told_wh
         lambda self, ids: self.table.weight[ids],
         lambda self, ids: nn.functional.one_hot(ids, 10).float() @ self.table.weight,
         lambda self, ids: self.table(torch.cat([ids, ids], 1).clamp(0, 9)[:, :5]),
-        pytest.param(
-            lambda self, ids: self.table.weight.index_select(0, ids.flatten()).view(-1, 5, 8),
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="ids looked up by index_select drop out (_flow._operands, FIRST_ONLY)",
-            ),
-        ),
+        lambda self, ids: self.table.weight.index_select(0, ids.flatten()).view(-1, 5, 8),
+        lambda self, ids: torch.index_select(self.table.weight, dim=0, index=ids.view(-1)).unflatten(0, (-1, 5)),
+        lambda self, ids: self.table.weight.gather(0, ids.view(-1, 1).expand(-1, 8)).view(-1, 5, 8),
     ],
 )
 def test_a_table_may_be_looked_up_in_any_way(look_up: Any) -> None:
@@ -60,7 +56,8 @@ def test_a_table_may_be_looked_up_in_any_way(look_up: Any) -> None:
 @pytest.mark.parametrize(
     "name",
     ["attention_mask", "mask", "pixel_mask", "position_ids", "token_type_ids", "segment_ids", "lengths", "labels",
-     "target", "edge_index", "cache_position"],
+     "target", "targets", "target_ids", "text_target", "label", "labels_a", "batch.targets", "edge_index",
+     "cache_position"],
 )  # fmt: skip
 def test_bookkeeping_is_left_out_by_its_name(name: str) -> None:
     def forward(self: Any, **given: Tensor) -> Tensor:
@@ -73,7 +70,23 @@ def test_bookkeeping_is_left_out_by_its_name(name: str) -> None:
     assert "bookkeeping" in left_out.reason
 
 
-@pytest.mark.parametrize("name", ["image", "audio", "pixel_values", "input_ids", "x", "text", "video", "depth"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image",
+        "audio",
+        "pixel_values",
+        "input_ids",
+        "x",
+        "text",
+        "video",
+        "depth",
+        "targeted",
+        "targeted_panel",
+        "labelled",
+        "relabel",
+    ],
+)
 def test_names_of_content_are_no_bookkeeping(name: str) -> None:
     def forward(self: Any, **given: Tensor) -> Tensor:
         return given[name] * 2

@@ -16,6 +16,9 @@ from . import _axes as ax
 from ._contract import labels
 from ._families import CONCATS, EMBEDDINGS, MATMULS
 
+#: Behind these a parameter is still the same weights, whole or in part.
+_SAME_VALUES = ax.VIEWS | ax.PERMUTES | ax.CASTS | ax.SPLITS | {"__getitem__", "narrow", "select", "expand"}
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -84,11 +87,12 @@ def _places(trace: Trace) -> list[tuple[Any, ...]]:
 def channel_axes(trace: Trace) -> dict[int, Channel]:
     """The channel axis of every tensor whose making tells it; tensors no layer has touched look at who reads them."""
     channels: dict[int, Channel] = {}
+    owned = _owned(trace)
     for op in trace.ops:
         for uid in op.outputs:
             if op.inplace and uid in channels:
                 continue
-            found = _channel_after(op, uid, trace, channels)
+            found = _channel_after(op, uid, trace, channels, owned)
             if found is not None:
                 channels[uid] = found
     for op in reversed(trace.ops):
@@ -98,6 +102,15 @@ def channel_axes(trace: Trace) -> dict[int, Channel]:
                 if wanted is not None:
                     channels[uid] = wanted
     return channels
+
+
+def _owned(trace: Trace) -> dict[int, str]:
+    """The parameter or buffer that each tensor is or is a view of: `table.weight.T` is still the table."""
+    owned = {uid: info.parameter for uid, info in trace.tensors.items() if info.parameter is not None}
+    for op in trace.ops:
+        if op.name in _SAME_VALUES and op.inputs and all(uid in owned for uid in op.inputs):
+            owned.update((uid, owned[op.inputs[0]]) for uid in op.outputs)
+    return owned
 
 
 def _layer(op: Op, rank: int) -> tuple[int, str, str] | None:
@@ -122,14 +135,16 @@ def _named(op: Op) -> str:
     return f"{op.name} `{op.module}`" if op.module else f"`{op.name}`"
 
 
-def _channel_after(op: Op, uid: int, trace: Trace, channels: Mapping[int, Channel]) -> Channel | None:
+def _channel_after(
+    op: Op, uid: int, trace: Trace, channels: Mapping[int, Channel], owned: Mapping[int, str]
+) -> Channel | None:
     result = trace.tensors[uid].shape
     layer = _layer(op, len(result))
     if layer is not None and trace.tensors[uid].is_float:
         dim, style, words = layer
         return Channel(dim, f"channel axis {dim}: {words} of {_named(op)}", style)
     if op.name in MATMULS:
-        return _channel_of_product(op, result, trace, channels)
+        return _channel_of_product(op, result, trace, channels, owned)
     known = [i for i in op.inputs if i in channels and i != uid]
     if not known:
         return None
@@ -154,22 +169,42 @@ def _channel_after(op: Op, uid: int, trace: Trace, channels: Mapping[int, Channe
 
 
 def _channel_of_product(
-    op: Op, result: tuple[int, ...], trace: Trace, channels: Mapping[int, Channel]
+    op: Op, result: tuple[int, ...], trace: Trace, channels: Mapping[int, Channel], owned: Mapping[int, str]
 ) -> Channel | None:
     spelled = labels(op, [trace.tensors[i].shape for i in op.inputs], result)
     if spelled is None:
         return None
     inputs, output = spelled
+    named = [(i, channels[uid].dim) for i, uid in enumerate(op.inputs[: len(inputs)]) if uid in channels]
+    features = next((inputs[i][dim] for i, dim in named if dim < len(inputs[i])), None)
     for position, uid in reversed(list(enumerate(op.inputs[: len(inputs)]))):
-        info = trace.tensors[uid]
-        if info.parameter is not None and inputs[position] and inputs[position][-1] in output:
-            dim = output.index(inputs[position][-1])
-            return Channel(dim, f"channel axis {dim}: product with parameter `{info.parameter}`", "last")
+        made = _made_by_weights(position, inputs, output, features) if uid in owned else None
+        if made is not None:
+            dim = output.index(made)
+            return Channel(dim, f"channel axis {dim}: product with parameter `{owned[uid]}`", "last")
         channel = channels.get(uid)
         if channel is not None and channel.dim < len(inputs[position]) and inputs[position][channel.dim] in output:
             dim = output.index(inputs[position][channel.dim])
             return Channel(dim, f"channel axis {dim}: followed from {channel.evidence}", channel.style)
     return None
+
+
+def _made_by_weights(
+    position: int, inputs: list[tuple[str, ...]], output: tuple[str, ...], features: str | None
+) -> str | None:
+    """The label of the features that the weights at `position` make; None where they make none.
+
+    `x @ W` and `einsum("bld,cd->blc", x, W)` make features; the same product with an adjacency matrix, `A @ x`, makes
+    positions. So the weights have to sum over the features of the other operand, or else put their own label last.
+    """
+    own, last = inputs[position], output[-1:]
+    others = {name for i, names in enumerate(inputs) if i != position for name in names}
+    if features is not None and features in output:
+        return None
+    new = [name for name in own if name in output and name not in others]
+    if len(new) == 1 and (features in own or tuple(new) == last or new[0] == own[-1]):
+        return new[0]
+    return own[-1] if own and own[-1] in output else None
 
 
 def _channel_wanted(op: Op, position: int, uid: int, trace: Trace, channels: Mapping[int, Channel]) -> Channel | None:

@@ -47,25 +47,27 @@ IDS = {"a": torch.randint(0, 9, (4, 5), generator=torch.Generator().manual_seed(
         (lambda self, a: self.m(a).flatten(1), MAPS, nn.Conv2d(3, 4, 3), (0, 1, (), False), "Conv2d"),
         (lambda self, a: self.m(a).view(-1, 5, 2, 2), TOKENS, nn.Linear(8, 4), (0, 3, (1, 2), False), "followed from"),
         (lambda self, a: a @ self.w, TOKENS, nn.Identity(), (0, 2, (1,), True), "product with parameter `w`"),
-        pytest.param(
-            lambda self, a: a @ self.m.weight.T, TOKENS, nn.Linear(8, 4), (0, 2, (1,), True), "parameter",
-            marks=pytest.mark.xfail(
-                strict=True, reason="a view of a parameter (tied heads: x @ table.T) is none (_channel_of_product)"
-            ),
-        ),
-        pytest.param(
-            lambda self, a: torch.einsum("bld,cd->blc", a, self.m.weight), TOKENS, nn.Linear(8, 4),
-            (0, 2, (1,), True), "parameter",
-            marks=pytest.mark.xfail(
-                strict=True, reason="only the last label of a parameter can be the channel (_channel_of_product)"
-            ),
-        ),
+        (lambda self, a: a @ self.m.weight.T, TOKENS, nn.Linear(8, 4), (0, 2, (1,), True), "parameter `m.weight`"),
+        (lambda self, a: a @ self.m.weight.mT[:, :2].float(), TOKENS, nn.Linear(8, 4), (0, 2, (1,), True), "parameter"),
+        (lambda self, a: self.m.weight @ self.n(a).mT, TOKENS, nn.Linear(8, 4),
+         (0, 1, (2,), True), "parameter `m.weight`"),
+        (lambda self, a: self.a @ self.m(a), TOKENS, nn.Linear(8, 4), (0, 2, (1,), True), "axis of Linear `m`"),
+        (lambda self, a: torch.einsum("bmc,nm->bnc", self.m(a), self.a), TOKENS, nn.Linear(8, 4),
+         (0, 2, (1,), True), "axis of Linear `m`"),
+        (lambda self, a: torch.einsum("bld,cd->blc", a, self.m.weight), TOKENS, nn.Linear(8, 4),
+         (0, 2, (1,), True), "parameter `m.weight`"),
+        (lambda self, a: torch.einsum("cd,bld->bcl", self.m.weight, self.n(a)), TOKENS, nn.Linear(8, 4),
+         (0, 1, (2,), True), "parameter `m.weight`"),
+        (lambda self, a: torch.einsum("bld,d->bld", a, self.m.bias), TOKENS, nn.Linear(4, 8),
+         (0, 2, (1,), True), "parameter `m.bias`"),
     ],
 )  # fmt: skip
 def test_the_channel_axis_comes_from_the_layers_a_tensor_went_through(
     forward: Any, example: Any, layer: Any, expected: Any, words: str
 ) -> None:
-    (layout,) = layouts(forward, example, m=layer, w=nn.Parameter(torch.ones(8, 3)))
+    (layout,) = layouts(
+        forward, example, m=layer, n=nn.LayerNorm(8), w=nn.Parameter(torch.ones(8, 3)), a=nn.Parameter(torch.ones(7, 5))
+    )
     assert brief(layout) == expected
     assert layout.known
     assert any(words in line for line in layout.evidence), layout.evidence
@@ -80,6 +82,9 @@ def test_an_input_looks_at_who_reads_it() -> None:
 
 
 def test_what_no_layer_tells_is_unknown() -> None:
+    adjacency = nn.Parameter(torch.ones(7, 5))
+    (mixed,) = layouts(lambda self, a: self.w @ a, TOKENS, w=adjacency)  # nodes from nodes: no features are made
+    assert mixed.channel_dim is None
     (layout,) = layouts(lambda self, a: a * 2, TOKENS)
     assert (layout.batch_dim, layout.channel_dim, layout.spatial_dims, layout.known) == (0, None, (), False)
     assert any("channel axis unknown" in line for line in layout.evidence)

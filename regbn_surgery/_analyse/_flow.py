@@ -225,7 +225,7 @@ class _Interpreter:
                 return None
             scale = result.shape[dim] // segments.size
             return replace(segments, dim=dim, parts=tuple((size * scale, part) for size, part in segments.parts))
-        return carry_segments(segments, move, source.shape)
+        return carry_segments(segments, move, source.shape, result.shape)
 
     def _take_apart(self, op: Op, operand: Met) -> list[Lineage] | None:
         """The lineages of the results where `op` cuts a concatenation along the axis it was made on."""

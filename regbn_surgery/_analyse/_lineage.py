@@ -114,17 +114,21 @@ def carry_axes(lineage: Lineage, move: Movement | None) -> Lineage:
     return replace(lineage, axes=tuple(axes))
 
 
-def carry_segments(segments: Segments, move: Movement | None, shape: tuple[int, ...]) -> Segments | None:
-    """The concatenation's parts after `move`, or None where the parts have been mixed."""
+def carry_segments(
+    segments: Segments, move: Movement | None, shape: tuple[int, ...], result: tuple[int, ...]
+) -> Segments | None:
+    """The concatenation's parts after `move` from `shape` to `result`, or None where the parts have been mixed."""
     if move is None or segments.dim in move.mixed:
         return None
     places = [i for i, source in enumerate(move.source) if segments.dim in source]
-    if len(places) != 1:
+    # A view may split the axis. Whose a place is shows on the outermost part alone: `cat([a, b], 1).view(B, 2, C)`.
+    while len(places) > 1 and result[places[0]] == 1:
+        places.pop(0)
+    if not places or any(axis < segments.dim and shape[axis] > 1 for axis in move.source[places[0]]):
         return None
-    source = move.source[places[0]]
-    before = [axis for axis in source if axis < segments.dim and shape[axis] > 1]
-    if before:
+    merged = scale_of(shape, tuple(axis for axis in move.source[places[-1]] if axis > segments.dim))
+    block = scale_of(result, tuple(places[1:]))  # elements in one step along the outermost part
+    if any(size * merged % block for size, _ in segments.parts):
         return None
-    inner = scale_of(shape, tuple(axis for axis in source if axis > segments.dim))
-    parts = tuple((size * inner, part) for size, part in segments.parts)
+    parts = tuple((size * merged // block, part) for size, part in segments.parts)
     return replace(segments, dim=places[0], parts=parts)

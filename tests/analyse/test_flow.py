@@ -31,17 +31,14 @@ APART: dict[str, Any] = {
     "slices": lambda x: (x[:, :8], x[..., 8:]),
     "narrow": lambda x: (x.narrow(1, 0, 8), x.narrow(-1, 8, 8)),
     "view": lambda x: x.view(-1, 2, 8).unbind(1),
+    "view to rows": lambda x: tuple(x.unflatten(1, (4, 2, 2))[:, rows].flatten(1) for rows in (slice(2), slice(2, 4))),
+    "view there and back": lambda x: x.view(-1, 1, 2, 8).relu().flatten(1).chunk(2, 1),
     "through a permutation": lambda x: tuple(part.T for part in x.T.split(8)),
     "through relu and dropout": lambda x: nn.functional.dropout(x.relu(), 0.1).chunk(2, 1),
 }
 
 
-VIEWED = pytest.mark.xfail(
-    strict=True, reason="a view that gives the parts an axis of their own is not followed (_lineage.carry_segments)"
-)
-every_way_apart = pytest.mark.parametrize(
-    "apart", [pytest.param(way, marks=[VIEWED] if way == "view" else []) for way in APART]
-)
+every_way_apart = pytest.mark.parametrize("apart", APART)
 
 
 @every_way_apart
@@ -67,7 +64,9 @@ def test_the_parts_meet_later_where_they_do(apart: str) -> None:
     "mixing",
     [
         lambda self, x: self.lin(x), lambda self, x: x.sum(-1), lambda self, x: x.softmax(-1),
-        lambda self, x: x.view(-1, 8, 2).sum(2), lambda self, x: x, lambda self, x: self.norm(x),
+        lambda self, x: x.view(-1, 8, 2).sum(2), lambda self, x: x.view(-1, 2, 8).sum(1),
+        lambda self, x: x.view(-1, 8, 2).unbind(2)[0], lambda self, x: x[:, :12].view(-1, 2, 6)[:, 1],
+        lambda self, x: x, lambda self, x: self.norm(x),
         lambda self, x: x[:, 4:12], lambda self, x: x.narrow(1, 4, 8),
         lambda self, x: self.lin(x[:, 4:12].repeat(1, 2)), lambda self, x: x[:, ::2],
         lambda self, x: x.roll(4, 1)[:, :8],

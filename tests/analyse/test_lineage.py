@@ -50,30 +50,42 @@ def test_a_cut_has_the_home_of_the_parts_it_touches(low: int, high: int, home: f
 
 
 def test_parts_move_with_their_axis() -> None:
-    moved = carry_segments(SEGMENTS, Movement(((2,), (0,), (1,), (3,)), frozenset()), SHAPE)
+    moved = carry_segments(SEGMENTS, Movement(((2,), (0,), (1,), (3,)), frozenset()), SHAPE, (8, 2, 4, 6))
     assert moved is not None
     assert (moved.dim, [size for size, _ in moved.parts]) == (0, [3, 5])
 
 
 def test_parts_grow_where_their_axis_is_merged_with_inner_ones() -> None:
-    moved = carry_segments(SEGMENTS, Movement(((0,), (1,), (2, 3)), frozenset()), SHAPE)
+    moved = carry_segments(SEGMENTS, Movement(((0,), (1,), (2, 3)), frozenset()), SHAPE, (2, 4, 48))
     assert moved is not None
     assert (moved.dim, [size for size, _ in moved.parts]) == (2, [18, 30])
 
 
+def test_parts_of_a_split_axis_are_told_by_its_outermost_piece() -> None:
+    even = Segments(2, ((2, pure(A)), (6, pure(B))), meeting=0)
+    split = Movement(((0,), (1,), (), (2,), (2,), (3,)), frozenset())
+    moved = carry_segments(even, split, SHAPE, (2, 4, 1, 4, 2, 6))
+    assert moved is not None
+    assert (moved.dim, [size for size, _ in moved.parts]) == (3, [1, 3])
+    assert carry_segments(even, split, SHAPE, (2, 4, 1, 2, 4, 6)) is None, "the seam lies within a step"
+    merged = carry_segments(even, Movement(((0,), (1,), (2,), (2, 3)), frozenset()), SHAPE, (2, 4, 4, 12))
+    assert merged is not None
+    assert (merged.dim, [size for size, _ in merged.parts]) == (2, [1, 3])
+
+
 @pytest.mark.parametrize(
-    "move",
+    ("move", "result"),
     [
-        None,
-        Movement(((0,), (1,), (2,), (3,)), frozenset({2})),
-        Movement(((0,), (1, 2), (3,)), frozenset()),
-        Movement(((0,), (1,), (2,), (2,), (3,)), frozenset()),
-        Movement(((0,), (1,), (3,)), frozenset()),
+        (None, SHAPE),
+        (Movement(((0,), (1,), (2,), (3,)), frozenset({2})), SHAPE),
+        (Movement(((0,), (1, 2), (3,)), frozenset()), (2, 32, 6)),
+        (Movement(((0,), (1,), (2,), (2,), (3,)), frozenset()), (2, 4, 2, 4, 6)),
+        (Movement(((0,), (1,), (3,)), frozenset()), (2, 4, 6)),
     ],
     ids=["unknown", "mixed", "interleaved", "split", "gone"],
 )
-def test_parts_end_where_they_are_mixed(move: Movement | None) -> None:
-    assert carry_segments(SEGMENTS, move, SHAPE) is None
+def test_parts_end_where_they_are_mixed(move: Movement | None, result: tuple[int, ...]) -> None:
+    assert carry_segments(SEGMENTS, move, SHAPE, result) is None
 
 
 SCORES = Lineage(AB, A, axes=(NOBODY, A, B), scores=0)

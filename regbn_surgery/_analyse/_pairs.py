@@ -65,6 +65,7 @@ def resolve_pair(run: Run, f: str, g: str) -> Pair:
         caller="",
         mask=None,
         mask_side=1,
+        repeats=False,
         whole_input=(False, False),
     )
     return Pair(frame.path, _side(run, first), _side(run, second), recipe)

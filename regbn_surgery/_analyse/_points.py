@@ -39,6 +39,7 @@ class Recipe:
     caller: str
     mask: str | None
     mask_side: int
+    repeats: bool  # the call stands in a loop: each of its rounds is this site
     whole_input: tuple[bool, bool]  # whether nothing else in the owner reads that argument
 
 
@@ -68,12 +69,50 @@ def find_points(runs: Sequence[Run]) -> list[Found]:
             groups.setdefault((owner.path, meeting.op.key), []).append((run, meeting))
     names: dict[str, int] = {}
     found = []
-    for (path, _), members in groups.items():
+    for (path, _), members in _rounds_merged(groups).items():
         label = _label(members[0][1])
         name = f"{path}.{label}" if path else label
         count = names[name] = names.get(name, -1) + 1
         found.append(_point(name if count == 0 else f"{name}_{count}", members))
     return found
+
+
+_JOINING: frozenset[Kind] = frozenset({"concat", "sum", "product", "module"})
+
+Members = list[tuple[Run, Meeting]]
+
+
+def _rounds_merged(groups: dict[tuple[str, Key], Members]) -> dict[tuple[str, Key], Members]:
+    """A call in a loop over time is one point: its rounds join outputs of the same layers in the same way.
+
+    A loop over layers is not: each of its rounds has layers of its own.
+    """
+    merged: dict[tuple[str, Key], Members] = {}
+    first: dict[tuple[object, ...], tuple[str, Key]] = {}
+    for place, members in groups.items():
+        run, meeting = members[0]
+        if meeting.kind not in _JOINING or meeting.gate is not None or meeting.outer or meeting.more:
+            merged[place] = members
+            continue
+        operands = tuple((met.home, met.info.shape, _layer_behind(run, met.info.uid)) for met in meeting.operands)
+        same = first.setdefault((place[0], place[1][:3], meeting.level, operands), place)
+        merged.setdefault(same, []).extend(members)
+    return merged
+
+
+def _layer_behind(run: Run, uid: int) -> str | None:
+    """Path of the nearest layer that a tensor comes out of; None for one no layer has touched."""
+    seen: set[int] = set()
+    while uid in run.flow.producers and uid not in seen:
+        seen.add(uid)
+        op = run.trace.ops[run.flow.producers[uid]]
+        if op.module is not None:
+            return op.module
+        carrying = [i for i in op.inputs if i in run.flow.lineages and run.flow.lineages[i].touched]
+        if not carrying:
+            return None
+        uid = carrying[0]
+    return None
 
 
 def _owner(trace: Trace, meeting: Meeting) -> Frame:
@@ -100,13 +139,14 @@ def _point(name: str, members: list[tuple[Run, Meeting]]) -> Found:
     for member_run, member in members:
         if member_run is run:
             roles.setdefault(_role(member), len(roles))
+    repeats = len({m.op.key for _, m in members}) > 1
     cycle, caller = _cycle(run, owner, {m.op.frame: roles[_role(m)] for r, m in members if r is run})
     for role_homes, role in roles.items():
         member = next(m for r, m in members if r is run and _role(m) == role_homes)
         for site, recipe in _sites(run, member, role):
             sites.append(site)
-            recipes.append(replace(recipe, cycle=cycle, caller=caller))
-    level = _level(run, meeting)
+            recipes.append(replace(recipe, cycle=cycle, caller=caller, repeats=repeats))
+    level = _level(run, meeting, {m.op.index for r, m in members if r is run})
     point = FusionPoint(
         id=name,
         owner=owner.path,
@@ -158,13 +198,13 @@ def _all_operands(meeting: Meeting) -> list[Met]:
     return operands
 
 
-def _level(run: Run, meeting: Meeting) -> Level:
+def _level(run: Run, meeting: Meeting, rounds: set[int]) -> Level:
     if meeting.level == "remeeting":
         return "remeeting"
     if not any(met.lineage.parametrised for met in meeting.operands):
         return "early"
     later = nx.descendants(run.flow.graph, meeting.op.index)
-    own = {meeting.op.index, *(op.index for op, _ in meeting.more)}
+    own = rounds | {op.index for op, _ in meeting.more}
     place = (_owner(run.trace, meeting).path, meeting.op.key)
     for other in run.flow.meetings:
         another = other.op.index in later - own and (_owner(run.trace, other).path, other.op.key) != place
@@ -278,6 +318,7 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
         caller="",
         mask=mask,
         mask_side=mask_side,
+        repeats=False,
         whole_input=(whole[0], whole[1]),
     )
     return site, recipe

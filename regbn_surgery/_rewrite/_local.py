@@ -6,6 +6,7 @@ it goes on reading the parameters, children and attributes that are there when i
 
 from __future__ import annotations
 
+import dataclasses
 import linecache
 import operator
 import re
@@ -69,7 +70,11 @@ def build_variant(host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -
     before = _source(trace.graph)
     events = {op.key: op for op in trace.ops}
     current: Current = {}
-    done = [site.name for site in sites if _insert(trace, events, site, current)]
+    done = []
+    for site in sites:
+        inserted = [_insert(trace, events, turn, current) for turn in _rounds(site, events)]
+        if any(inserted):
+            done.append(site.name)
     trace.graph.lint()
     code = trace.graph.python_code("self")
     after = _readable(code.src)
@@ -84,6 +89,19 @@ def build_variant(host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -
 
 #: What a reader reads instead of a tensor, where an earlier site has been there: (tensor, reader) -> its result.
 Current = dict[tuple[torch.fx.Node, torch.fx.Node], torch.fx.Node]
+
+
+def _rounds(site: LocalSite, events: dict[Key, Op]) -> list[LocalSite]:
+    """The site itself, or where it stands in a loop, one for each round that this call went."""
+    if not site.repeats:
+        return [site]
+
+    def at(take: Take, key: Key) -> Take:
+        readers = tuple((key, position) for _, position in take.readers)
+        return dataclasses.replace(take, at=(key, take.at[1]), readers=readers)
+
+    keys = sorted(key for key in events if site.matches(site.f.at[0], key))
+    return [dataclasses.replace(site, f=at(site.f, key), g=at(site.g, key), repeats=False) for key in keys]
 
 
 def _insert(trace: Trace, events: dict[Key, Op], site: LocalSite, current: Current) -> bool:

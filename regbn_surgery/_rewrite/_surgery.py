@@ -193,7 +193,7 @@ def _operation(planned: PlannedSite, analysis: Analysis, hoisting: bool) -> Oper
 
 def _is_hoistable(recipe: Recipe, kind: str, planned: PlannedSite) -> bool:
     """Whether replacing the owner's arguments replaces what the site means, and nothing else."""
-    if any(take.argument is None for take in recipe.takes):
+    if recipe.repeats or any(take.argument is None for take in recipe.takes):
         return False
     if kind == "attention":  # its site is the owner's inputs, whatever else the owner does with them
         return True
@@ -273,7 +273,13 @@ def _local(operation: Operation) -> LocalSite:
     assert recipe is not None, "pairs of inputs are hoisted"
     i, j = _orient(recipe, planned)
     return LocalSite(
-        planned.name, recipe.takes[i], recipe.takes[j], _replaces_g(planned), recipe.role, planned.point or ""
+        planned.name,
+        recipe.takes[i],
+        recipe.takes[j],
+        _replaces_g(planned),
+        recipe.role,
+        planned.point or "",
+        recipe.repeats,
     )
 
 

@@ -334,7 +334,7 @@ class Truncates(Late):
         return self.head(torch.cat([f, g], -1)).mean(1)
 
 
-@case(make=sequences, calls=length_calls, open="one point for every round of a loop over time, not one for the line")
+@case(make=sequences, calls=length_calls)
 class RecurrentFusion(nn.Module):
     """A loop over time in which the modalities meet at every step."""
 

@@ -28,6 +28,8 @@ class HostLike(Protocol):
     def before(self) -> str: ...
     @property
     def after(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
 
 
 _TIERS = {
@@ -65,7 +67,8 @@ def host_views(hosts: Sequence[HostLike]) -> Iterator[RenderableType]:
         name = owner_text(host.host)
         head = Text.assemble((name, "bold"), f" ({host.host_class}), tier {host.tier}: {_TIERS.get(host.tier, '')}")
         calls = [f"\n  {site.name}: {_flow(site)}" for site in host.sites]
-        yield Group("", Text.assemble(head, *calls), "")
+        why = f"\n  why no graph: {host.reason}" if host.reason else ""
+        yield Group("", Text.assemble(head, *calls, why), "")
         if host.before:
             yield coloured(unified(host.before, host.after, name))
         elif host.after:

@@ -1,8 +1,8 @@
 """Apply a plan to a model, hold the result to the original, and take it back if it does not stand.
 
 The only place that changes a module. Tiers are tried in order: hooks on the arguments where the owner receives both
-branches, else a generated forward of the owner; whatever is kept has passed the self-check at every batch size in
-both modes, with identity in place of RegBN.
+branches, else a generated forward of the owner, else its own forward with RegBN let in between; whatever is kept has
+passed the self-check at every batch size in both modes, with identity in place of RegBN.
 """
 
 from __future__ import annotations

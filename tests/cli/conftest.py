@@ -28,6 +28,7 @@ class Host:
     sites: tuple[Any, ...]
     before: str
     after: str
+    reason: str = ""
 
 
 class FakeLibrary:

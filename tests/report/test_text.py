@@ -113,6 +113,7 @@ class Host:
     host = "fusion"
     host_class = "Fusion"
     tier = 2
+    reason = ""
     before = "def forward(self, a, b):\n    cat = torch.cat((a, b), 1)\n    return cat"
     after = (
         "def forward(self, a, b):\n    a1, b1 = self.regbn_late(a, b)\n    cat = torch.cat((a1, b1), 1)\n    return cat"
@@ -152,3 +153,10 @@ def test_diff_colours():
     assert styles["-"] in ("red", "bold")
     assert {span.style for span in diff.spans} >= {"red", "green", "cyan", "bold"}
     assert unified("a", "a", "m") == ""
+
+
+def test_a_host_that_runs_as_it_is_says_why() -> None:
+    host = Host(tier=3, before="", after="", reason="Fusion.forward counts")
+    text = "\n".join(plain(view) for view in host_views([host]))
+    assert "tier 3" in text
+    assert "why no graph: Fusion.forward counts" in text

@@ -17,7 +17,9 @@ def _one_thread() -> None:
 
 #: What `make test` leaves to `make test-all`: a second look at what other tests look at, at a price.
 _SLOW = (
-    "test_zoo.py::test_surgery[stage2-hf_",
+    "test_zoo.py::test_surgery[stage2-",
+    "test_by_hand.py::test_by_hand[",
+    "test_ranks_equal_one_process_with_the_joined_batch[4]",
     "test_zoo.py::test_modalities_left_to_default[",
     "test_models.py::",
     "test_generated.py::test_surgery[",

@@ -33,6 +33,9 @@ _SLOW = (
 _KEPT = (
     "stage2-hf_whisper]",
     "stage2-hf_git]",
+    "stage2-three_modalities]",
+    "[BranchOnValue]",
+    "[GradientReversal]",
     "test_surgery[0]",
     "test_surgery[1]",
     "test_surgery[2]",

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from ._site import RegBNSite, identity
-from ._surgery import HostReport, explain, perform, refuse_second, undo
+from ._surgery import HostReport, Operation, explain, operations_of, perform, refuse_second, repeat, undo
 
-__all__ = ["HostReport", "RegBNSite", "explain", "identity", "perform", "refuse_second", "undo"]
+__all__ = [
+    "HostReport",
+    "Operation",
+    "RegBNSite",
+    "explain",
+    "identity",
+    "operations_of",
+    "perform",
+    "refuse_second",
+    "repeat",
+    "undo",
+]

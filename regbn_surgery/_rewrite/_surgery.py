@@ -7,7 +7,7 @@ passed the self-check at every batch size in both modes, with identity in place 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +79,7 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
             break
         try:
             with _undone_on_error(model):
-                _install(model, operations, analysis)
+                _install(model, operations, writes)
                 _capture_hosts(model, runs, writes)
                 _check(model, runs, expected, writes)
         except (RegBNError, *MODEL_ERRORS) as error:
@@ -93,6 +93,33 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
         f"RegBN could not be put into {type(model).__name__} without changing what it computes; it is as it was. "
         + " | ".join(problems)
     )
+
+
+def operations_of(model: nn.Module) -> tuple[Operation, ...]:
+    """What `perform` has put into `model`, as plain data; empty where it carries no RegBN."""
+    found: tuple[Operation, ...] = model.__dict__.get(RECORD, ())
+    return found
+
+
+def repeat(
+    model: nn.Module, operations: Sequence[Operation], writes_parameters: bool, interposing: Mapping[str, str]
+) -> None:
+    """Put the same sites into another instance of the model, in place and without running it.
+
+    Hooks need nothing but the names of arguments; a generated host captures, and checks, each kind of call when it
+    comes. `interposing` names the hosts that have to run as they are (tier 3), with the reason.
+
+    Raises:
+        AlreadyRewrittenError: where the model carries RegBN already.
+        RewriteError: where a site does not fit; the model is then as it was before.
+    """
+    refuse_second(model)
+    _refuse_meta(model)
+    with _undone_on_error(model):
+        _install(model, operations, writes_parameters)
+        for path, reason in interposing.items():
+            model.get_submodule(path).__dict__[ATTRIBUTE].interposing = reason
+    model.__dict__[RECORD] = tuple(operations)
 
 
 def refuse_second(model: nn.Module) -> None:
@@ -214,7 +241,7 @@ def _replaces_g(planned: PlannedSite) -> bool:
     return planned.replace == "both" and (planned.site is None or planned.site.gate is None)
 
 
-def _install(model: nn.Module, operations: list[Operation], analysis: Analysis) -> None:
+def _install(model: nn.Module, operations: Sequence[Operation], writes_parameters: bool) -> None:
     by_host: dict[tuple[str, int], list[Operation]] = {}
     for operation in operations:
         by_host.setdefault((operation.host, operation.tier), []).append(operation)
@@ -229,7 +256,7 @@ def _install(model: nn.Module, operations: list[Operation], analysis: Analysis) 
             host.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             sites = tuple(_local(operation) for operation in members)
-            install(host, HostSurgery(path, sites, roles, analysis.writes_parameters))
+            install(host, HostSurgery(path, sites, roles, writes_parameters))
 
 
 def _add_site(host: nn.Module, planned: PlannedSite) -> None:

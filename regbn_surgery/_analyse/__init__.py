@@ -56,10 +56,11 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Sequenc
     """
     written: list[str] = []
     with watching_parameters(model, written):
-        run_model(model, batches.small, training=True)
+        train = run_model(model, batches.small, training=True)
     writes = bool(written)
-    small, large = _both(model, batches, training=False, writes=writes)
-    train, large_train = _both(model, batches, training=True, writes=writes)
+    large_train = _large(model, batches, training=True, writes=writes)
+    small = run_model(model, batches.small, training=False, writes=writes)
+    large = _large(model, batches, training=False, writes=writes)
     sources = find_sources(small, modalities)
     order = tuple(modality.name for modality in sources.modalities)
     runs = [
@@ -101,13 +102,8 @@ def run_model(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool 
     return trace
 
 
-def _both(model: nn.Module, batches: Batches, *, training: bool, writes: bool) -> tuple[Trace, Trace | None]:
-    small, large = (
-        run_model(model, inputs, training=training, writes=writes) if inputs is not None else None
-        for inputs in (batches.small, batches.large)
-    )
-    assert small is not None, "there are always small inputs"
-    return small, large
+def _large(model: nn.Module, batches: Batches, *, training: bool, writes: bool) -> Trace | None:
+    return run_model(model, batches.large, training=training, writes=writes) if batches.large is not None else None
 
 
 def _analysed(

@@ -285,10 +285,23 @@ class Recorder:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        inputs = self._arguments(args, kwargs)
         source = current_source()
-        with self.paused():
+        with self.paused():  # the bookkeeping, too: it asks tensors for their memory, which need not be looked at
+            inputs = self._arguments(args, kwargs)
             output = call(module, *plain(args), **plain(kwargs))
+            self._leaf_node(module, path, args, kwargs, inputs, output, source)
+        return output
+
+    def _leaf_node(
+        self,
+        module: nn.Module,
+        path: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        inputs: tuple[Any, Any],
+        output: Any,
+        source: Source | None,
+    ) -> None:
         node = self.graph.create_node("call_module", path, *inputs)
         self._impure.add(node)  # a module may keep state: batch statistics, random numbers, a cache
         traits = {name: getattr(module, name) for name in _TRAITS if hasattr(module, name)}
@@ -307,7 +320,6 @@ class Recorder:
             module=path,
             traits=traits,
         )
-        return output
 
     def open_frame(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         parent = self._stack[-1] if self._stack else None
@@ -455,15 +467,11 @@ class Recorder:
         if id(args[0]) in self._owned:
             return output  # the shape of a parameter is a constant of the model
         tensor = args[0]
-        base = functools.cache(lambda: self.graph.call_function(getattr, (self.argument(tensor), "shape")))
-
-        def size(i: int) -> torch.fx.Node:
-            return self.graph.call_function(operator.getitem, (base(), i))
-
-        sizes = tuple(tensor.shape) if isinstance(output, int) else tuple(output)
-        traced = torch.Size([TracedInt(n, functools.partial(size, i), self) for i, n in enumerate(sizes)])
+        base = _ShapeNode(self, tensor)
         if isinstance(output, int):
-            return traced[int(kwargs["dim"] if "dim" in kwargs else args[1])]
+            dim = int(kwargs["dim"] if "dim" in kwargs else args[1])
+            return TracedInt(output, functools.partial(base.size, dim % max(tensor.dim(), 1)), self)
+        traced = torch.Size([TracedInt(n, functools.partial(base.size, i), self) for i, n in enumerate(output)])
         self._shapes[id(traced)] = base
         self._alive.append(traced)
         return traced
@@ -544,17 +552,38 @@ class Recorder:
         )  # fmt: skip
 
 
+class _ShapeNode:
+    """The node of `tensor.shape`, made when first asked for: most shapes are looked at and dropped."""
+
+    __slots__ = ("node", "recorder", "tensor")
+
+    def __init__(self, recorder: Recorder, tensor: torch.Tensor) -> None:
+        self.recorder = recorder
+        self.tensor = tensor
+        self.node: torch.fx.Node | None = None
+
+    def __call__(self) -> torch.fx.Node:
+        if self.node is None:
+            self.node = self.recorder.graph.call_function(getattr, (self.recorder.argument(self.tensor), "shape"))
+        return self.node
+
+    def size(self, dim: int) -> torch.fx.Node:
+        return self.recorder.graph.call_function(operator.getitem, (self(), dim))
+
+
 class _FrameScope:
     def __init__(self, recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> None:
         self.recorder = recorder
         self.output: Any = None
-        recorder.open_frame(module, path, args, kwargs)
+        with torch._C.DisableTorchFunction():
+            recorder.open_frame(module, path, args, kwargs)
 
     def __enter__(self) -> _FrameScope:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.recorder.close_frame(self.output)
+        with torch._C.DisableTorchFunction():
+            self.recorder.close_frame(self.output)
 
 
 class _Paused:

@@ -115,7 +115,9 @@ def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) 
     refuse_wrapped(model)
     batches = make_batches(model, find_inputs(model, example_inputs, rules.inputs))
     names = tuple(name for name, _ in named_tensors(model, batches.small))
-    analysis = analyse(model, batches, rules.resolve_modalities(names) if rules.modalities else None)
+    named = rules.resolve_modalities(names)
+    plain: dict[str, Any] = {name: m if m.modules or m.slice else m.inputs for name, m in named.items()}
+    analysis = analyse(model, batches, plain or None)
 
     def resolve(f: str, g: str) -> tuple[str, Side, Side]:
         pair = analysis.pair(f, g)

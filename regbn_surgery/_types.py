@@ -6,6 +6,7 @@ The tensors of the user's model never appear here, only their shapes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -74,6 +75,8 @@ class Side:
     dtype: str
     layout: Layout
     anchor: str  # where it is taken, for people: "argument `context`", "operand 0 of cat"
+    # Whether its earlier positions never see its later ones (a decoder's own tokens); None where nobody looked.
+    causal: bool | None = field(default=None, compare=False)
 
     @property
     def channels(self) -> int | None:
@@ -132,10 +135,15 @@ class FusionPoint:
 
 @dataclass(frozen=True)
 class Modality:
-    """A named group of primary inputs, by their dotted names (`batch.audio`)."""
+    """A named group of primary inputs, by their dotted names (`batch.audio`), or of outputs of modules, by patterns.
+
+    `slice` is (dim, start, stop) where only that stretch of each input belongs to it; stop None takes all the rest.
+    """
 
     name: str
     inputs: tuple[str, ...]
+    modules: tuple[str, ...] = ()
+    slice: tuple[int, int, int | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +202,8 @@ class PlannedSite:
     site: Site | None = None
     pair: tuple[str, str] | None = None  # ("input:gray", "input:colored") at a pair site
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments for RegBN, sizes left out
+    methods: tuple[str, ...] = ()  # methods of the host beside `forward` in which the site counts, too
+    tier: int | None = None  # of the rewriting it takes: 1 hoisted, 2 generated, 3 interposed; None where not tried
 
     @property
     def f_layer_dim(self) -> tuple[int, ...]:
@@ -211,21 +221,57 @@ class PlannedSite:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the rules say about one fusion point, and why."""
+    """What the rules say about one fusion point, and why.
+
+    `others` holds (rule id, reason) for each rule that did not decide it: the clause that failed, or who came first.
+    """
 
     point: str
     action: Literal["normalize", "skip", "leave"]
     rule: str | None
     reason: str
+    others: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The rules applied to the found fusion points. Nothing has changed yet."""
+    """The rules applied to the found fusion points. Nothing has changed yet.
+
+    Data: it can be compared, printed, and written to and read from JSON. `model`, `modalities` and `points` say what
+    it was made for, so that it is applied to nothing else; `inputs` are the rules' own example inputs, if any.
+    """
 
     decisions: tuple[Decision, ...]
     sites: tuple[PlannedSite, ...]
     notes: tuple[str, ...] = ()
+    model: str = ""  # class name
+    modalities: tuple[Modality, ...] = ()
+    points: tuple[tuple[str, str], ...] = ()  # every fusion point: its id, and in words what it is
+    inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole content as plain JSON types; `Plan.from_dict` reads it back."""
+        from ._plan.codec import plan_to_dict
+
+        return plan_to_dict(self)
+
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> Plan:
+        """The plan that `to_dict` wrote. Raises PlanError, with the place, for what is none."""
+        from ._plan.codec import plan_from_dict
+
+        return plan_from_dict(content)
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """The plan that `to_json` wrote. Raises PlanError for what is none."""
+        from ._plan.codec import plan_from_json
+
+        return plan_from_json(text)
 
     def __str__(self) -> str:
         from ._report.text import plan_to_text

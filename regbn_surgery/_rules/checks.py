@@ -11,15 +11,16 @@ from typing import Any
 
 from .._errors import RegBNOptionError
 from ..nn.options import RegBNOptions
+from . import references
 from .patterns import PatternError, compile_pattern
 from .problems import Path, Problem, did_you_mean, listing
 from .validate import show
 
 SIZES = ("f_num_channels", "g_num_channels", "f_layer_dim", "g_layer_dim")
 #: Options that are keys of the rule itself, since they change where tensors are taken and put back.
-RULE_LEVEL = ("reduce", "replace")
+RULE_LEVEL = ("reduce", "replace", "fit")
 #: What only a rule that normalises can say.
-_TREATMENT = ("normalize", "against", "pairs", "regbn", "reduce", "replace")
+_TREATMENT = ("normalize", "against", "pairs", "regbn", *RULE_LEVEL, "methods", "allow_noncausal")
 _INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 _YAML_1_1 = {"on": "true", "yes": "true", "off": "false", "no": "false"}
 
@@ -72,7 +73,8 @@ def _rules(value: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
 
 def _blanks(value: Any, path: Path) -> Iterator[Problem]:
     """A key with nothing after it: `kind:` alone would otherwise mean every kind."""
-    if value is None and path and not (len(path) > 1 and path[-2] == "regbn"):
+    means_none = path[-2:-1] == ("regbn",) or path[-3:] == ("slice", "range", 1)
+    if value is None and path and not means_none:
         yield Problem(path, "nothing stands after this key; give it a value or remove it")
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for step, child in children:
@@ -108,17 +110,65 @@ def _check_inputs(inputs: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _check_modalities(modalities: dict[str, Any]) -> Iterator[Problem]:
-    owner: dict[str, str] = {}
+    owners: dict[tuple[str, str], list[tuple[str, Any]]] = {}
     for name, spec in modalities.items():
         path: Path = ("modalities", name)
         if name == "":
             yield Problem(path, "a modality needs a name", at_key=True)
-        if isinstance(spec, dict):
-            spec, path = spec.get("inputs"), (*path, "inputs")
-        for text, where in _texts(spec, path):
-            yield from _check_pattern(text, where)
-            if owner.setdefault(text, name) != name:
-                yield Problem(where, f"`{text}` already belongs to modality `{owner[text]}`; an input has one modality")
+        if not isinstance(spec, dict):
+            spec, short = {"inputs": spec}, True
+        else:
+            short = False
+            yield from _check_parts(spec, path)
+        for key in ("inputs", "modules"):
+            for text, where in _texts(spec.get(key), path if short else (*path, key)):
+                yield from _check_pattern(text, where)
+                for other, stretch in owners.get((key, text), []):
+                    if text_ := overlap(stretch, spec.get("slice")):
+                        yield Problem(where, f"`{text}` already belongs to modality `{other}`; {text_}")
+                owners.setdefault((key, text), []).append((name, spec.get("slice")))
+
+
+def _check_parts(spec: dict[str, Any], path: Path) -> Iterator[Problem]:
+    """Which keys of a modality go together."""
+    if "inputs" not in spec and "modules" not in spec and not _misspelt(spec):
+        yield Problem(path, "a modality needs `inputs`, as in `inputs: [pixel_values]`, or `modules`")
+    if "inputs" in spec and "modules" in spec:
+        yield Problem((*path, "modules"), "a modality has `inputs` or `modules`, not both; make two of it", at_key=True)
+    if "slice" not in spec:
+        return
+    if "modules" in spec:
+        yield Problem((*path, "slice"), "`slice` cuts inputs, not the outputs of modules", at_key=True)
+    bounds = _mapping(spec["slice"]).get("range")
+    if isinstance(bounds, list) and len(bounds) == 2 and isinstance(bounds[0], int):
+        if bounds[0] < 0:
+            yield Problem((*path, "slice", "range"), f"a slice counts from the front, from 0; found {bounds[0]}")
+        elif isinstance(bounds[1], int) and bounds[0] >= bounds[1]:
+            yield Problem((*path, "slice", "range"), f"low must be below high; found {bounds[0]} and {bounds[1]}")
+
+
+def _misspelt(spec: dict[str, Any]) -> bool:
+    return any(did_you_mean(key, ("inputs", "modules")) for key in spec)
+
+
+def overlap(first: Any, second: Any) -> str | None:
+    """Why two modalities cannot share an input; None where they take stretches of it that lie side by side.
+
+    Stretches are mappings with `dim` and `range`; what is not of that form the schema refuses.
+    """
+    if first is None or second is None:
+        return "an input has one modality, unless each takes a `slice` of it"
+    one, two = _mapping(first), _mapping(second)
+    ranges = one.get("range"), two.get("range")
+    if not all(isinstance(r, list | tuple) and len(r) == 2 and isinstance(r[0], int) for r in ranges):
+        return None
+    if one.get("dim") != two.get("dim"):
+        return f"slices of one input lie along one axis; found dim {one.get('dim')} and dim {two.get('dim')}"
+    (low, high), (other_low, other_high) = (
+        (r[0], r[1] if isinstance(r[1], int) else float("inf"))  # type: ignore[index]
+        for r in ranges
+    )
+    return "their slices overlap" if low < other_high and other_low < high else None
 
 
 def _check_matches(value: dict[str, Any]) -> Iterator[Problem]:
@@ -169,9 +219,12 @@ def _check_shape(rule: dict[str, Any], path: Path) -> Iterator[Problem]:
             if key in rule:
                 yield Problem((*path, key), f"`{key}` does nothing in a rule that skips; remove it", at_key=True)
     elif "pair" in rule:
-        for key in ("normalize", "against", "pairs", "expect"):
+        for key in ("normalize", "against", "pairs"):
             if key in rule:
                 yield Problem((*path, key), f"`{key}` does not go with `pair`, which names f and g", at_key=True)
+        named = [text for text in _mapping(rule["pair"]).values() if isinstance(text, str)]
+        if "expect" in rule and not any(references.is_pattern(text) for text in named):
+            yield Problem((*path, "expect"), "a pair that is named outright is one pair; remove `expect`", at_key=True)
     elif "pairs" in rule:
         for key in ("normalize", "against"):
             if key in rule:
@@ -180,28 +233,15 @@ def _check_shape(rule: dict[str, Any], path: Path) -> Iterator[Problem]:
                     f"`{key}` does not go with `pairs: all`, which takes every pair in the order of `modalities`",
                     at_key=True,
                 )
-    for letter, text in _mapping(rule.get("pair")).items():
-        if letter in ("f", "g") and isinstance(text, str):
-            yield from _check_reference(text, (*path, "pair", letter))
     pair = _mapping(rule.get("pair"))
-    if isinstance(pair.get("f"), str) and pair.get("f") == pair.get("g"):
-        yield Problem((*path, "pair"), "f and g are the same tensor; there would be nothing left of it")
+    f, g = pair.get("f"), pair.get("g")
+    if isinstance(f, str) and isinstance(g, str):
+        for wrong in references.wrongs(f, g):
+            yield Problem((*path, "pair", *filter(None, [wrong.letter])), wrong.text)
     count = _mapping(rule.get("expect"))
     low, high = count.get("min", 0), count.get("max")
     if isinstance(low, int) and isinstance(high, int) and low > high:
         yield Problem((*path, "expect"), f"min {low} is above max {high}")
-
-
-def _check_reference(text: str, path: Path) -> Iterator[Problem]:
-    head, colon, name = text.partition(":")
-    if head not in ("input", "module") or not colon:
-        yield Problem(
-            path,
-            f"`{text}` names no tensor: write `input:NAME` for an input or `module:PATH` for a module's output"
-            + did_you_mean(head, ("input", "module")),
-        )
-    elif not name or not all(name.split(".")):
-        yield Problem(path, f"`{text}` lacks a name after `{head}:` or has an empty segment in it")
 
 
 def _check_names(rule: dict[str, Any], modalities: list[str], path: Path) -> Iterator[Problem]:

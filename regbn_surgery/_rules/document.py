@@ -9,11 +9,13 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from .._errors import RulesError
+from .._types import Modality
 from . import checks
 from .patterns import matches
 from .presets import preset_names, preset_path
 from .problems import Marks, Path, Problem, did_you_mean, listing, render
-from .schema import Document, InputSpec, Match, Override, Rule, Treatment
+from .schema import Document, InputSpec, Match, ModalitySpec, Override, Rule, Treatment
+from .shadows import shadowed
 from .validate import validate
 from .yaml_tree import DEEPEST, read_tree
 
@@ -82,6 +84,8 @@ class Rules:
             fresh = [problem for problem in found if not any(problem.path[: len(p)] == p for p in known if p)]
             problems += fresh
             known |= {problem.path for problem in fresh if not problem.at_key}
+        if document is not None and not problems and document.strict is True:
+            problems += shadowed(document)
         if problems or document is None:
             raise RulesError(render(problems, marks, _ids(value)))
         return cls(document, marks)
@@ -97,9 +101,9 @@ class Rules:
         return self.document.inputs
 
     @property
-    def modalities(self) -> Mapping[str, tuple[str, ...]]:
-        """Each modality with the input names or globs that belong to it; empty where the file leaves it open."""
-        return {name: spec.inputs for name, spec in self.document.modalities.items()}
+    def modalities(self) -> Mapping[str, ModalitySpec]:
+        """Each modality with the inputs or modules that belong to it; empty where the file leaves it open."""
+        return self.document.modalities
 
     @property
     def defaults(self) -> Treatment:
@@ -121,18 +125,19 @@ class Rules:
         """Changes to single fusion points, by id."""
         return self.document.overrides
 
-    def resolve_modalities(self, inputs: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-        """The model's input names that belong to each modality (globs resolved), in input order.
+    def resolve_modalities(self, inputs: tuple[str, ...]) -> dict[str, Modality]:
+        """Each modality with the model's input names that belong to it (globs resolved), in input order.
 
-        Raises `RulesError` for a name or glob that fits no input, and for an input in two modalities.
+        Patterns of modules stay as they are: which modules there are, the analysis knows. Raises `RulesError` for
+        a name or glob that fits no input, and for an input in two modalities.
         """
         problems: list[Problem] = []
-        owner: dict[str, str] = {}
-        out: dict[str, tuple[str, ...]] = {}
-        for name, patterns in self.modalities.items():
+        owners: dict[str, list[str]] = {}
+        out: dict[str, Modality] = {}
+        for name, spec in self.modalities.items():
             where: Path = ("modalities", name, "inputs")
             chosen: set[str] = set()
-            for pattern in patterns:
+            for pattern in spec.inputs:
                 # A name stands for all that it holds: `batch` for `batch.audio` and `batch.video`.
                 hits = {item for item in inputs if matches(pattern, item) or item.startswith(pattern + ".")}
                 if not hits:
@@ -142,9 +147,12 @@ class Rules:
                     )
                 chosen |= hits
             for item in sorted(chosen):
-                if owner.setdefault(item, name) != name:
-                    problems.append(Problem(where, f"input `{item}` already belongs to modality `{owner[item]}`"))
-            out[name] = tuple(item for item in inputs if item in chosen)
+                for other in owners.setdefault(item, []):
+                    if why := checks.overlap(_stretch(self.modalities[other]), _stretch(spec)):
+                        problems.append(Problem(where, f"input `{item}` already belongs to modality `{other}`; {why}"))
+                owners[item].append(name)
+            cut = (spec.slice.dim, *spec.slice.range) if spec.slice is not None else None
+            out[name] = Modality(name, tuple(item for item in inputs if item in chosen), spec.modules, cut)
         if problems:
             raise RulesError(render(problems, self.marks, {}))
         return out
@@ -156,6 +164,10 @@ class Rules:
     def where(self, *path: str | int, key: bool = False) -> str:
         """`file:line:column` of a value, for messages."""
         return self.marks.at(path, key=key)
+
+
+def _stretch(spec: ModalitySpec) -> dict[str, Any] | None:
+    return None if spec.slice is None else {"dim": spec.slice.dim, "range": spec.slice.range}
 
 
 def _ids(value: Any) -> dict[int, str]:

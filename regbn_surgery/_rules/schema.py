@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from .._types import Kind, Level, Reduce, Replace
+from ..nn.options import Fit
 
 
 def _as_list(value: Any) -> Any:
@@ -44,7 +45,11 @@ Kinds = Annotated[tuple[Kind, ...], BeforeValidator(_as_list), Field(min_length=
 Levels = Annotated[tuple[Level, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Indices = Annotated[tuple[StrictInt, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Bounds = Annotated[tuple[StrictInt, StrictInt], BeforeValidator(_as_tuple)]
+Stretch = Annotated[tuple[StrictInt, StrictInt | None], BeforeValidator(_as_tuple)]
 Size = Annotated[StrictInt, Field(ge=1)]
+#: Methods of a module, by name; `forward` is always meant and needs no naming.
+Method = Annotated[StrictStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Methods = Annotated[tuple[Method, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Dtype = Literal[
     "float16", "bfloat16", "float32", "float64", "complex64", "complex128",
     "uint8", "int8", "int16", "int32", "int64", "bool",
@@ -70,10 +75,19 @@ class InputSpec(Model):
     range: Bounds | None = None
 
 
-class ModalitySpec(Model):
-    """A modality: the inputs that belong to it, by dotted name or glob."""
+class Slice(Model):
+    """A stretch of an axis: `range: [low, high]`, high left out, or null for all the rest."""
 
-    inputs: Names
+    dim: StrictInt
+    range: Stretch
+
+
+class ModalitySpec(Model):
+    """A modality: inputs by dotted name or glob (all of them, or a stretch of one axis), or outputs of modules."""
+
+    inputs: Names = ()
+    modules: Patterns = ()
+    slice: Slice | None = None
 
 
 class Match(Model):
@@ -87,7 +101,10 @@ class Match(Model):
 
 
 class Pair(Model):
-    """Two points named outright: `input:NAME` or `module:PATH`, f first."""
+    """Two points named outright: `input:NAME` or `module:PATH`, f first.
+
+    One of them may be a regular expression, `re:module:visual\\.layer(\\d)`; the other then refers to its groups.
+    """
 
     f: StrictStr
     g: StrictStr
@@ -106,6 +123,9 @@ class Treatment(Model):
     regbn: Options = Field(default_factory=dict)
     reduce: Reduce | None = None
     replace: Replace | None = None
+    fit: Fit | None = None
+    methods: Methods | None = None
+    allow_noncausal: StrictBool | None = None
 
 
 class Override(Treatment):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from regbn_surgery import RegBNError, RulesError
 from regbn_surgery._rules import Rules
+from regbn_surgery._types import Modality
 from regbn_surgery.nn.options import RegBNOptions
 
 FULL = """\
@@ -29,8 +30,8 @@ rules:
     regbn: {normalize_input: false, projection: low_rank, rank: 64}
     expect: 1
   - {id: early, pair: {f: "input:gray", g: "input:colored"}, reduce: flatten}
-  - {id: every, match: {}, pairs: all}
   - {id: no-gates, match: {kind: product}, action: skip}
+  - {id: every, match: {}, pairs: all}
 overrides: {"fusion.cat": {regbn: {momentum: 0.05}}}
 """
 
@@ -45,7 +46,8 @@ def broken(body: str) -> str:
 def test_the_whole_language_is_read():
     rules = Rules.from_text(FULL)
     assert rules.strict
-    assert rules.modalities == {"gray": ("gray",), "colored": ("col*",), "text": ("ids",)}
+    inputs = {name: spec.inputs for name, spec in rules.modalities.items()}
+    assert inputs == {"gray": ("gray",), "colored": ("col*",), "text": ("ids",)}
     assert rules.inputs["ids"].range == (0, 100)
     assert rules.inputs["gray"].dtype == "float32"
     late = rules.rules[0]
@@ -164,9 +166,13 @@ def test_mistakes_outside_rules(head, says):
 
 
 def test_every_option_of_the_operator_can_be_set():
-    values = {name: value for name, value in RegBNOptions().__dict__.items() if name not in ("reduce", "replace")}
-    rules = Rules.from_dict({"version": 1, "rules": [{"id": "a", "match": {}, "regbn": values}]})
-    assert rules.rules[0].regbn == values
+    own = ("reduce", "replace", "fit")  # keys of the rule itself
+    values = dict(RegBNOptions().__dict__)
+    above = {name: values.pop(name) for name in own}
+    rules = Rules.from_dict({"version": 1, "rules": [{"id": "a", "match": {}, "regbn": values, **above}]})
+    (rule,) = rules.rules
+    assert rule.regbn == values
+    assert {name: getattr(rule, name) for name in own} == above
 
 
 def test_a_file_that_is_not_there_names_folder_and_presets(tmp_path, monkeypatch):
@@ -204,7 +210,8 @@ def test_modalities_are_resolved_to_inputs():
         {"version": 1, "modalities": {"a": ["x*"], "b": "batch"}, "rules": [{"id": "r", "match": {}}]}
     )
     inputs = ("x2", "batch.u", "x1", "batch.v")
-    assert rules.resolve_modalities(inputs) == {"a": ("x2", "x1"), "b": ("batch.u", "batch.v")}
+    found = rules.resolve_modalities(inputs)
+    assert found == {"a": Modality("a", ("x2", "x1")), "b": Modality("b", ("batch.u", "batch.v"))}
     with pytest.raises(RulesError, match=r"no input is called `batch`; did you mean `batches`\?"):
         rules.resolve_modalities(("x", "batches"))
 

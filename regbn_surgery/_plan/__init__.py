@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from .planner import ResolvePair, decide
+from .facts import Facts
+from .fingerprint import rebind
+from .placing import ResolvePair
+from .planner import decide
 
-__all__ = ["ResolvePair", "decide"]
+__all__ = ["Facts", "ResolvePair", "decide", "rebind"]

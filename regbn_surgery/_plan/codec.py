@@ -123,7 +123,9 @@ def _check(plan: Plan) -> None:
         where = f"sites[{number}]"
         for name, value in site.options.items():
             if name not in RegBNOptions.names():
-                raise _wrong(f"{where}.options", f"RegBN has no option {name!r}{did_you_mean(name, RegBNOptions.names())}")
+                raise _wrong(
+                    f"{where}.options", f"RegBN has no option {name!r}{did_you_mean(name, RegBNOptions.names())}"
+                )
             if isinstance(value, float) and not math.isfinite(value):
                 raise _wrong(f"{where}.options.{name}", "a finite number is expected")
         if (site.point is None) == (site.pair is None):

@@ -68,6 +68,8 @@ def _all_pairs(point: FusionPoint, ranks: Mapping[str, int]) -> tuple[list[tuple
         f = 0 if first < second else 1
         if site.gate is not None:
             f = 1 - site.gate  # a gate is never normalised, whatever the order
+        elif sum(side.causal is True for side in site.sides) == 1:
+            f = 0 if site.sides[0].causal else 1  # nothing may be taken from what a decoder has yet to say
         chosen.append((site, f, 1 - f))
     chosen.sort(key=lambda item: (rank(item[0].sides[item[1]]), rank(item[0].sides[item[2]])))
     return chosen, problems

@@ -1,8 +1,8 @@
-"""What keeps RegBN from going where a rule wants it, and what is worth a word although it can."""
+"""What keeps RegBN from going where a rule wants it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from .._errors import RegBNOptionError
@@ -54,6 +54,17 @@ def size_problems(site: PlannedSite, stated: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def causal_problems(site: PlannedSite, allowed: bool) -> list[str]:
+    if not site.g.causal or allowed:
+        return []
+    f, g = spell_homes([site.f.home]), spell_homes([site.g.home])
+    other = "" if site.f.causal else f"; normalise `{g}` against `{f}` instead"
+    return [
+        f"g is `{g}`, a causal stream ({site.g.anchor}): what is subtracted from `{f}` would show its later positions "
+        f"to the earlier ones, which a decoder must not see{other}, or write `allow_noncausal: true`"
+    ]
+
+
 def option_problems(site: PlannedSite) -> list[str]:
     try:
         options = RegBNOptions(**{**site.options, "reduce": site.reduce, "replace": site.replace})
@@ -68,22 +79,3 @@ def option_problems(site: PlannedSite) -> list[str]:
         f"the projection would have {m} x {n} entries, {gib:.1f} GiB, above max_dense_gib={options.max_dense_gib:g}; "
         f"set `regbn: {{projection: low_rank}}`{smaller}, or raise `max_dense_gib`"
     ]
-
-
-def advice(sites: Sequence[PlannedSite]) -> Iterator[str]:
-    """Notes drawn from the method's own guidance."""
-    rescaled = [site.name for site in sites if site.options.get("normalize_output", True)]
-    if rescaled:
-        yield (
-            "the output norms rescale f and g even while W is 0: in a pretrained model set "
-            "`regbn: {normalize_output: false}`, which leaves evaluation unchanged until the first training step"
-        )
-    places: dict[tuple[tuple[str, ...], tuple[str, ...]], set[str]] = {}
-    for site in sites:
-        places.setdefault((site.f.home, site.g.home), set()).add(site.point or "the pair of " + site.rule)
-    for (f, g), points in places.items():
-        if len(points) > 1:
-            yield (
-                f"{'+'.join(f)} is normalised against {'+'.join(g)} at {len(points)} points in one forward, "
-                "each with a projection of its own; make sure that all of them are wanted"
-            )

@@ -6,74 +6,53 @@ All that is wrong is collected and told at once.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from .._errors import NothingMatchedError, PlanError, RulesError
-from .._rules.checks import SIZES, unknown_modality
+from .._rules.checks import unknown_modality
 from .._rules.document import Rules
 from .._rules.matching import Selection, select, spell_homes
 from .._rules.problems import Path, Problem, did_you_mean, listing, render
-from .._rules.schema import Override, Rule
-from .._types import Decision, FusionPoint, Inspection, Plan, PlannedSite, Reduce, Side
-from .direction import directed_sites
-from .hindrances import advice, obstacles, option_problems, size_problems, unknown_layout
+from .._rules.schema import InputSpec, Rule
+from .._types import Decision, FusionPoint, Inspection, Plan
+from .advice import advise
+from .facts import Facts, with_causality
+from .fingerprint import fingerprint
+from .placing import Order, Placer, ResolvePair, count, within
 
-#: Finds the host of a pair and the tensors to take there: ("input:gray", "input:colored") -> (host, f, g).
-ResolvePair = Callable[[str, str], tuple[str, Side, Side]]
 
-
-def decide(rules: Rules, inspection: Inspection, resolve_pair: ResolvePair | None = None) -> Plan:
+def decide(
+    rules: Rules, inspection: Inspection, resolve_pair: ResolvePair | None = None, facts: Facts | None = None
+) -> Plan:
     """Apply `rules` to the found fusion points.
 
     The first rule that matches a point decides it; `skip` and `exclude` are final; overrides by point id come
-    last. Rules with `pair` need `resolve_pair`.
+    last. Rules with `pair` need `resolve_pair`, and `facts.references` where the pair is a pattern.
 
     Raises `NothingMatchedError` where a rule, exclude or override selects nothing (a note in the plan instead
     under `strict: warn`), and `PlanError` for whatever else stands in the way, all of it in one message.
     """
-    return _Planner(rules, inspection, resolve_pair).run()
-
-
-@dataclass(frozen=True)
-class _Order:
-    """What is to be done at one point: the rule, with a point's override merged in."""
-
-    index: int
-    rule: Rule
-    override: Override | None = None
-
-    @property
-    def direction(self) -> tuple[str | None, str | None]:
-        over = self.override
-        if over is not None and (over.normalize or over.against):
-            return over.normalize, over.against
-        return self.rule.normalize, self.rule.against
-
-    @property
-    def all_pairs(self) -> bool:
-        return self.rule.pairs == "all" and self.direction == (None, None)
+    return _Planner(rules, inspection, resolve_pair, facts or Facts()).run()
 
 
 class _Planner:
     """The state of one `decide`: what is decided so far, and what stands in the way."""
 
-    def __init__(self, rules: Rules, inspection: Inspection, resolve_pair: ResolvePair | None) -> None:
+    def __init__(self, rules: Rules, inspection: Inspection, resolve_pair: ResolvePair | None, facts: Facts) -> None:
         self.rules = rules
         self.inspection = inspection
-        self.resolve_pair = resolve_pair
+        self.facts = facts
         self.order = {modality.name: index for index, modality in enumerate(inspection.modalities)}
-        self.points = {point.id: point for point in inspection.fusion_points}
+        self.points = {point.id: with_causality(point, facts) for point in inspection.fusion_points}
+        self.placer = Placer(rules, self.order, resolve_pair, facts)
         self.decisions: dict[str, Decision] = {}
-        self.orders: dict[str, _Order] = {}
+        self.orders: dict[str, Order] = {}
         self.selections: list[tuple[Rule, Selection]] = []
         self.findings: list[str] = []
         self.problems: list[str] = []
-        self.sites: list[PlannedSite] = []
         self.notes: list[str] = []
-        self.names: set[tuple[str, str]] = set()
 
     def run(self) -> Plan:
         self._check_modalities()
@@ -82,15 +61,25 @@ class _Planner:
             if rule.match is not None:
                 self._apply(index, rule)
         self._override()
-        for point in self.inspection.fusion_points:
+        for point in self.points.values():
             if point.id in self.orders:
-                self._plan_point(point, self.orders[point.id])
+                self.placer.at_point(point, self.orders[point.id])
         for index, rule in enumerate(self.rules.rules):
             if rule.pair is not None:
-                self._plan_pair(index, rule)
+                self.placer.at_pair(index, rule)
+        for text in self.placer.findings:
+            self._finding(text)
         self._raise()
-        decisions = tuple(self._decision(point) for point in self.inspection.fusion_points)
-        return Plan(decisions, tuple(self.sites), (*self.notes, *advice(self.sites)))
+        sites = tuple(self.placer.sites)
+        return Plan(
+            decisions=tuple(self._decision(point) for point in self.inspection.fusion_points),
+            sites=sites,
+            notes=(*self.notes, *advise(sites, self.points, self.facts)),
+            model=self.inspection.model,
+            modalities=self.inspection.modalities,
+            points=fingerprint(self.inspection),
+            inputs={name: _input_dict(spec) for name, spec in self.rules.inputs.items()},
+        )
 
     # -- which rule decides which point ---------------------------------------------------------------------
 
@@ -129,17 +118,17 @@ class _Planner:
                 f"{where}: rule `{rule.id}` has nothing left to decide, since earlier ones took all that it "
                 f"matches: {', '.join(takers)}; put it before them, or remove it"
             )
-        elif rule.expect is not None and not _within(len(won), rule.expect.min, rule.expect.max):
+        elif rule.expect is not None and not within(len(won), rule.expect.min, rule.expect.max):
             self.problems.append(
                 f"{self.rules.where('rules', index, 'expect')}: rule `{rule.id}` expects "
-                f"{_count(rule.expect.min, rule.expect.max)}, but selects {len(won)}: "
+                f"{count(rule.expect.min, rule.expect.max)}, but selects {len(won)}: "
                 + listing(point.id for point in won)
             )
         for point in won:
             reason = f"rule `{rule.id}` ({where}) is the first to match"
             self.decisions[point.id] = Decision(point.id, rule.action, rule.id, reason)
             if rule.action == "normalize":
-                self.orders[point.id] = _Order(index, rule)
+                self.orders[point.id] = Order(index, rule)
 
     def _override(self) -> None:
         for key, override in self.rules.overrides.items():
@@ -157,80 +146,17 @@ class _Planner:
                 self.orders[key] = replace(self.orders[key], override=override)
 
     def _decision(self, point: FusionPoint) -> Decision:
-        if point.id in self.decisions:
-            return self.decisions[point.id]
-        whys = [
-            f"`{rule.id}`: {'; '.join(selection.failed[point.id])}"
+        made = self.decisions.get(point.id)
+        others = tuple(
+            (rule.id, "; ".join(selection.failed.get(point.id) or (f"{_taker(made)} came first",)))
             for rule, selection in self.selections
-            if point.id in selection.failed
-        ]
-        return Decision(point.id, "leave", None, "no rule matches; " + " / ".join(whys) if whys else "no rule matches")
-
-    # -- what goes in where -----------------------------------------------------------------------------------
-
-    def _plan_point(self, point: FusionPoint, order: _Order) -> None:
-        where = self.rules.where("rules", order.index)
-        chosen, problems = directed_sites(point, *order.direction, order.all_pairs, self.order)
-        for site, f, g in chosen:
-            problems += obstacles(point, site, f, g)
-        if not problems and not chosen:
-            problems = ["no place for RegBN is known there" + (f": {point.note}" if point.note else "")]
-        if problems:
-            self.problems += [f"{where}: rule `{order.rule.id}` at `{point.id}`: {text}" for text in problems]
-            return
-        for site, f, g in chosen:
-            reduce = _first(order.override, order.rule, self.rules.defaults, name="reduce") or site.reduce
-            self._add(order, site.host, site.sides[f], site.sides[g], reduce, where, point=point.id, site=site)
-
-    def _plan_pair(self, index: int, rule: Rule) -> None:
-        assert rule.pair is not None
-        where = self.rules.where("rules", index, "pair")
-        references = (rule.pair.f, rule.pair.g)
-        if self.resolve_pair is None:
-            self.problems.append(f"{where}: rule `{rule.id}`: pairs cannot be resolved without the model")
-            return
-        try:
-            host, f, g = self.resolve_pair(*references)
-        except PlanError as error:
-            self.problems.append(f"{where}: rule `{rule.id}`: {error}")
-            return
-        unknown = [text for side, ref in ((f, references[0]), (g, references[1])) for text in unknown_layout(side, ref)]
-        if unknown:
-            self.problems += [f"{where}: rule `{rule.id}`: {text}" for text in unknown]
-            return
-        tokens = f.layout.sequence or g.layout.sequence
-        usual: Reduce = "mean" if tokens else "flatten"
-        reduce = _first(rule, self.rules.defaults, name="reduce") or usual
-        self._add(_Order(index, rule), host, f, g, reduce, where, pair=references)
-
-    def _add(self, order: _Order, host: str, f: Side, g: Side, reduce: Reduce, where: str, **place: Any) -> None:
-        layers = (self.rules.defaults, order.rule, order.override)
-        merged = {name: value for layer in layers if layer is not None for name, value in layer.regbn.items()}
-        stated = {name: merged.pop(name) for name in SIZES if name in merged}
-        site = PlannedSite(
-            name=self._name(host, order.rule.id),
-            host=host,
-            rule=order.rule.id,
-            f=f,
-            g=g,
-            reduce=reduce,
-            replace=_first(order.override, order.rule, self.rules.defaults, name="replace") or "both",
-            options=merged,
-            **{"point": None, **place},
+            if made is None or made.rule != rule.id
         )
-        at = f"at `{site.point}`" if site.point is not None else "for its pair"
-        problems = [*size_problems(site, stated), *option_problems(site)]
-        self.problems += [f"{where}: rule `{order.rule.id}` {at}: {text}" for text in problems]
-        self.sites.append(site)
-
-    def _name(self, host: str, rule_id: str) -> str:
-        base = "regbn_" + re.sub(r"\W", "_", rule_id, flags=re.ASCII)
-        name, number = base, 0
-        while (host, name) in self.names:
-            number += 1
-            name = f"{base}_{number}"
-        self.names.add((host, name))
-        return name
+        if made is not None:
+            return replace(made, others=others)
+        whys = [f"`{rule}`: {why}" for rule, why in others]
+        reason = "no rule matches" + ("; " + " / ".join(whys) if whys else "")
+        return Decision(point.id, "leave", None, reason, others)
 
     # -- what is wrong ------------------------------------------------------------------------------------------
 
@@ -256,11 +182,12 @@ class _Planner:
         return ":" + "".join(lines + found)
 
     def _raise(self) -> None:
-        texts = [*self.findings, *self.problems]
+        problems = [*self.problems, *self.placer.problems]
+        texts = [*self.findings, *problems]
         if not texts:
             return
         message = texts[0] if len(texts) == 1 else f"{len(texts)} problems:\n" + "\n".join(f"  {t}" for t in texts)
-        raise (PlanError if self.problems else NothingMatchedError)(message)
+        raise (PlanError if problems else NothingMatchedError)(message)
 
 
 def _named_modalities(rules: Rules) -> Iterator[tuple[Path, str]]:
@@ -279,21 +206,10 @@ def _named_modalities(rules: Rules) -> Iterator[tuple[Path, str]]:
                 yield ("overrides", key, side), name
 
 
-def _first(*layers: Any, name: str) -> Any:
-    """The first value that is set, the most particular layer first."""
-    values = (getattr(layer, name) for layer in layers if layer is not None)
-    return next((value for value in values if value is not None), None)
-
-
-def _taker(decision: Decision) -> str:
+def _taker(decision: Decision | None) -> str:
+    assert decision is not None, "a point that a rule matches is decided"
     return f"rule `{decision.rule}`" if decision.rule else "an exclude"
 
 
-def _within(count: int, low: int, high: int | None) -> bool:
-    return low <= count and (high is None or count <= high)
-
-
-def _count(low: int, high: int | None) -> str:
-    if high is None:
-        return f"at least {low}"
-    return f"exactly {low}" if low == high else f"{low} to {high}"
+def _input_dict(spec: InputSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", exclude_defaults=True)

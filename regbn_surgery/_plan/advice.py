@@ -1,0 +1,121 @@
+"""What is worth a word although nothing stands in the way: notes drawn from the method's own guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from .._rules.problems import listing
+from .._types import FusionPoint, PlannedSite
+from .facts import Facts
+
+_BYTES = 4  # of one float32 of W
+_LARGE = 256 * 2**20  # bytes of one W that are worth a word
+
+
+def advise(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint], facts: Facts) -> Iterator[str]:
+    """All notes on the planned sites, the gravest first."""
+    yield from _rescaled(sites, facts)
+    yield from _causal(sites)
+    yield from _similarities(sites, points)
+    yield from _repeated(sites)
+    yield from _underdetermined(sites, facts)
+    yield from _large(sites)
+
+
+def site_path(site: PlannedSite) -> str:
+    """Where the new module will be: `fusion.regbn_late`."""
+    return f"{site.host}.{site.name}" if site.host else site.name
+
+
+def _named(sites: Iterable[PlannedSite]) -> str:
+    return listing((site_path(site) for site in sites), limit=6)
+
+
+def _rescaled(sites: Sequence[PlannedSite], facts: Facts) -> Iterator[str]:
+    if not any(site.options.get("normalize_output", True) for site in sites):
+        return
+    if facts.trained is not None:
+        start = f"the weights look trained ({facts.trained}), and the output norms rescale f and g even while W is 0"
+    elif not facts.weights_seen:
+        start = "the output norms rescale f and g even while W is 0: in a pretrained model"
+    else:
+        return
+    joint = ":" if facts.trained is not None else ""
+    yield (
+        f"{start}{joint} set `regbn: {{normalize_output: false}}`, which leaves evaluation unchanged until the first "
+        "training step"
+    )
+
+
+def _causal(sites: Sequence[PlannedSite]) -> Iterator[str]:
+    pooled = [site for site in sites if site.f.causal and site.options.get("fit") == "batch"]
+    if pooled:
+        yield (
+            f"f is a causal stream and is fitted on its own batch at {_named(pooled)}: in training each position "
+            "sees what comes after it; leave `fit` at `running`"
+        )
+    running = [site for site in sites if site.f.causal and site.options.get("fit") == "running"]
+    if running:
+        yield (
+            f"f is a causal stream at {_named(running)}: `fit: running` subtracts with the projection from before the "
+            "step, so that no position sees what comes after it"
+        )
+    flat = [site for site in running if site.reduce == "flatten" and site.options.get("normalize_output", True)]
+    if flat:
+        yield (
+            f"f is a causal stream at {_named(flat)}, and with `reduce: flatten` the output norms run over its "
+            "positions, so that each sees what comes after it; set `reduce: mean` or `normalize_output: false`"
+        )
+    seen = [site for site in sites if site.g.causal]
+    if seen:
+        yield (
+            f"g is a causal stream at {_named(seen)} (`allow_noncausal`): what is subtracted from f depends on all "
+            "of its positions, so what is predicted at one from f sees the later ones"
+        )
+
+
+def _similarities(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint]) -> Iterator[str]:
+    named = {name for name, point in points.items() if point.kind == "similarity"}
+    heads = [site for site in sites if site.point in named]
+    if heads:
+        yield (
+            f"a similarity head is normalised ({_named(heads)}): RegBN takes away what one side tells of the other, "
+            "which is what such a head measures; f and g need the same batch, sample by sample"
+        )
+
+
+def _repeated(sites: Sequence[PlannedSite]) -> Iterator[str]:
+    places: dict[tuple[tuple[str, ...], tuple[str, ...]], set[str]] = {}
+    for site in sites:
+        places.setdefault((site.f.home, site.g.home), set()).add(site.point or "the pair " + " ".join(site.pair or ()))
+    for (f, g), points in places.items():
+        if len(points) > 1:
+            yield (
+                f"{'+'.join(f)} is normalised against {'+'.join(g)} at {len(points)} points in one forward, "
+                "each with a projection of its own; make sure that all of them are wanted"
+            )
+
+
+def _underdetermined(sites: Sequence[PlannedSite], facts: Facts) -> Iterator[str]:
+    if facts.batch is None:
+        return
+    wide = [site for site in sites if site.projection_shape[0] > facts.batch]
+    if wide:
+        sizes = ", ".join(f"{site_path(site)}: {site.projection_shape[0]}" for site in wide[:6])
+        more = f" and {len(wide) - 6} more" if len(wide) > 6 else ""
+        yield (
+            f"g has more features than the example has samples ({facts.batch}) at {sizes}{more}: one batch cannot "
+            "determine W, and what is fitted rests on the constraint and on the running projection; larger batches "
+            "or `reduce: mean` help"
+        )
+
+
+def _large(sites: Sequence[PlannedSite]) -> Iterator[str]:
+    for site in sites:
+        m, n = site.projection_shape
+        if site.options.get("projection", "dense") == "dense" and m * n * _BYTES > _LARGE:
+            smaller = "" if site.reduce == "mean" else " or `reduce: mean`"
+            yield (
+                f"W of {site_path(site)} is {m}×{n}, {m * n * _BYTES / 2**20:,.0f} MiB in memory and in every "
+                f"checkpoint; `regbn: {{projection: low_rank}}`{smaller} makes it small"
+            )

@@ -1,0 +1,175 @@
+"""From a decision to the sites that follow from it: which tensor is f, which g, and with what options.
+
+What stands in the way of any of them is collected, with the rule that wants it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .._errors import PlanError
+from .._rules import references
+from .._rules.checks import SIZES
+from .._rules.document import Rules
+from .._rules.problems import did_you_mean, listing
+from .._rules.schema import Override, Rule
+from .._types import FusionPoint, PlannedSite, Reduce, Side
+from .direction import directed_sites
+from .facts import Facts, mark_causal
+from .hindrances import causal_problems, obstacles, option_problems, size_problems, unknown_layout
+
+#: Finds the host of a pair and the tensors to take there: ("input:gray", "input:colored") -> (host, f, g).
+ResolvePair = Callable[[str, str], tuple[str, Side, Side]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be done at one point: the rule, with a point's override merged in."""
+
+    index: int
+    rule: Rule
+    override: Override | None = None
+
+    @property
+    def direction(self) -> tuple[str | None, str | None]:
+        over = self.override
+        if over is not None and (over.normalize or over.against):
+            return over.normalize, over.against
+        return self.rule.normalize, self.rule.against
+
+    @property
+    def all_pairs(self) -> bool:
+        return self.rule.pairs == "all" and self.direction == (None, None)
+
+
+class Placer:
+    """Collects planned sites and what stands in their way."""
+
+    def __init__(self, rules: Rules, order: Mapping[str, int], resolve: ResolvePair | None, facts: Facts) -> None:
+        self.rules = rules
+        self.order = order  # rank of each modality
+        self.resolve = resolve
+        self.facts = facts
+        self.sites: list[PlannedSite] = []
+        self.problems: list[str] = []
+        self.findings: list[str] = []  # what matched nothing
+        self._names: set[tuple[str, str]] = set()
+
+    def at_point(self, point: FusionPoint, order: Order) -> None:
+        where = self.rules.where("rules", order.index)
+        chosen, problems = directed_sites(point, *order.direction, order.all_pairs, self.order)
+        for site, f, g in chosen:
+            problems += obstacles(point, site, f, g)
+        if not problems and not chosen:
+            problems = ["no place for RegBN is known there" + (f": {point.note}" if point.note else "")]
+        if problems:
+            self.problems += [f"{where}: rule `{order.rule.id}` at `{point.id}`: {text}" for text in problems]
+            return
+        for site, f, g in chosen:
+            reduce = self._said(order, "reduce") or site.reduce
+            self._add(order, site.host, site.sides[f], site.sides[g], reduce, where, point=point.id, site=site)
+
+    def at_pair(self, index: int, rule: Rule) -> None:
+        assert rule.pair is not None
+        where = self.rules.where("rules", index, "pair")
+        if self.resolve is None:
+            self.problems.append(f"{where}: rule `{rule.id}`: pairs cannot be resolved without the model")
+            return
+        pairs = references.expand(rule.pair.f, rule.pair.g, self.facts.references)
+        allows_none = rule.expect is not None and rule.expect.min == 0
+        if not pairs and not allows_none:
+            self.findings.append(
+                f"{where}: rule `{rule.id}` matches nothing: {self._no_reference(rule.pair.f, rule.pair.g)}"
+            )
+        elif rule.expect is not None and not within(len(pairs), rule.expect.min, rule.expect.max):
+            self.problems.append(
+                f"{self.rules.where('rules', index, 'expect')}: rule `{rule.id}` expects "
+                f"{count(rule.expect.min, rule.expect.max, 'pair')}, but makes {len(pairs)}: "
+                + listing(f"{f} with {g}" for f, g in pairs)
+            )
+        for pair in pairs:
+            self._pair(Order(index, rule), pair, where)
+
+    def _no_reference(self, f: str, g: str) -> str:
+        pattern = f if references.is_pattern(f) else g
+        found = [name for name in self.facts.references if name.startswith("module:")] or self.facts.references
+        near = did_you_mean(pattern[len("re:") :].replace("\\", ""), self.facts.references)
+        return f"no input or called module is `{pattern}`{near} (some that are: {listing(found, limit=8)})"
+
+    def _pair(self, order: Order, pair: tuple[str, str], where: str) -> None:
+        assert self.resolve is not None
+        start = f"{where}: rule `{order.rule.id}`"
+        try:
+            if pair[0] == pair[1]:
+                raise PlanError(f"f and g are both `{pair[0]}`; there would be nothing left of it")
+            host, f, g = self.resolve(*pair)
+        except PlanError as error:
+            self.problems.append(f"{start}: {error}")
+            return
+        unknown = [text for side, ref in zip((f, g), pair, strict=True) for text in unknown_layout(side, ref)]
+        if unknown:
+            self.problems += [f"{start}: {text}" for text in unknown]
+            return
+        usual: Reduce = "mean" if f.layout.sequence or g.layout.sequence else "flatten"
+        reduce = self._said(order, "reduce") or usual
+        f, g = mark_causal(f, self.facts), mark_causal(g, self.facts)
+        self._add(order, host, f, g, reduce, where, pair=pair)
+
+    def _said(self, order: Order, name: str) -> Any:
+        """What the most particular of override, rule and defaults says, or None."""
+        layers = (order.override, order.rule, self.rules.defaults)
+        values = (getattr(layer, name) for layer in layers if layer is not None)
+        return next((value for value in values if value is not None), None)
+
+    def _add(self, order: Order, host: str, f: Side, g: Side, reduce: Reduce, where: str, **place: Any) -> None:
+        layers = (self.rules.defaults, order.rule, order.override)
+        merged = {name: value for layer in layers if layer is not None for name, value in layer.regbn.items()}
+        stated = {name: merged.pop(name) for name in SIZES if name in merged}
+        fit = self._said(order, "fit") or ("running" if f.causal else None)
+        if fit is not None:
+            merged["fit"] = fit
+        site = PlannedSite(
+            name=self._name(host, order.rule.id),
+            host=host,
+            rule=order.rule.id,
+            f=f,
+            g=g,
+            reduce=reduce,
+            replace=self._said(order, "replace") or "both",
+            options=merged,
+            methods=self._said(order, "methods") or (),
+            **{"point": None, **place},
+        )
+        at = f"at `{site.point}`" if site.point is not None else f"for {' with '.join(site.pair or ())}"
+        problems = [
+            *size_problems(site, stated),
+            *option_problems(site),
+            *causal_problems(site, allowed=bool(self._said(order, "allow_noncausal"))),
+        ]
+        self.problems += [f"{where}: rule `{order.rule.id}` {at}: {text}" for text in problems]
+        self.sites.append(site)
+
+    def _name(self, host: str, rule_id: str) -> str:
+        base = "regbn_" + re.sub(r"\W", "_", rule_id, flags=re.ASCII)
+        name, number = base, 0
+        while (host, name) in self._names:
+            number += 1
+            name = f"{base}_{number}"
+        self._names.add((host, name))
+        return name
+
+
+def within(number: int, low: int, high: int | None) -> bool:
+    """Whether `expect` holds."""
+    return low <= number and (high is None or number <= high)
+
+
+def count(low: int, high: int | None, noun: str = "") -> str:
+    """What `expect` says, in words."""
+    tail = f" {noun}{'' if high == 1 else 's'}" if noun else ""
+    if high is None:
+        return f"at least {low}{tail}"
+    return f"exactly {low}{tail}" if low == high else f"{low} to {high}{tail}"

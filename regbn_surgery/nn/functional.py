@@ -71,10 +71,16 @@ def projection(G: Tensor, F: Tensor, problem: Problem, multiplier: Tensor | None
     return primal(G, F, problem, multiplier)[0]
 
 
-def subtract_dual(f: Tensor, g: Tensor, G: Tensor, F: Tensor, inverse: Tensor, K: Tensor) -> Tensor:
-    """`f - g W` in the dual form, without ever forming W: `f - (g G^T R) F`; `g` may be `G` itself."""
+def subtract_dual(f: Tensor, g: Tensor, G: Tensor, F: Tensor, fit: tuple[Tensor, Tensor, Ridge]) -> Tensor:
+    """`f - g W` in the dual form, without ever forming W: `f - (g G^T R) F`; `g` may be `G` itself.
+
+    `fit` is what `dual` gave. The value is that of the W with the numerical null space taken out, which the running
+    projection follows: where g is not G, what g has there is not small.
+    """
+    inverse, K, solution = fit
     cross = K if g is G else cross_gram(g, G)  # only this rank's rows where the fit is joined
-    return torch.addmm(f, (cross @ inverse).to(f.dtype), F, alpha=-1.0)
+    weights = _with_value(cross @ inverse, cross.detach() @ solution.spanned)
+    return torch.addmm(f, weights.to(f.dtype), F, alpha=-1.0)
 
 
 def _regularised_inverse(

@@ -214,10 +214,11 @@ class RegBN(RunningState):
             if ranks is not None and sizes is not None:
                 rows = ranks.join_rows(torch.cat([G, F], dim=1), sizes)
                 G, F = rows[:, : G.shape[1]], rows[:, G.shape[1] :]
-            inverse, K, solution = functional.dual(G, F, self.problem, multiplier)
+            fit = functional.dual(G, F, self.problem, multiplier)
+            solution = fit[-1]
             update = self.update_towards(G, solution.spanned.to(F.dtype) @ F.detach())
             if before is None:
-                residual = functional.subtract_dual(f, g, G, F, inverse, K)
+                residual = functional.subtract_dual(f, g, G, F, fit)
         self.advance(update, solution, n_epoch, features.moments)
         return residual if residual is not None else self.subtract(f, g, before or self.factors)
 

@@ -157,8 +157,8 @@ def _fit(constraint: str, lambda_grad: str, form: str, lam: float | None = None,
         given = None if lam is None else torch.tensor(lam, dtype=torch.float64)
         if form == "primal":
             return functional.primal(G, F, problem, given)[0]
-        inverse, K, _ = functional.dual(G, F, problem, given)
-        return functional.subtract_dual(F, 2.0 * G, G, F, inverse, K) + (G.T @ inverse @ F).sum()
+        solved = functional.dual(G, F, problem, given)
+        return functional.subtract_dual(F, 2.0 * G, G, F, solved) + (G.T @ solved[0] @ F).sum()
 
     return fit
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from regbn_surgery import RegBN
 
-from .oracle import Oracle, clear_of_zero_level, input_norm
+from .oracle import Oracle, clear_of_zero_level, input_norm, multiplier, projection
 
 LOW = [torch.float16, torch.bfloat16]
 
@@ -166,6 +166,35 @@ def test_null_space_of_g_is_left_alone(constraint: str) -> None:
     torch.testing.assert_close(antisymmetric, f[:3] - f[3:], rtol=1e-5, atol=1e-9)
     if constraint == "frobenius":  # inactive: all that g explains is gone
         assert (residual[:3] + residual[3:]).abs().max() < 1e-4 * f.abs().max()
+
+
+@pytest.mark.parametrize("form", ["dual", "primal"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["two channels", "near duplicates"])
+def test_null_space_of_the_fit_reaches_no_raw_features(kind: str, dtype: torch.dtype, form: str) -> None:
+    """The fitted g is without a direction that the raw g has in plenty; lambda is at its floor, which lifts rounding.
+
+    Two channels: LayerNorm leaves one direction of them, and takes out the mean, here 50 times as large as the rest.
+    Near duplicates: pairs of samples of g that differ by far less than what counts as zero, and pairs of f that do not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    make = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731
+    if kind == "two channels":
+        f, g, constraint = 1e-2 * make(2, 4) + 0.5, 1e-2 * make(2, 2) - 0.5, "smoother"
+    else:
+        g, constraint = make(4, 200), "frobenius"
+        f, g = make(8, 2), torch.cat([g, g + 1e-4 * make(4, 200)])
+    f, g = f.to(dtype), g.to(dtype)
+    module = RegBN(
+        f.shape[1], g.shape[1], normalize_input=True, normalize_output=False, form=form, constraint=constraint
+    ).to(dtype)
+    size = len(f) if form == "dual" else g.shape[1]
+    F, G = (input_norm(x.double().numpy()) for x in (f, g))
+    lam, active = multiplier(G, F, constraint, size)
+    assert not active
+    want = f.double().numpy() - g.double().numpy() @ projection(G, F, lam, size)
+    tolerance = 1e-9 if dtype == torch.float64 else 2e-5
+    np.testing.assert_allclose(module(f, g)[0].numpy(), want, atol=tolerance * np.abs(want).max(), rtol=0)
 
 
 def test_double_backward_of_the_module() -> None:

@@ -16,6 +16,7 @@ from ._axes import concat_dim
 from ._families import CONCATS
 from ._flow import Flow, Meeting, Met
 from ._lineage import Home, comparable
+from ._scatter import Scatter, scatter_sides
 
 _NO_LEVEL: frozenset[Kind] = frozenset({"similarity", "loss"})
 
@@ -41,6 +42,7 @@ class Recipe:
     mask_side: int
     repeats: bool  # the call stands in a loop: each of its rounds is this site
     whole_input: tuple[bool, bool]  # whether nothing else in the owner reads that argument
+    scatter: Scatter | None = None  # of a point of that kind: its calls, in other words
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,47 @@ def _leaf_pairs(meeting: Meeting) -> list[Pair]:
     return [((query,), other)] if other else []
 
 
+def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role: int) -> tuple[Site, Recipe]:
+    """The tensor written into and what is written; neither is an argument of the call that a reader could be given."""
+    op, host = meeting.op, view.frame.path
+    found = scatter_sides(op, tuple(side[0].position for side in pair), run.trace, run.layout)
+    obstacle = found.obstacle
+    sides, takes = [], []
+    words = (f"what {op.name} writes into", f"what {op.name} writes")
+    for (met, *_), (shape, layout), anchor in zip(pair, (found.into, found.source), words, strict=True):
+        dtype = str(met.info.dtype).removeprefix("torch.")
+        sides.append(Side(_ordered(run, met.home), shape, dtype, layout, anchor))
+        if not layout.known:
+            obstacle = obstacle or f"the layout of {anchor} is not known: {'; '.join(layout.evidence)}"
+        at = (op.key, met.position)
+        takes.append(Take(met.info.uid, at, (at,)))
+    if host == "?":
+        obstacle = "the owner is made inside forward, so that nothing could be put into it for good"
+    scatter = found.scatter
+    in_sequence = any(side.layout.sequence or scatter.axis in side.layout.spatial_dims for side in sides)
+    reduce: Reduce = "mean" if not scatter.written or in_sequence else "flatten"
+    site = Site(host, (sides[0], sides[1]), reduce, role, None, obstacle)
+    recipe = Recipe(
+        owner=host,
+        key=op.key,
+        takes=(takes[0], takes[1]),
+        leaf=None,
+        leaf_arguments=None,
+        role=role,
+        cycle=None,
+        caller="",
+        mask=None,
+        mask_side=1,
+        repeats=False,
+        whole_input=(False, False),
+        scatter=scatter,
+    )
+    return site, recipe
+
+
 def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair, role: int) -> tuple[Site, Recipe]:
+    if meeting.kind == "scatter":
+        return _scatter_site(run, meeting, view, pair, role)
     leaf = meeting.op.module
     takes, gate, obstacle = [], None, None
     for i, side in enumerate(pair):
@@ -294,8 +336,6 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
     for found in sides:
         if not found.layout.known:
             obstacle = obstacle or f"the layout of {found.anchor} is not known: {'; '.join(found.layout.evidence)}"
-    if meeting.kind == "scatter":
-        obstacle = "RegBN at a scatter of one modality's tokens into another's is not built yet"
     host = view.frame.path
     if host == "?":
         obstacle = "the owner is made inside forward, so that nothing could be put into it for good"

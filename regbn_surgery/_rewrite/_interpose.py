@@ -24,6 +24,7 @@ from .._capture import intercepting
 from .._capture._source import current_source
 from .._errors import RewriteError
 from ._local import LocalSite
+from ._scatter import run_scatter
 
 Key = tuple[str, str, int, int]
 
@@ -39,6 +40,7 @@ class _Passage(TorchFunctionMode):
         self.held: dict[tuple[str, str], Tensor] = {}  # (site, "f" or "g") -> the tensor to take
         self.results: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}  # site -> f, g, f', g'
         self.originals: dict[int, Tensor] = {}
+        self.stretches: dict[tuple[str, Key], Any] = {}  # (site, earlier call that filled a part) -> the index it used
         self.inside = False
 
     # -- calls of torch and of modules ------------------------------------------------------------------------
@@ -100,13 +102,28 @@ class _Passage(TorchFunctionMode):
         now: dict[int, Tensor] = {}
         for site in self.sites:
             args, kwargs = self._substitute(site, key, args, kwargs, now)
-        output = func(*args, **kwargs)
+        output = self._scattered(key, func, args, kwargs)
         for site in self.sites:
+            if site.scatter is not None and key in site.scatter.written:
+                self.stretches[site.name, key] = args[1]
             for side, take in (("f", site.f), ("g", site.g)):
                 if take.made is not None and site.matches(take.made[0], key):
                     self.held[site.name, side] = _tree.tensors(output)[take.made[1]]
                     self.results.pop(site.name, None)
         return output
+
+    def _scattered(self, key: Key, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call itself; where a site is at its writing, with RegBN's results written."""
+        for site in self.sites:
+            if site.scatter is None or site.f.at[0] != key:
+                continue
+            written = [self.stretches.get((site.name, earlier), self) for earlier in site.scatter.written]
+            if self in written:
+                break  # this time a stretch was filled otherwise
+            module = self.host.get_submodule(site.name)
+            with self._left():
+                return run_scatter(module, site.scatter, site.into_is_f, func, args, kwargs, tuple(written))
+        return func(*args, **kwargs)
 
     def start(self, arguments: dict[str, Any]) -> None:
         """Take what the sites take from the host's own arguments."""
@@ -122,6 +139,8 @@ class _Passage(TorchFunctionMode):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call with a site's results in them. `now` is what earlier sites at this call have put in
         place of a tensor."""
+        if site.scatter is not None:
+            return args, kwargs
         reads_f = any(site.matches(reader, key) for reader, _ in site.f.readers)
         reads_g = site.replace_g and any(site.matches(reader, key) for reader, _ in site.g.readers)
         tensors: list[Tensor] | None = None

@@ -17,9 +17,11 @@ from typing import Any
 import torch.fx
 from torch import nn
 
-from .._analyse._anchors import Take
+from .._analyse import Take
+from .._analyse._scatter import Scatter
 from .._capture import Op, Trace
 from .._errors import RewriteError
+from ._scatter import insert_scatter
 
 Key = tuple[str, str, int, int]
 
@@ -35,6 +37,8 @@ class LocalSite:
     role: int = 0
     point: str = ""
     repeats: bool = False  # the call stands in a loop: every round of it is this site
+    scatter: Scatter | None = None
+    into_is_f: bool = True  # of a scatter: whether the tensor written into is f
 
     def matches(self, wanted: Key, found: Key) -> bool:
         """Whether a call of the host is one that the site names."""
@@ -106,6 +110,8 @@ def _rounds(site: LocalSite, events: dict[Key, Op]) -> list[LocalSite]:
 
 def _insert(trace: Trace, events: dict[Key, Op], site: LocalSite, current: Current) -> bool:
     """Insert one site; False where this kind of call does not come by it."""
+    if site.scatter is not None:
+        return _insert_scatter(trace, events, site, site.scatter)
     f_first, g_first = _anchor(events, site.f), _anchor(events, site.g)
     if f_first is None or g_first is None:
         return False
@@ -143,6 +149,18 @@ def _insert(trace: Trace, events: dict[Key, Op], site: LocalSite, current: Curre
             current[old, node] = new
     if not g_readers:
         graph.erase_node(g_new)
+    return True
+
+
+def _insert_scatter(trace: Trace, events: dict[Key, Op], site: LocalSite, scatter: Scatter) -> bool:
+    op = events.get(site.f.at[0])
+    if op is None or any(key not in events for key in scatter.written):
+        return False
+    into, source = op.input_nodes[scatter.into], op.input_nodes[scatter.source]
+    if into is None or source is None:
+        raise RewriteError(f"RegBN {site.name!r} cannot go in: {op.source} writes a tensor that no call has made")
+    earlier = tuple(events[key].node for key in scatter.written)
+    insert_scatter(trace.graph, op.node, (into, source), scatter, site.name, site.into_is_f, site.replace_g, earlier)
     return True
 
 

@@ -26,6 +26,7 @@ from ._hoist import HoistHook, HoistSpec, positions_of
 from ._host import ATTRIBUTE, HostSurgery, install, original_class, original_forward, uninstall
 from ._local import LocalSite
 from ._roles import NO_ROLE, RoleReset, Roles
+from ._scatter import PositionSite
 from ._site import RegBNSite, identity, sites_of
 
 RECORD = "_regbn_surgery"
@@ -248,7 +249,7 @@ def _install(model: nn.Module, operations: Sequence[Operation], writes_parameter
     for (path, tier), members in by_host.items():
         host = model.get_submodule(path)
         for operation in members:
-            _add_site(host, operation.planned)
+            _add_site(host, operation.planned, operation.recipe)
         roles = _roles(model, members)
         if tier == 1:
             specs = tuple(_spec(operation) for operation in members)
@@ -259,15 +260,26 @@ def _install(model: nn.Module, operations: Sequence[Operation], writes_parameter
             install(host, HostSurgery(path, sites, roles, writes_parameters))
 
 
-def _add_site(host: nn.Module, planned: PlannedSite) -> None:
+def _add_site(host: nn.Module, planned: PlannedSite, recipe: Recipe | None) -> None:
     if hasattr(host, planned.name):
         raise RewriteError(
             f"{type(host).__name__} at `{planned.host}` already has an attribute {planned.name!r}; "
             "give the rule another id"
         )
-    site = RegBNSite(planned, _replaces_g(planned))
+    site = _site_module(planned, recipe)
     device = next((tensor.device for tensor in (*host.parameters(), *host.buffers())), torch.device("cpu"))
     host.add_module(planned.name, site.to(device).train(host.training))
+
+
+def _site_module(planned: PlannedSite, recipe: Recipe | None) -> RegBNSite:
+    if recipe is None or recipe.scatter is None or recipe.scatter.written:
+        return RegBNSite(planned, _replaces_g(planned))
+    if planned.reduce != "mean":
+        raise RewriteError(
+            f"rule `{planned.rule}` at `{planned.point}` asks for reduce: {planned.reduce}, but how many positions "
+            "the call writes to differs from sample to sample; leave `reduce` at mean there"
+        )
+    return PositionSite(planned, _replaces_g(planned), into_is_f=_orient(recipe, planned)[0] == 0)
 
 
 def _roles(model: nn.Module, members: list[Operation]) -> Roles | None:
@@ -291,8 +303,10 @@ def _spec(operation: Operation) -> HoistSpec:
     else:
         names = tuple((str(take.argument),) for take in recipe.takes)  # type: ignore[assignment]
     mask_of = "f" if recipe.mask_side == i else "g"
-    padding = recipe.mask is not None and "padding" in recipe.mask
-    return HoistSpec(planned.name, names[i], names[j], _replaces_g(planned), recipe.role, recipe.mask, mask_of, padding)
+    leaves_out = recipe.mask_leaves_out
+    return HoistSpec(
+        planned.name, names[i], names[j], _replaces_g(planned), recipe.role, recipe.mask, mask_of, leaves_out
+    )
 
 
 def _local(operation: Operation) -> LocalSite:
@@ -307,6 +321,8 @@ def _local(operation: Operation) -> LocalSite:
         recipe.role,
         planned.point or "",
         recipe.repeats,
+        recipe.scatter,
+        i == 0,
     )
 
 

@@ -377,7 +377,7 @@ class InPlaceOnViews(Late):
         return self.head(h)
 
 
-@case(kind="scatter", open="a joined tensor that is filled by slices: RegBN at a scatter is not built")
+@case(kind="scatter")
 class WritesIntoOutput(Late):
     """A joined tensor filled by slices, no cat in sight."""
 

@@ -261,6 +261,5 @@ CASES = (
         modalities={"image": ["image"], "text": ["text"]},
         points=(point("", "scatter", pooled(side("text", 12), side("image", 12))),),
         normalize="text",
-        pending={"surgery": "RegBN at a scatter is not built yet"},
     ),
 )

@@ -17,9 +17,6 @@ PATCHES = 16
 DECODER = {**TEXT, **SPECIAL, "num_key_value_heads": 4}
 
 
-PENDING = {"surgery": "RegBN at a scatter is not built yet"}
-
-
 def text_with_placeholders(batch: int, count: int) -> torch.Tensor:
     """Six words, with `count` placeholders after the first."""
     ids = tokens(batch, 6 + count, vocabulary=90)
@@ -190,7 +187,6 @@ CASES = (
         points=scatter_point("model"),
         normalize="text",
         against="image",
-        pending=PENDING,
     ),
     ZooCase(
         name="hf_paligemma",
@@ -200,7 +196,6 @@ CASES = (
         points=scatter_point("model"),
         normalize="text",
         against="image",
-        pending=PENDING,
     ),
     ZooCase(
         name="hf_blip2",
@@ -211,7 +206,6 @@ CASES = (
         points=scatter_point(""),
         normalize="text",
         against="image",
-        pending=PENDING,
     ),
     ZooCase(
         name="hf_idefics2",
@@ -221,7 +215,6 @@ CASES = (
         points=scatter_point("model"),
         normalize="text",
         against="image",
-        pending=PENDING,
     ),
     ZooCase(
         name="hf_smolvlm",
@@ -231,7 +224,6 @@ CASES = (
         points=scatter_point("model"),
         normalize="text",
         against="image",
-        pending=PENDING,
     ),
     ZooCase(
         name="hf_qwen2_audio",
@@ -241,6 +233,5 @@ CASES = (
         points=scatter_point("model", source="audio"),
         normalize="text",
         against="audio",
-        pending=PENDING,
     ),
 )

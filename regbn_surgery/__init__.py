@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         InputsError,
         NothingMatchedError,
         PlanError,
+        RecipeError,
         RegBNError,
         RegBNOptionError,
         RegBNShapeError,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
         UnseenCallError,
     )
     from ._inputs import Inputs
+    from ._recipe import Recipe
+    from ._recipe_files import load_regbn, save_regbn
     from ._rules import Rules
     from .nn import RegBN
 
@@ -43,6 +46,7 @@ _HOME = {
             "InputsError",
             "NothingMatchedError",
             "PlanError",
+            "RecipeError",
             "RegBNError",
             "RegBNOptionError",
             "RegBNShapeError",
@@ -53,7 +57,9 @@ _HOME = {
         ),
         "._errors",
     ),
+    **dict.fromkeys(("load_regbn", "save_regbn"), "._recipe_files"),
     "Inputs": "._inputs",
+    "Recipe": "._recipe",
     "Rules": "._rules",
     "RegBN": ".nn",
 }
@@ -65,6 +71,8 @@ __all__ = [
     "InputsError",
     "NothingMatchedError",
     "PlanError",
+    "Recipe",
+    "RecipeError",
     "RegBN",
     "RegBNError",
     "RegBNOptionError",
@@ -76,8 +84,10 @@ __all__ = [
     "UnseenCallError",
     "__version__",
     "inspect",
+    "load_regbn",
     "plan",
     "regbnify",
+    "save_regbn",
     "unregbnify",
 ]
 

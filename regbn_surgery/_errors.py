@@ -44,6 +44,10 @@ class AlreadyRewrittenError(RewriteError):
     """The model, or the very site, already carries a RegBN module."""
 
 
+class RecipeError(RewriteError):
+    """A recipe cannot be made, cannot be read, or does not fit the model it is applied to, which is as it was."""
+
+
 class UnseenCallError(RewriteError):
     """A rewritten host was called in a way for which no variant exists and none can be made now."""
 

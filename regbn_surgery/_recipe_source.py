@@ -1,0 +1,191 @@
+"""The functions that a recipe speaks about: where they stand, what they say, and whether they still say it.
+
+A surgery knows calls by file and line. In a recipe they go by function and offset instead, with the function's text,
+so that the file may lie elsewhere, and comments, docstrings and whole other functions may change.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import inspect
+import linecache
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ._errors import RecipeError
+
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+@dataclass(frozen=True)
+class FunctionSource:
+    """A function of the user's model: its module, its dotted path in there, and its text, decorators included."""
+
+    module: str
+    function: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.function}"
+
+
+@dataclass(frozen=True)
+class Located:
+    """A function in a file; `first` is the line on which its text starts."""
+
+    file: str
+    function: str
+    first: int
+    text: str
+
+
+def locate(file: str, line: int) -> Located:
+    """The innermost function around a line.
+
+    Raises:
+        RecipeError: where there is no source, or the line stands outside of every function.
+    """
+    around = [found for found in _functions(file) if found.first <= line < found.first + found.text.count("\n")]
+    if not around:
+        state = "stands in no function" if _text(file) else "has no source here"
+        raise RecipeError(
+            f"{file}:{line} {state}, so a recipe cannot say where it is. Move the code into a function of a file."
+        )
+    return max(around, key=lambda found: found.first)
+
+
+def code_of(function: Callable[..., Any]) -> tuple[str, int]:
+    """File and first line of a function, behind its decorators."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        raise RecipeError(f"{function!r} is no Python function, so a recipe cannot tell whether it has changed")
+    return code.co_filename, code.co_firstlineno
+
+
+def named(found: Located, owner: type) -> FunctionSource:
+    """The located function by the name of its module; where no module has its file, it is taken for `owner`'s."""
+    file = os.path.abspath(found.file)
+    names = (owner.__module__, *sys.modules)
+    module = next((name for name in names if _file_of_module(name) == file), owner.__module__)
+    return FunctionSource(module, found.function, found.text)
+
+
+def signature_only(cls: type) -> FunctionSource:
+    """Stands for a forward of torch itself, of which only the names of the arguments matter."""
+    parameters = ", ".join(inspect.signature(cls.forward).parameters)  # type: ignore[attr-defined]
+    return FunctionSource(cls.__module__, f"{cls.__qualname__}.forward", f"def forward({parameters}): ...\n")
+
+
+def find_again(source: FunctionSource, moved: Mapping[str, str]) -> tuple[Located | None, str]:
+    """The same function now, and a sentence on what is wrong where it is gone or says something else.
+
+    `moved` maps modules of the recipe to where the model's classes are now (`__main__` in a script, say).
+    """
+    name = moved.get(source.module, source.module)
+    files = [file for file in (_file_by_name(name, source.function), _file_of_module(name)) if file]
+    if not files:
+        return None, f"{source} is not there: no module {name!r} is loaded"
+    candidates = [found for file in files for found in _functions(file) if found.function == source.function]
+    if not candidates:
+        return None, f"{source} is not there any more ({files[0]})"
+    for found in candidates:
+        if _meaning(found.text) == _meaning(source.text):
+            return found, ""
+    difference = difflib.unified_diff(
+        source.text.splitlines(), candidates[-1].text.splitlines(), "recorded", "now", lineterm="", n=1
+    )
+    return None, f"{source} has changed:\n" + "\n".join(list(difference)[:_SHOWN])
+
+
+#: Lines of a difference that are shown.
+_SHOWN = 24
+
+
+def line_offsets(before: str, after: str) -> dict[int, int]:
+    """For two texts of the same meaning: on which line of `after` each line of `before` stands, counted from 0.
+
+    Raises:
+        RecipeError: where the lines were broken anew, so that calls cannot be told apart by line any more.
+    """
+    offsets: dict[int, int] = {}
+    pairs = zip(_nodes(before), _nodes(after), strict=True)
+    for old, new in pairs:
+        for attribute in ("lineno", "end_lineno"):
+            line, now = getattr(old, attribute, None), getattr(new, attribute, None)
+            if line is not None and now is not None and offsets.setdefault(line - 1, now - 1) != now - 1:
+                raise RecipeError("its lines have been broken anew")
+    return offsets
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def _text(file: str) -> str:
+    linecache.checkcache(file)
+    return "".join(linecache.getlines(file))
+
+
+def _functions(file: str) -> tuple[Located, ...]:
+    try:
+        return _parsed(file, _text(file))
+    except SyntaxError as error:
+        raise RecipeError(f"{file} cannot be read as Python: {error}") from error
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(file: str, text: str) -> tuple[Located, ...]:
+    lines = text.splitlines(keepends=True)
+
+    def walk(node: ast.AST, path: tuple[str, ...]) -> Iterator[Located]:
+        for child in ast.iter_child_nodes(node):
+            inner = (*path, child.name) if isinstance(child, _Definition) else path
+            if isinstance(child, _Definition) and not isinstance(child, ast.ClassDef):
+                first = min([child.lineno, *(decorator.lineno for decorator in child.decorator_list)])
+                body = "".join(lines[first - 1 : child.end_lineno])
+                yield Located(file, ".".join(inner), first, body if body.endswith("\n") else body + "\n")
+            yield from walk(child, inner)
+
+    return tuple(walk(ast.parse(text), ()))
+
+
+def _file_by_name(module: str, function: str) -> str | None:
+    value: Any = sys.modules.get(module)
+    for name in function.split("."):
+        value = getattr(value, name, None)
+    code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
+    return code.co_filename if code is not None else None
+
+
+def _file_of_module(name: str) -> str | None:
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return os.path.abspath(file) if isinstance(file, str) else None
+
+
+# -- meaning ----------------------------------------------------------------------------------------------------------
+
+
+def _tree(text: str) -> ast.Module:
+    """The syntax tree of a function's text, which may be indented, without its docstrings."""
+    indented = text[:1].isspace()
+    tree = ast.parse(f"if 1:\n{text}" if indented else text)
+    if indented:
+        ast.increment_lineno(tree, -1)
+    for node in ast.walk(tree):
+        if isinstance(node, _Definition) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass(lineno=node.body[0].lineno, col_offset=0)]
+    return tree
+
+
+@functools.lru_cache(maxsize=256)
+def _meaning(text: str) -> str:
+    return ast.dump(_tree(text))
+
+
+def _nodes(text: str) -> list[ast.AST]:
+    """The nodes of a function's tree but the blocks, whose end goes with the comments behind it."""
+    return [node for node in ast.walk(_tree(text)) if isinstance(node, ast.expr)]

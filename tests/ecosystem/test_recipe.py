@@ -1,0 +1,383 @@
+"""A surgery written down and done again to a fresh instance, without rules and without running the model."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import regbn_surgery
+from regbn_surgery import AlreadyRewrittenError, Recipe, RecipeError, load_regbn, save_regbn, unregbnify
+from regbn_surgery._rewrite import explain, operations_of
+from tests.rewrite.models import Cross, Late, Nested, build, counting, everything, operate, run, step, vectors
+from tests.rewrite.models import token_pairs as tokens
+from tests.zoo import CASES
+from tests.zoo._running import run as run_case
+from tests.zoo._running import training_step
+
+BY_NAME = {case.name: case for case in CASES}
+#: One for each way in: a hook, a generated forward, a forward that runs as it is; shared roles, helper functions.
+SAMPLE = ("concat", "fusenet", "hf_vilt", "hf_lxmert")
+
+
+def zoo_parameters() -> list[Any]:
+    return [
+        pytest.param(case.name, marks=() if case.name in SAMPLE else pytest.mark.slow)
+        for case in CASES
+        if "surgery" not in case.pending
+    ]
+
+
+@pytest.mark.parametrize("name", zoo_parameters())
+def test_a_fresh_instance_computes_what_the_first_one_does(name: str, tmp_path: Path) -> None:
+    case = BY_NAME[name]
+    first = regbn_surgery.regbnify(case.model(), case.rules_dict(), case.example)
+    path = tmp_path / "regbn.json"
+    Recipe.of(first).write(path)
+    second = Recipe.read(path).apply(case.model())
+    training_step(first, case.example(3))
+    assert second.load_state_dict(first.state_dict())
+    for batch in case.batches:
+        for train in (False, True):
+            expected = run_case(first, case.example(batch), train=train)
+            found = run_case(second, case.example(batch), train=train)
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert [(r.host, r.tier, r.sites) for r in explain(first)] == [
+        (r.host, r.tier, _with_evidence(r.sites, first)) for r in explain(second)
+    ]
+    assert path.stat().st_size < 32_000
+
+
+def _with_evidence(sites: tuple[Any, ...], model: nn.Module) -> tuple[Any, ...]:
+    """The recipe leaves out what only people read; where the rest agrees, the sites are the first model's."""
+    originals = {(op.planned.host, op.planned.name): op.planned for op in operations_of(model)}
+    found = [originals[site.host, site.name] for site in sites]
+    for site, original in zip(sites, found, strict=True):
+        assert (site.f.shape, site.g.shape, site.options) == (original.f.shape, original.g.shape, original.options)
+    return tuple(found)
+
+
+@pytest.mark.parametrize(
+    ("cls", "example", "kind"), [(Late, vectors, "concat"), (Nested, vectors, "concat"), (Cross, tokens, "attention")]
+)
+def test_nothing_is_run_and_regbn_works_at_once(cls: type[nn.Module], example: Any, kind: str) -> None:
+    recipe = Recipe.of(operate(build(cls), example(), kind))
+    model = build(cls)
+    ran: list[str] = []
+    handle = model.register_forward_pre_hook(lambda *_: ran.append("forward"))
+    rewritten = recipe.apply(model)
+    assert not ran
+    handle.remove()
+    with counting(rewritten) as calls:
+        run(rewritten, example(5), training=True)
+        run(rewritten, example(3), training=False)
+    assert list(calls.values()) == [2]
+    assert type(rewritten).__name__ == cls.__name__
+    assert isinstance(rewritten, cls)
+
+
+def test_a_copy_is_changed_unless_asked_otherwise() -> None:
+    recipe = Recipe.of(operate(build(Late), vectors()))
+    model = build(Late)
+    before = everything(model)
+    assert recipe.apply(model) is not model
+    assert everything(model) == before
+    assert recipe.apply(model, inplace=True) is model
+    with pytest.raises(AlreadyRewrittenError):
+        recipe.apply(model)
+    assert everything(unregbnify(model)) == before
+
+
+def test_what_was_applied_can_be_written_again() -> None:
+    recipe = Recipe.of(operate(build(Late), vectors()))
+    assert Recipe.of(recipe.apply(build(Late))) == recipe
+
+
+def test_it_reads_well() -> None:
+    recipe = Recipe.of(operate(build(Nested), vectors()))
+    assert str(recipe).splitlines() == [
+        "RegBN in tests.rewrite.models:Nested",
+        "  fusion.regbn_x: f is argument `left`, g is argument `right` (rule 'x')",
+    ]
+
+
+def test_only_a_rewritten_model_has_one() -> None:
+    with pytest.raises(RecipeError, match="Late carries no RegBN"):
+        Recipe.of(build(Late))
+    wrapped = nn.DataParallel(operate(build(Late), vectors()))
+    with pytest.raises(RecipeError, match=r"pass `\.module`"):
+        Recipe.of(wrapped)
+
+
+# -- a class that is not what it was ----------------------------------------------------------------------------------
+
+SOURCE = '''
+import torch
+from torch import nn
+
+
+def joined(f, g):
+    """Put together."""
+    return torch.cat([f, g], dim=-1)
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enc_a = nn.Linear(6, 8)
+        self.enc_b = nn.Linear(5, 4)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, a, b):
+        f = self.enc_a(a)
+        g = self.enc_b(b)
+        return self.head(joined(f, g))
+'''
+
+
+class Workshop:
+    """A module whose source a test changes."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.monkeypatch = monkeypatch
+        self.count = 0
+
+    def load(self, text: str, name: str = "workshop") -> types.ModuleType:
+        self.count += 1
+        path = self.folder / f"version_{self.count}.py"
+        path.write_text(text)
+        module = types.ModuleType(name)
+        module.__file__ = str(path)
+        self.monkeypatch.setitem(sys.modules, name, module)
+        exec(compile(text, str(path), "exec"), module.__dict__)
+        return module
+
+    def recipe(self) -> Recipe:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = self.load(SOURCE).Model()
+        return Recipe.of(operate(model, vectors()))
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    return Workshop(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("g = self.enc_b(b)", "g = self.enc_b(b) * 2", r"Model\.forward has changed:(.|\n)*\+ .*enc_b\(b\) \* 2"),
+        ("[f, g], dim=-1", "[g, f], dim=-1", r"workshop:joined has changed"),
+        ("class Model(", "class Other(", r"the model was a workshop:Model; now it is a workshop:Other"),
+        ("def joined(f, g)", "def put(f, g)", r"workshop:joined is not there any more"),
+        ("        f = self.enc_a(a)\n", "        f = self.enc_a(\n            a)\n", r"broken anew"),
+    ],
+)  # fmt: skip
+def test_a_changed_class_is_refused_with_what_changed(workshop: Workshop, old: str, new: str, said: str) -> None:
+    recipe = workshop.recipe()
+    assert old in SOURCE
+    text = SOURCE.replace(old, new).replace(
+        "self.head(joined(", "self.head(put(" if "def put" in new else "self.head(joined("
+    )
+    module = workshop.load(text)
+    model = getattr(module, "Other" if "Other" in new else "Model")()
+    before = everything(model)
+    with pytest.raises(RecipeError, match=said) as caught:
+        recipe.apply(model, inplace=True)
+    assert "Call regbnify with the rules" in str(caught.value)
+    assert everything(model) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "'''A long\n\n\nheader.'''\n\nLIMIT = 3\n" + text,
+        lambda text: text.replace('"""Put together."""', '"""Put\n    two things\n    together.\n    """\n    # so\n'),
+        lambda text: text.replace("        g = self", "        # the other one\n\n        g = self"),
+        lambda text: text.replace("class Model", "def other():\n    return 1\n\n\nclass Model"),
+    ],
+)
+def test_comments_docstrings_and_the_rest_of_the_file_may_change(workshop: Workshop, change: Any) -> None:
+    recipe = workshop.recipe()
+    text = change(SOURCE)
+    assert text != SOURCE
+    model = workshop.load(text).Model()
+    assert_works(recipe.apply(model))
+
+
+def assert_works(model: nn.Module) -> None:
+    with counting(model) as calls:
+        run(model, vectors(), training=True)
+    assert list(calls.values()) == [1]
+
+
+def test_a_module_may_be_called_something_else(workshop: Workshop) -> None:
+    recipe = workshop.recipe()
+    module = workshop.load(SOURCE, name="__other_main__")
+    workshop.monkeypatch.delitem(sys.modules, "workshop")
+    assert_works(recipe.apply(module.Model()))
+
+
+def test_versions_are_told_where_it_does_not_fit(workshop: Workshop) -> None:
+    recipe = workshop.recipe()
+    older = json.loads(json.dumps(dict(recipe.versions)))
+    older["torch"] = "1.0.0"
+    model = workshop.load(SOURCE.replace("[f, g]", "[f, g, g]")).Model()
+    with pytest.raises(RecipeError, match=r"It was made with torch 1\.0\.0, now "):
+        type(recipe)(**{**vars(recipe), "versions": older}).apply(model)
+
+
+def test_a_missing_host_is_refused() -> None:
+    recipe = Recipe.of(operate(build(Nested), vectors()))
+    model = build(Nested)
+    model.fusion = nn.Identity()
+    with pytest.raises(
+        RecipeError, match=r"the module at `fusion` was a tests\.rewrite\.models:Fusion; now it is a torch"
+    ):
+        recipe.apply(model)
+    del model.fusion
+    with pytest.raises(RecipeError, match="there is no module at `fusion` any more"):
+        recipe.apply(model)
+
+
+def test_code_outside_of_functions_is_refused(workshop: Workshop) -> None:
+    text = SOURCE.replace('def joined(f, g):\n    """Put together."""\n    return ', "joined = lambda f, g: ")
+    model = operate(workshop.load(text).Model(), vectors())
+    with pytest.raises(RecipeError, match="stands in no function"):
+        Recipe.of(model)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_recipe_and_weights_in_one_directory(tmp_path: Path) -> None:
+    model = operate(build(Late), vectors())
+    step(model, vectors())
+    save_regbn(model, tmp_path / "new" / "folder")
+    found = load_regbn(Late(), tmp_path / "new" / "folder")
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["model.safetensors", "regbn.json"]
+    torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(run(found, vectors(), False), run(model, vectors(), False), rtol=0, atol=0)
+
+
+class Tied(Late):
+    """Two names for one weight, of which safetensors keeps one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(12, 3)
+        self.second.weight = self.head.weight
+
+    def forward(self, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+        joint = torch.cat([torch.relu(self.enc_a(a)), torch.relu(self.enc_b(b))], dim=-1)
+        return self.head(joint) + self.second(joint)
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    model = operate(build(Tied), vectors())
+    save_regbn(model, tmp_path)
+    found: Any = load_regbn(Tied(), tmp_path)
+    assert found.second.weight is found.head.weight
+    torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_weights_that_do_not_fit_leave_the_model_as_it_was(tmp_path: Path) -> None:
+    save_regbn(operate(build(Late), vectors()), tmp_path)
+    wider, longer, shorter = build(Late), build(Late), build(Late)
+    wider.head = nn.Linear(12, 7)
+    longer.extra = nn.Linear(2, 2)
+    del shorter.norm
+    for model, said in (
+        (wider, r"of another size: .*head\.weight \[3, 12\] instead of \[7, 12\]"),
+        (longer, r"missing: extra\.weight"),
+        (shorter, r"unknown to the model: .*norm\.bias"),
+    ):
+        before = everything(model)
+        with pytest.raises(RecipeError, match=said):
+            load_regbn(model, tmp_path)
+        assert everything(model) == before
+
+
+def test_files_that_are_not_there_or_not_ours(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="save_regbn writes it"):
+        load_regbn(Late(), tmp_path)
+    with pytest.raises(RecipeError, match="carries no RegBN"):
+        save_regbn(build(Late), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    model = operate(build(Late), vectors())
+    save_regbn(model, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_regbn(Late(), tmp_path)
+    path = tmp_path / "regbn.json"
+    good = json.loads(path.read_text())
+    for change, said in (
+        ("{", "cannot be read as a recipe"),
+        ("[]", "its format is None"),
+        (json.dumps({**good, "format": 7}), "its format is 7"),
+        (json.dumps({k: v for k, v in good.items() if k != "hosts"}), "lacks recipe.hosts"),
+        (json.dumps({**good, "colour": 1}), "recipe.colour, which this version"),
+        (json.dumps({**good, "writes_parameters": "no"}), "'no' at recipe.writes_parameters, where bool belongs"),
+        (json.dumps({**good, "hosts": 3}), "3 at recipe.hosts, where a list belongs"),
+    ):
+        path.write_text(change)
+        with pytest.raises(RecipeError, match=said):
+            Recipe.read(path)
+
+
+# -- transformers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf_blip_captioning",
+        "hf_altclip",
+        pytest.param("hf_trocr", marks=pytest.mark.slow),
+        pytest.param("hf_mllama", marks=pytest.mark.slow),
+    ],
+)
+def test_save_pretrained_writes_the_original_class_and_the_loader_brings_regbn_back(name: str, tmp_path: Path) -> None:
+    """The last three are written under the names of their published checkpoints, which differ from the model's."""
+    case = BY_NAME[name]
+    original: Any = case.model()
+    model: Any = regbn_surgery.regbnify(original, case.rules_dict(), case.example)
+    training_step(model, case.example(3))
+    save_regbn(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == [type(original).__name__]
+    plain = type(original).from_pretrained(tmp_path)
+    assert type(plain) is type(original)
+    assert list(plain.state_dict()) == list(original.state_dict())
+    found = load_regbn(plain, tmp_path)
+    torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=0, atol=0)
+    batch = case.example(3)
+    torch.testing.assert_close(run_case(found, batch, train=False), run_case(model, batch, train=False), rtol=0, atol=0)
+
+
+def test_weights_under_other_names_are_not_taken_for_loaded(tmp_path: Path) -> None:
+    """A model with random weights must not pass for one of `from_pretrained`."""
+    case = BY_NAME["hf_altclip"]
+    save_regbn(regbn_surgery.regbnify(case.model(), case.rules_dict(), case.example), tmp_path)
+    with pytest.raises(RecipeError, match=r"AltCLIPModel\.from_pretrained\("):
+        load_regbn(case.model(), tmp_path)
+
+
+def test_weights_without_a_recipe_take_one_from_elsewhere(tmp_path: Path) -> None:
+    case = BY_NAME["hf_blip_captioning"]
+    model: Any = regbn_surgery.regbnify(case.model(), case.rules_dict(), case.example)
+    training_step(model, case.example(3))
+    model.save_pretrained(tmp_path)
+    fresh = type(case.model()).from_pretrained(tmp_path)  # type: ignore[attr-defined]
+    with pytest.raises(RecipeError, match=r"recipe=Recipe\.of"):
+        load_regbn(fresh, tmp_path)
+    found = load_regbn(fresh, tmp_path, recipe=Recipe.of(model))
+    torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=0, atol=0)

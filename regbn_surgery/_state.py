@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 #: Every trial run starts from this seed, so that dropout draws the same numbers in each of them.
 SEED = 20231210
@@ -44,7 +45,7 @@ def preserved(model: nn.Module, *, parameters: bool = False) -> Iterator[None]:
         if isinstance(value, torch.Generator)
     ]
     written = tuple(model.parameters() if parameters else _renormalised(model))
-    values = [(tensor, tensor.detach().clone()) for tensor in written if tensor.device.type != "meta"]
+    values = [(tensor, tensor.detach().clone()) for tensor in written if not has_no_values(tensor)]
     _lend_buffers(model)
     try:
         yield
@@ -72,7 +73,7 @@ def watching_parameters(model: nn.Module, changed: list[str]) -> Iterator[None]:
     if sum(p.numel() * p.element_size() for p in model.parameters()) > _ASKED_UP_TO:
         yield
         return
-    values = [(name, p, p.detach().clone()) for name, p in model.named_parameters() if p.device.type != "meta"]
+    values = [(name, p, p.detach().clone()) for name, p in model.named_parameters() if not has_no_values(p)]
     try:
         yield
     finally:
@@ -81,6 +82,11 @@ def watching_parameters(model: nn.Module, changed: list[str]) -> Iterator[None]:
                 if parameter.shape == value.shape and not torch.equal(parameter, value):
                     changed.append(name)
                     parameter.copy_(value)
+
+
+def has_no_values(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a shape only: on the meta device, or a fake."""
+    return tensor.device.type == "meta" or isinstance(tensor, FakeTensor)
 
 
 def _lend_buffers(model: nn.Module) -> None:

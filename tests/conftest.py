@@ -27,6 +27,7 @@ _SLOW = (
     "test_ranks_equal_one_process_with_the_joined_batch[4]",
     "test_zoo.py::test_modalities_left_to_default[",
     "test_models.py::",
+    "test_fakes.py::test_transformers_without_weights[",
     "test_generated.py::test_surgery[",
     "test_generated.py::test_points[1",
     "test_pmr_train.py::test_a_run_can_be_made_longer",
@@ -45,6 +46,7 @@ _KEPT = (
     "test_surgery[1]",
     "test_surgery[2]",
     "evaluation[published]",
+    "weights[hf_llava]",
 )
 
 

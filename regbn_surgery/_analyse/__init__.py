@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,14 +11,15 @@ import torch
 from torch import nn
 
 from .. import _tree
-from .._capture import Trace, capture
+from .._capture import Trace, capture, is_user_file
 from .._errors import CaptureError, RegBNError
+from .._fakes import NEEDS_VALUES, REAL, Fakes, standing_in
 from .._inputs import Batches, Inputs
 from .._state import preserved, seeded, watching_parameters
 from .._types import FusionPoint, InputTensor, Inspection
 from ._anchors import Take
 from ._flow import follow
-from ._layouts import channel_axes, compare_batches, layout_of
+from ._layouts import channel_axes, compare_batches, layout_of, same_calls
 from ._pairs import Pair, resolve_pair
 from ._points import Found, Recipe, Run, find_points
 from ._sources import Sources, find_sources, matches_input
@@ -54,13 +56,16 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Sequenc
         CaptureError: where the model cannot be run on the example inputs.
         InputsError: where `modalities` name inputs that do not exist.
     """
-    written: list[str] = []
-    with watching_parameters(model, written):
-        train = run_model(model, batches.small, training=True)
-    writes = bool(written)
-    large_train = _large(model, batches, training=True, writes=writes)
-    small = run_model(model, batches.small, training=False, writes=writes)
-    large = _large(model, batches, training=False, writes=writes)
+    with standing_in(model) as fakes:
+        written: list[str] = []
+        with watching_parameters(model, written):
+            train = run_model(model, batches.small, training=True, fakes=fakes)
+        run = functools.partial(run_model, model, writes=bool(written), fakes=fakes)
+        small = run(batches.small, training=False)
+        large = None if batches.large is None else run(batches.large, training=False)
+        large_train = large
+        if batches.large is not None and not same_calls(small, train):  # else axes follow the batch size alike
+            large_train = run(batches.large, training=True)
     sources = find_sources(small, modalities)
     order = tuple(modality.name for modality in sources.modalities)
     runs = [
@@ -77,21 +82,28 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Sequenc
         notes=(*batches.notes, *_notes(runs, sources, found)),
     )
     recipes = {(f.point.id, i): recipe for f in found for i, recipe in enumerate(f.recipes)}
-    return Analysis(inspection, recipes, batches, tuple(runs), writes)
+    return Analysis(inspection, recipes, batches, tuple(runs), bool(written))
 
 
-def run_model(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool = False) -> Trace:
+def run_model(
+    model: nn.Module, inputs: Inputs, *, training: bool, writes: bool = False, fakes: Fakes = REAL
+) -> Trace:
     """Capture one run of the whole model in the given mode, leaving no trace in the model.
 
-    `writes` says that its forward writes to its parameters, so that these have to be put back, too.
+    `writes` says that its forward writes to its parameters, so that these have to be put back, too. `fakes` is how
+    to run a model without weights.
     """
     with preserved(model, parameters=writes), seeded(), torch.set_grad_enabled(training):
         model.train(training)
         try:
-            args, kwargs = _tree.cloned((inputs.args, inputs.kwargs))
-            trace, _ = capture(model, args, kwargs)
+            ours = fakes.inputs(inputs)
+            args, kwargs = _tree.cloned((ours.args, ours.kwargs))
+            with fakes.running():
+                trace, _ = capture(model, args, kwargs)
         except RegBNError:
             raise
+        except NEEDS_VALUES as error:
+            raise CaptureError(_needs_values(model, error)) from error
         except MODEL_ERRORS as error:
             mode = "training" if training else "evaluation"
             raise CaptureError(
@@ -102,8 +114,16 @@ def run_model(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool 
     return trace
 
 
-def _large(model: nn.Module, batches: Batches, *, training: bool, writes: bool) -> Trace | None:
-    return run_model(model, batches.large, training=training, writes=writes) if batches.large is not None else None
+def _needs_values(model: nn.Module, error: BaseException) -> str:
+    """For a model without weights whose forward looks at values."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if is_user_file(frame.filename)]
+    where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+    return (
+        f"{type(model).__name__} has parameters without values (on the meta device, or fakes), and its forward needs "
+        f"a floating value{where}: {error.__class__.__name__}. Inspect it with real weights, or a smaller model of the "
+        "same class (fewer layers, narrower) with real random ones: fusion points have the same ids there."
+    )
 
 
 def _analysed(

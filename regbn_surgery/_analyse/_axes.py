@@ -116,9 +116,9 @@ def _computation(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> Mov
         spatial = range(2, len(shape))
         source = ((0,), (), *((i,) for i in spatial)) if len(result) == len(shape) else None
         return None if source is None else Movement(source, frozenset({1, *spatial}))
-    spatial_axes = _spatial(op, len(shape))
-    if spatial_axes is not None:
-        return Movement(_same_axes(shape), spatial_axes) if len(result) == len(shape) else None
+    over_space = spatial_axes(op, len(shape))
+    if over_space is not None:
+        return Movement(_same_axes(shape), over_space) if len(result) == len(shape) else None
     if "layernorm" in lower or lower in ("layer_norm", "rms_norm", "rmsnorm"):
         width = _normalized_rank(op)
         return Movement(_same_axes(shape), frozenset(range(len(shape) - width, len(shape))))
@@ -142,7 +142,7 @@ def _computation(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> Mov
     return None
 
 
-def _spatial(op: Op, rank: int) -> frozenset[int] | None:
+def spatial_axes(op: Op, rank: int) -> frozenset[int] | None:
     """The axes that pooling, resizing and padding work on; None for other calls."""
     lower = op.name.lower()
     if lower == "pad":

@@ -105,9 +105,11 @@ class _Interpreter:
         self.meetings: list[Meeting] = []
         self.graph: nx.DiGraph[int] = nx.DiGraph()
         self.producers: dict[int, int] = {}
+        # Who shares memory, so that a write through one view is seen through the others.
         self.by_storage: dict[int, list[int]] = {}
-        for uid in sources:
-            self._share(uid)
+        for info in trace.tensors.values():
+            if info.storage >= 0:
+                self.by_storage.setdefault(info.storage, []).append(info.uid)
 
     def finish(self) -> Flow:
         for uid in self.trace.frames[0].outputs:
@@ -177,22 +179,11 @@ class _Interpreter:
             return
         known = self.lineages.get(uid)
         self.lineages[uid] = lineage if known is None or uid not in op.inputs else self._written(known, lineage)
-        self._share(uid)
         if op.inplace:
             for other in self.by_storage.get(info.storage, ()):
                 if other != uid:
                     before = self.lineages.get(other)
                     self.lineages[other] = lineage.plain() if before is None else self._written(before, lineage).plain()
-
-    def _share(self, uid: int) -> None:
-        """Remember who shares memory, so that a write through one view is seen through the others."""
-        storage = self.trace.tensors[uid].storage
-        if storage >= 0:
-            known = self.by_storage.setdefault(
-                storage, [t.uid for t in self.trace.tensors.values() if t.storage == storage]
-            )
-            if uid not in known:
-                known.append(uid)
 
     @staticmethod
     def _written(before: Lineage, written: Lineage) -> Lineage:
@@ -456,6 +447,9 @@ class _Interpreter:
             scores.lineage, ax.Movement(ax.broadcast_map(scores.info.shape, result.shape), frozenset())
         )
         values = [m for m in operands if m.lineage.axes is None]
+        for m in values if kind == "sum" else ():
+            if m.info.shape == result.shape and len(operands) == 2 and self._is_ancestor(m, scores):
+                return self._fused(operands, m.home)  # a residual: these were no scores, `q @ (kᵀ v)` for one
         lineage = replace(self._fused(operands, carried.home), axes=carried.axes, scores=carried.scores)
         if kind == "product" and scores.lineage.scores is not None and values:
             self._weigh(scores.lineage.scores, op, tuple(values))
@@ -487,7 +481,8 @@ class _Interpreter:
         return replace(lineage, axes=outcome.axes, scores=meeting if outcome.axes else None)
 
     def _attention(self, op: Op, operands: tuple[Met, ...]) -> Lineage:
-        query = next((m for m in operands if m.position == 0), operands[0])
+        asks = 1 if op.name == "Transformer" else 0  # `Transformer(src, tgt)`: what comes out is the target
+        query = next((m for m in operands if m.position == asks), operands[0])
         for m in operands:
             self._mixed(m.lineage)
         if any(not comparable(query.home, m.home) for m in operands):

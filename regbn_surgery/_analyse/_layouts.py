@@ -75,6 +75,14 @@ def _aligned(small: Trace, large: Trace) -> list[tuple[int, int]]:
     return pairs
 
 
+def same_calls(a: Trace, b: Trace) -> bool:
+    """Whether two runs made the same calls in the same order."""
+    places = _places(a), _places(b)
+    if len(a.ops) != len(b.ops):
+        return False
+    return all(x.key == y.key and places[0][x.frame] == places[1][y.frame] for x, y in zip(a.ops, b.ops, strict=True))
+
+
 def _places(trace: Trace) -> list[tuple[Any, ...]]:
     """For each frame the keys of the calls that lead to it: its identity across runs."""
     places: list[tuple[Any, ...]] = []
@@ -219,7 +227,7 @@ def _channel_wanted(op: Op, position: int, uid: int, trace: Trace, channels: Map
     result = trace.tensors[op.outputs[0]]
     channel = channels.get(result.uid)
     if channel is None:
-        return None
+        return _channel_of_pooled(op, position, len(shape))
     move = ax.movement(op, shape, result.shape)
     if move is None:
         same = op.name in CONCATS and len(shape) == len(result.shape)
@@ -231,6 +239,14 @@ def _channel_wanted(op: Op, position: int, uid: int, trace: Trace, channels: Map
     return (
         channel if dim == channel.dim else Channel(dim, f"channel axis {dim}: before {channel.evidence}", channel.style)
     )
+
+
+def _channel_of_pooled(op: Op, position: int, rank: int) -> Channel | None:
+    """Pooling and resizing over two axes or more say where the channels of a map are that no layer has touched."""
+    spatial = ax.spatial_axes(op, rank)
+    if position != 0 or spatial is None or rank < 4 or spatial != frozenset(range(2, rank)):
+        return None
+    return Channel(1, f"channel axis 1: read as axis 1 by {_named(op)}", "first")
 
 
 def layout_of(uid: int, trace: Trace, batches: BatchAxes, channels: Mapping[int, Channel]) -> Layout:
@@ -260,7 +276,8 @@ def layout_of(uid: int, trace: Trace, batches: BatchAxes, channels: Mapping[int,
     else:
         evidence.append("channel axis unknown: no layer with a known layout made or reads this tensor")
     spatial = tuple(i for i in range(rank) if i not in (batch, dim)) if batch is not None and dim is not None else ()
-    sequence = len(spatial) == 1 and channel is not None and channel.style == "last"
+    # One axis of positions before the channels is a sequence, also where a map's places were laid out as tokens.
+    sequence = len(spatial) == 1 and channel is not None and (channel.style == "last" or dim == rank - 1)
     return Layout(batch, dim, spatial, sequence, tuple(evidence))
 
 

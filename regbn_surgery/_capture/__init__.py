@@ -2,6 +2,7 @@
 
 from ._intercept import intercepting
 from ._recorder import Recorder, capture
+from ._source import is_user_file
 from ._trace import Frame, Op, TensorInfo, TensorRef, Trace, ValueRead
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "ValueRead",
     "capture",
     "intercepting",
+    "is_user_file",
 ]

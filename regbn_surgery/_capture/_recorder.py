@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.fx
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 from torch.utils.checkpoint import CheckpointFunction
@@ -150,7 +151,8 @@ class Recorder:
         self._alive.append(tensor)
         memory = _memory(tensor)
         storage = self._storages.setdefault(memory[0], len(self._storages)) if memory else -1 - uid
-        self._tensors[uid] = TensorInfo(uid, tuple(tensor.shape), tensor.dtype, storage, self._owned.get(id(tensor)))
+        shape = tuple(_known_size(n) for n in tensor.shape)
+        self._tensors[uid] = TensorInfo(uid, shape, tensor.dtype, storage, self._owned.get(id(tensor)))
         return uid
 
     def number(self, op: Callable[..., Any], operands: tuple[Any, ...]) -> torch.fx.Node:
@@ -466,6 +468,8 @@ class Recorder:
             return output
         if id(args[0]) in self._owned:
             return output  # the shape of a parameter is a constant of the model
+        if not all(isinstance(n, int) for n in (output if isinstance(output, tuple) else (output,))):
+            return output  # a fake's size that depends on values
         tensor = args[0]
         base = _ShapeNode(self, tensor)
         if isinstance(output, int):
@@ -668,10 +672,20 @@ def _named_tensors(
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     """What identifies the memory a tensor looks at; None where it has none of its own (sparse, nested)."""
-    if tensor.layout is not torch.strided or type(tensor) not in (torch.Tensor, nn.Parameter):
+    if tensor.layout is not torch.strided or type(tensor) not in (torch.Tensor, nn.Parameter, FakeTensor):
+        return None
+    if not all(isinstance(n, int) for n in tensor.shape):
         return None
     storage = tensor.untyped_storage()._cdata
     return (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+def _known_size(size: int | torch.SymInt) -> int:
+    """A size as a number; -1 for one that depends on values which a fake does not have."""
+    if isinstance(size, int):
+        return size
+    known: int | None = size.node.maybe_as_int()
+    return -1 if known is None else known
 
 
 def _simple(value: Any) -> bool:

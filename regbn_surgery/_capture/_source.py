@@ -19,10 +19,15 @@ def current_source() -> Source | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         filename = frame.f_code.co_filename
-        if not filename.startswith(_LIBRARY) and os.sep + "contextlib.py" not in filename:
+        if is_user_file(filename):
             return Source(filename, frame.f_lineno, frame.f_code.co_name)
         frame = frame.f_back
     return None
+
+
+def is_user_file(filename: str) -> bool:
+    """Whether a file is neither torch's nor of this package."""
+    return not filename.startswith(_LIBRARY) and os.sep + "contextlib.py" not in filename
 
 
 def entering_grad_mode() -> bool:

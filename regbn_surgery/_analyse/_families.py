@@ -54,7 +54,8 @@ DROPS = frozenset({
 FIRST_ONLY = frozenset({
     "type_as", "expand_as", "view_as", "reshape_as", "to", "resize_as_", "type", "gather", "take",
     "take_along_dim", "index_select", "__getitem__", "masked_select", "masked_fill", "masked_fill_", "masked_fill__",
-    "repeat_interleave", "index_fill", "index_fill_", "pad_packed_sequence", "pack_padded_sequence",
+    "repeat_interleave", "index_fill", "index_fill_", "pad_packed_sequence", "pack_padded_sequence", "grid_sample",
+    "grid_sampler", "grid_sampler_2d", "grid_sampler_3d",
 })  # fmt: skip
 #: Of these, the ones that are an embedding written by hand where the first operand is a table: the ids carry the data.
 LOOKUPS = frozenset({"__getitem__", "index_select", "gather", "take", "take_along_dim"})

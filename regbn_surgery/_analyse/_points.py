@@ -12,10 +12,11 @@ import networkx as nx
 from .._capture import Frame, Trace
 from .._types import NEVER_BY_DEFAULT, FusionPoint, Kind, Layout, Level, Operand, Reduce, Side, Site
 from ._anchors import Event, FrameView, Key, Take
-from ._axes import concat_dim
+from ._axes import SPLITS, concat_dim, split_dim
 from ._families import CONCATS
 from ._flow import Flow, Meeting, Met
 from ._lineage import Home, comparable
+from ._masks import find_mask
 from ._scatter import Scatter, scatter_sides
 
 _NO_LEVEL: frozenset[Kind] = frozenset({"similarity", "loss"})
@@ -42,6 +43,7 @@ class Recipe:
     mask_side: int
     repeats: bool  # the call stands in a loop: each of its rounds is this site
     whole_input: tuple[bool, bool]  # whether nothing else in the owner reads that argument
+    mask_leaves_out: bool = False  # whether True in the mask marks what to leave out, not what to keep
     scatter: Scatter | None = None  # of a point of that kind: its calls, in other words
 
 
@@ -102,14 +104,19 @@ def _rounds_merged(groups: dict[tuple[str, Key], Members]) -> dict[tuple[str, Ke
     return merged
 
 
-def _layer_behind(run: Run, uid: int) -> str | None:
-    """Path of the nearest layer that a tensor comes out of; None for one no layer has touched."""
+def _layer_behind(run: Run, uid: int) -> tuple[object, ...] | None:
+    """The nearest layer that a tensor comes out of, and which part of its channels; None for one no layer touched."""
     seen: set[int] = set()
+    parts: list[int] = []
     while uid in run.flow.producers and uid not in seen:
         seen.add(uid)
         op = run.trace.ops[run.flow.producers[uid]]
         if op.module is not None:
-            return op.module
+            return op.module, *parts
+        if op.name in SPLITS and split_dim(op, len(run.trace.tensors[op.inputs[0]].shape)) == (
+            run.layout(op.inputs[0]).channel_dim
+        ):
+            parts.append(op.outputs.index(uid))
         carrying = [i for i in op.inputs if i in run.flow.lineages and run.flow.lineages[i].touched]
         if not carrying:
             return None
@@ -346,7 +353,7 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
         and all((reader.key, position) in take.readers for reader, position in view.readers.get(take.uid, ()))
         for take in takes
     )
-    mask, mask_side = _mask(meeting, view, sides, pair)
+    mask = find_mask(meeting, view, sides)
     recipe = Recipe(
         owner=host,
         key=meeting.op.key,
@@ -356,10 +363,11 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
         role=role,
         cycle=None,
         caller="",
-        mask=mask,
-        mask_side=mask_side,
+        mask=mask.name if mask is not None else None,
+        mask_side=mask.side if mask is not None else 1,
         repeats=False,
         whole_input=(whole[0], whole[1]),
+        mask_leaves_out=mask is not None and mask.leaves_out,
     )
     return site, recipe
 
@@ -391,24 +399,6 @@ def _take(
         return view.taken(stream, readers[0], readers), None
     readers = tuple((event.key, position) for position, uid in enumerate(event.inputs) if uid in uids)
     return view.taken(uids[0], readers[0], readers), None
-
-
-def _mask(meeting: Meeting, view: FrameView, sides: Sequence[Side], pair: Pair) -> tuple[str | None, int]:
-    """The argument that masks the keys of an attention, and which side it masks."""
-    if meeting.kind != "attention":
-        return None, 1
-    if meeting.op.name == "MultiheadAttention":
-        return "key_padding_mask", 1
-    for side in (1, 0):
-        spatial = sides[side].spatial_shape
-        if len(spatial) != 1:
-            continue
-        for uid, name in view.arguments.items():
-            shape = view.trace.tensors[uid].shape
-            named = "mask" in name.lower() and view.carries(uid) is None
-            if named and len(shape) >= 2 and shape[-1] == spatial[0] and shape[0] == sides[side].shape[0]:
-                return name, side
-    return None, 1
 
 
 def _leaf_arguments(meeting: Meeting, pair: Pair) -> tuple[tuple[str, ...], tuple[str, ...]] | None:

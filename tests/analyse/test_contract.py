@@ -85,3 +85,13 @@ def test_two_attentions_in_a_row_are_two_points() -> None:
 
     assert told(forward, QV) == [("attention", {"a", "b"})] * 2
     assert homes(forward, QV) == ["a"]
+
+
+def test_a_residual_around_linear_attention_belongs_to_the_reader() -> None:
+    """`q @ (kᵀ v)` looks like scores of positions against features; the sum with the reader says that it is not."""
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return a + a.softmax(-1) @ (b.softmax(1).mT @ b)
+
+    assert told(forward, QV) == [("matmul", {"a", "b"})]
+    assert homes(forward, QV) == ["a"]

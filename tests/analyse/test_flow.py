@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .reading import homes, inputs, normal, points, told
@@ -297,3 +298,22 @@ def test_three_streams_at_one_call() -> None:
         (("a",), ("b",)), (("a",), ("c",)), (("b",), ("c",)),
     ]  # fmt: skip
     assert normal(2, 3).shape == (2, 3)
+
+
+def test_what_comes_out_of_a_whole_transformer_is_its_target() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return self.transformer(a, b)
+
+    transformer = nn.Transformer(8, 2, 1, 1, 8, batch_first=True)
+    example = inputs(a=(5, 8), b=(3, 8))
+    assert told(forward, example, transformer=transformer) == [("attention", {"a", "b"})]
+    assert homes(forward, example, transformer=transformer) == ["b"]
+
+
+def test_where_to_sample_is_no_content() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return F.grid_sample(a, b[:, :, None].tanh(), align_corners=False)
+
+    example = inputs(a=(3, 6, 6), b=(4, 2))
+    assert told(forward, example) == []
+    assert homes(forward, example) == ["a"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regbn_surgery._types import Layout
@@ -39,7 +40,7 @@ IDS = {"a": torch.randint(0, 9, (4, 5), generator=torch.Generator().manual_seed(
         (lambda self, a: self.m(a), TOKENS, nn.Conv1d(5, 4, 3), (0, 1, (2,), False), "axis 1 of Conv1d `m`"),
         (lambda self, a: self.m(a).relu().mT, TOKENS, nn.Linear(8, 4), (0, 1, (2,), True), "followed from"),
         (lambda self, a: self.m(a).flatten(2), MAPS, nn.Conv2d(3, 4, 3), (0, 1, (2,), False), "Conv2d"),
-        (lambda self, a: self.m(a).flatten(2).transpose(1, 2), MAPS, nn.Conv2d(3, 4, 3), (0, 2, (1,), False), "from"),
+        (lambda self, a: self.m(a).flatten(2).transpose(1, 2), MAPS, nn.Conv2d(3, 4, 3), (0, 2, (1,), True), "from"),
         (lambda self, a: self.m(a).permute(2, 3, 0, 1), MAPS, nn.Conv2d(3, 4, 3), (2, 3, (0, 1), False), "from"),
         (lambda self, a: self.m(a).mean((2, 3)), MAPS, nn.Conv2d(3, 4, 3), (0, 1, (), False), "Conv2d"),
         (lambda self, a: self.m(a).mean(1), TOKENS, nn.Linear(8, 4), (0, 1, (), False), "followed from"),
@@ -131,3 +132,18 @@ def test_a_loop_over_samples_does_not_shift_what_comes_after() -> None:
 
     (layout,) = layouts(forward, inputs(a=(5, 8)), m=nn.Linear(8, 8))
     assert brief(layout) == (0, 2, (1,), True)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, a, b: torch.cat([F.adaptive_avg_pool2d(a, 1).flatten(1), self.m(b)], 1),
+        lambda self, a, b: torch.cat([F.interpolate(a, size=2), F.max_pool2d(b, 2)], 1),
+    ],
+)
+def test_pooling_says_where_the_channels_of_an_untouched_map_are(forward: Any) -> None:
+    example = {"a": normal(2, 3, 4, 4), "b": normal(2, 3, 4, 4)}
+    found = inspected(forward, example, m=nn.Sequential(nn.Flatten(), nn.Linear(48, 4)))
+    layout = found.inputs[0].layout
+    assert brief(layout) == (0, 1, (2, 3), False)
+    assert any("axis 1" in line for line in layout.evidence)

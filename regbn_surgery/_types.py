@@ -31,6 +31,7 @@ class Source:
     file: str
     line: int
     function: str
+    offset: int = field(default=0, compare=False, repr=False)  # tells two calls in one line apart, within one run
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -145,6 +146,15 @@ class Modality:
     modules: tuple[str, ...] = ()
     slice: tuple[int, int, int | None] | None = None
 
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """Where it begins, for people: `pixel_values`, `x[:, 0:8]`, `module:text_encoder.**`."""
+        stretch = ""
+        if self.slice is not None:
+            dim, start, stop = self.slice
+            stretch = f"[{':, ' * dim}{start}:{'' if stop is None else stop}]"
+        return (*(name + stretch for name in self.inputs), *(f"module:{pattern}" for pattern in self.modules))
+
 
 @dataclass(frozen=True)
 class ExcludedInput:
@@ -248,6 +258,7 @@ class Plan:
     modalities: tuple[Modality, ...] = ()
     points: tuple[tuple[str, str], ...] = ()  # every fusion point: its id, and in words what it is
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()  # under `strict: warn`: what would have been an error
 
     def to_dict(self) -> dict[str, Any]:
         """The whole content as plain JSON types; `Plan.from_dict` reads it back."""

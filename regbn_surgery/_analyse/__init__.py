@@ -22,14 +22,14 @@ from ._flow import follow
 from ._layouts import channel_axes, compare_batches, layout_of, same_calls
 from ._pairs import Pair, resolve_pair
 from ._points import Found, Recipe, Run, find_points
-from ._sources import Sources, find_sources, matches_input
+from ._sources import ModalityLike, Sources, find_sources, input_lineages, matches_input, module_lineages
 
 #: What a model's own code raises when it is run in a way it does not support.
 MODEL_ERRORS = (
     RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ImportError,
 )  # fmt: skip
 
-__all__ = ["MODEL_ERRORS", "Analysis", "Recipe", "Take", "analyse", "matches_input"]
+__all__ = ["MODEL_ERRORS", "Analysis", "ModalityLike", "Recipe", "Take", "analyse", "matches_input"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Analysis:
         return resolve_pair(self.runs[0], f, g)
 
 
-def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Sequence[str]] | None = None) -> Analysis:
+def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, ModalityLike] | None = None) -> Analysis:
     """Run the model in evaluation and training mode, at two batch sizes, and analyse what happened.
 
     The model's parameters, buffers, mode and torch's random state are as before when this returns or raises.
@@ -70,7 +70,7 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Sequenc
     order = tuple(modality.name for modality in sources.modalities)
     runs = [
         _analysed("eval", small, large, batches, sources, order),
-        _analysed("train", train, large_train, batches, _again(sources, small, train), order),
+        _analysed("train", train, large_train, batches, sources, order),
     ]
     found = find_points(runs)
     inspection = Inspection(
@@ -132,17 +132,10 @@ def _analysed(
     axes = compare_batches(trace, large, batches.sizes)
     channels = channel_axes(trace)
     batch_axes = {**{uid: dim for uid, (dim, _) in axes.folded.items()}, **axes.axis}
-    flow = follow(trace, sources.lineages, batch_axes, axes.varying)
+    lineages, roots = input_lineages(trace, sources.modalities), module_lineages(trace, sources.modalities)
+    flow = follow(trace, lineages, batch_axes, axes.varying, roots)
     layout = functools.cache(lambda uid: layout_of(uid, trace, axes, channels))
     return Run(mode, trace, flow, layout, order)
-
-
-def _again(sources: Sources, first: Trace, second: Trace) -> Sources:
-    """The same sources in another run, whose tensors have other uids."""
-    names = {uid: name for name, uid in first.inputs}
-    uids = dict(second.inputs)
-    lineages = {uids[names[uid]]: lineage for uid, lineage in sources.lineages.items()}
-    return Sources(sources.modalities, sources.excluded, lineages)
 
 
 def _inputs(run: Run) -> tuple[InputTensor, ...]:
@@ -162,6 +155,11 @@ def _notes(runs: Sequence[Run], sources: Sources, found: Sequence[Found]) -> lis
         )
     for effect in sorted({effect for run in runs for effect in run.trace.effects}):
         notes.append(effect)
+    blends = {home: op for run in reversed(runs) for home, op in run.flow.blends}
+    for home, op in blends.items():
+        what = f"{op.name} `{op.module}`" if op.module else f"`{op.name}`"
+        names = " and ".join(f"`{m.name}`" for m in sources.modalities if m.name in home)
+        notes.append(f"{names} are stretches of one input that {what} at {op.source} takes together: no call parts them")
     met: set[frozenset[str]] = set()
     for f in found:
         met.update(_pairs(f.point))

@@ -7,7 +7,7 @@ with one cross-attention everything after it is touched by both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import networkx as nx
@@ -71,10 +71,15 @@ class Flow:
     lineages: Mapping[int, Lineage]
     graph: nx.DiGraph[int]
     producers: Mapping[int, int]
+    blends: tuple[tuple[Home, Op], ...] = ()  # modalities of one input that an operation takes together, unparted
 
 
 def follow(
-    trace: Trace, sources: Mapping[int, Lineage], batch_axes: Mapping[int, int], varying: Mapping[int, tuple[int, ...]]
+    trace: Trace,
+    sources: Mapping[int, Lineage],
+    batch_axes: Mapping[int, int],
+    varying: Mapping[int, tuple[int, ...]],
+    roots: Mapping[int, Sequence[tuple[int, Lineage]]] | None = None,
 ) -> Flow:
     """Interpret the trace.
 
@@ -83,10 +88,13 @@ def follow(
         sources: lineage of each source tensor, by uid.
         batch_axes: the axis of each tensor that counts samples, folded with something else or not, by uid.
         varying: all axes of each tensor whose size follows the batch size.
+        roots: tensors that begin a branch of their own, with their lineage, by the operation after which they do.
     """
     interpreter = _Interpreter(trace, sources, batch_axes, varying)
     for op in trace.ops:
         interpreter.step(op)
+        for uid, lineage in (roots or {}).get(op.index, ()):
+            interpreter.lineages[uid] = lineage
     return interpreter.finish()
 
 
@@ -103,6 +111,8 @@ class _Interpreter:
         self.batch_axes = batch_axes
         self.varying = varying
         self.meetings: list[Meeting] = []
+        self.blends: dict[Home, Op] = {}
+        self.op: Op | None = None
         self.graph: nx.DiGraph[int] = nx.DiGraph()
         self.producers: dict[int, int] = {}
         # Who shares memory, so that a write through one view is seen through the others.
@@ -114,11 +124,12 @@ class _Interpreter:
     def finish(self) -> Flow:
         for uid in self.trace.frames[0].outputs:
             self._mixed(self.lineages.get(uid))
-        return Flow(tuple(m for m in self.meetings if m.real), self.lineages, self.graph, self.producers)
+        return Flow(tuple(m for m in self.meetings if m.real), self.lineages, self.graph, self.producers, tuple(self.blends.items()))
 
     # -- one operation ----------------------------------------------------------------------------------------
 
     def step(self, op: Op) -> None:
+        self.op = op
         self.graph.add_node(op.index)
         for uid in op.inputs:
             if uid in self.producers:
@@ -265,6 +276,8 @@ class _Interpreter:
             return
         if lineage.segments.meeting is not None:
             self.meetings[lineage.segments.meeting].real = True
+        elif not lineage.segments.batch and self.op is not None and len(lineage.home) > 1:
+            self.blends.setdefault(lineage.home, self.op)
         for _, part in lineage.segments.parts:
             self._mixed(part)
 

@@ -6,14 +6,15 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .._capture import Trace
 from .._errors import InputsError
+from .._rules.patterns import matches
 from .._types import ExcludedInput, Modality
 from ._axes import CASTS, DROPOUTS, PERMUTES, SPLITS, VIEWS
 from ._families import EMBEDDINGS, LOOKUPS
-from ._lineage import Lineage
+from ._lineage import NOBODY, Lineage, Segments, fuse
 
 #: Parts of names that mark an input as bookkeeping rather than content, by the words of DESIGN's default.
 _BOOKKEEPING = re.compile(
@@ -31,35 +32,39 @@ _PASSES_IDS = (
 )
 
 
+#: How a modality may be given: names of inputs, or a `Modality` for modules and for stretches of an input.
+ModalityLike = Modality | Sequence[str]
+
+
 @dataclass(frozen=True)
 class Sources:
     modalities: tuple[Modality, ...]
     excluded: tuple[ExcludedInput, ...]
-    lineages: Mapping[int, Lineage]
 
 
-def find_sources(trace: Trace, modalities: Mapping[str, Sequence[str]] | None) -> Sources:
-    """The modalities among the inputs of a trace.
+def find_sources(trace: Trace, modalities: Mapping[str, ModalityLike] | None) -> Sources:
+    """The modalities among the inputs of a trace, and the outputs of its modules.
 
     Args:
         trace: a run of the whole model.
-        modalities: input names (or globs) by modality; None takes every floating input, and every integer input that
-            reaches an embedding table, as a modality of its own, bookkeeping such as masks and positions left out.
+        modalities: input names (or globs), or a `Modality`, by name; None takes every floating input, and every
+            integer input that reaches an embedding table, as a modality of its own, bookkeeping such as masks and
+            positions left out.
 
     Raises:
-        InputsError: for a name that fits no input, or an input claimed by two modalities.
+        InputsError: for a name that fits no input or no module, or an input claimed by two modalities.
     """
     if modalities is None:
         chosen, excluded = _default(trace)
     else:
-        chosen, excluded = _named(trace, modalities)
-    uids = dict(trace.inputs)
-    lineages: dict[int, Lineage] = {}
-    for modality in chosen:
-        home = frozenset({modality.name})
-        for name in modality.inputs:
-            lineages[uids[name]] = Lineage(home, home)
-    return Sources(tuple(chosen), tuple(excluded), lineages)
+        chosen, excluded = _named(trace, {name: _spelt(name, given) for name, given in modalities.items()})
+    return Sources(tuple(chosen), tuple(excluded))
+
+
+def _spelt(name: str, given: ModalityLike) -> Modality:
+    if isinstance(given, Modality):
+        return given
+    return Modality(name, (given,) if isinstance(given, str) else tuple(given))
 
 
 def _default(trace: Trace) -> tuple[list[Modality], list[ExcludedInput]]:
@@ -96,30 +101,137 @@ def _reaching_embeddings(trace: Trace) -> set[int]:
     return found
 
 
-def _named(trace: Trace, modalities: Mapping[str, Sequence[str]]) -> tuple[list[Modality], list[ExcludedInput]]:
+def _named(trace: Trace, modalities: Mapping[str, Modality]) -> tuple[list[Modality], list[ExcludedInput]]:
     names = [name for name, _ in trace.inputs]
-    owner: dict[str, str] = {}
+    owners: dict[str, list[Modality]] = {}
     chosen = []
-    for modality, patterns in modalities.items():
-        wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    for name, modality in modalities.items():
         matched: list[str] = []
-        for pattern in wanted:
-            found = [name for name in names if matches_input(pattern, name)]
+        for pattern in modality.inputs:
+            found = [item for item in names if matches_input(pattern, item)]
             if not found:
-                near = difflib.get_close_matches(pattern, names, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise InputsError(
-                    f"Modality {modality!r} names the input {pattern!r}, which the example inputs do not have; "
-                    f"they have {', '.join(map(repr, names)) or 'no tensors'}.{hint}"
+                    f"Modality {name!r} names the input {pattern!r}, which the example inputs do not have; "
+                    f"they have {', '.join(map(repr, names)) or 'no tensors'}.{_near(pattern, names)}"
                 )
-            matched.extend(name for name in found if name not in matched)
-        for name in matched:
-            if owner.setdefault(name, modality) != modality:
-                raise InputsError(f"Input {name!r} is claimed by the modalities {owner[name]!r} and {modality!r}.")
-        chosen.append(Modality(modality, tuple(matched)))
-    chosen.sort(key=lambda m: list(modalities).index(m.name))
-    excluded = [ExcludedInput(name, "no modality names it") for name in names if name not in owner]
+            matched.extend(item for item in found if item not in matched)
+        settled = replace(modality, name=name, inputs=tuple(matched), slice=_settled(modality, matched, trace))
+        for item in matched:
+            for other in owners.setdefault(item, []):
+                _refuse_overlap(item, other, settled)
+            owners[item].append(settled)
+        for pattern in modality.modules:
+            roots_of(trace, pattern, name)
+        chosen.append(settled)
+    excluded = [ExcludedInput(name, "no modality names it") for name in names if name not in owners]
     return chosen, excluded
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _settled(modality: Modality, inputs: Sequence[str], trace: Trace) -> tuple[int, int, int | None] | None:
+    """The stretch with its axis and ends counted from the front; `stop` stays None where it takes all the rest."""
+    if modality.slice is None:
+        return None
+    dim, start, stop = modality.slice
+    uids = dict(trace.inputs)
+    for name in inputs:
+        shape = trace.tensors[uids[name]].shape
+        if not -len(shape) <= dim < len(shape):
+            raise InputsError(f"Modality {modality.name!r} cuts input {name!r} along axis {dim}; its shape is {shape}.")
+        size = shape[dim]
+        low, high, _ = slice(start, stop).indices(size)
+        if low >= high or (stop is not None and stop > size):
+            raise InputsError(
+                f"Modality {modality.name!r} takes {start}:{'' if stop is None else stop} of axis {dim} of input "
+                f"{name!r}, which has {size} there (shape {shape})."
+            )
+        settled = dim % len(shape), low, None if stop is None else high
+    return settled
+
+
+def _refuse_overlap(name: str, first: Modality, second: Modality) -> None:
+    claimed = f"Input {name!r} is claimed by the modalities {first.name!r} and {second.name!r}"
+    if first.slice is None or second.slice is None:
+        raise InputsError(f"{claimed}; give each a stretch of it (`slice`), or leave it to one.")
+    if first.slice[0] != second.slice[0]:
+        raise InputsError(f"{claimed}, along different axes ({first.slice[0]} and {second.slice[0]}).")
+    (_, low, high), (_, other_low, other_high) = first.slice, second.slice
+    if (high is None or other_low < high) and (other_high is None or low < other_high):
+        raise InputsError(f"{claimed}, and their stretches overlap.")
+
+
+def input_lineages(trace: Trace, modalities: Sequence[Modality]) -> dict[int, Lineage]:
+    """The lineage of each input of the trace; an input cut between modalities is a concatenation of its stretches."""
+    uids = dict(trace.inputs)
+    whole = {name: _root(m.name) for m in modalities if m.slice is None for name in m.inputs}
+    cut: dict[str, list[Modality]] = {}
+    for modality in modalities:
+        for name in modality.inputs if modality.slice is not None else ():
+            cut.setdefault(name, []).append(modality)
+    for name, owners in cut.items():
+        whole[name] = _stretches(owners, trace.tensors[uids[name]].shape)
+    return {uids[name]: lineage for name, lineage in whole.items()}
+
+
+def _root(name: str) -> Lineage:
+    home = frozenset({name})
+    return Lineage(home, home)
+
+
+def _stretches(owners: Sequence[Modality], shape: tuple[int, ...]) -> Lineage:
+    dim = owners[0].slice[0] if owners[0].slice is not None else 0
+    parts: list[tuple[int, Lineage]] = []
+    place = 0
+    for start, stop, name in sorted((m.slice[1], m.slice[2] or shape[dim], m.name) for m in owners if m.slice):
+        if start > place:
+            parts.append((start - place, Lineage(NOBODY, NOBODY)))
+        parts.append((stop - start, _root(name)))
+        place = stop
+    if place < shape[dim]:
+        parts.append((shape[dim] - place, Lineage(NOBODY, NOBODY)))
+    return replace(fuse(part for _, part in parts), segments=Segments(dim, tuple(parts), None))
+
+
+def module_lineages(trace: Trace, modalities: Sequence[Modality]) -> dict[int, list[tuple[int, Lineage]]]:
+    """What begins a branch of its own at the output of a module: lineages by uid, by the operation after which."""
+    roots: dict[int, list[tuple[int, Lineage]]] = {}
+    for modality in modalities:
+        lineage = replace(_root(modality.name), parametrised=True)
+        for pattern in modality.modules:
+            for after, uids in roots_of(trace, pattern, modality.name):
+                roots.setdefault(after, []).extend((uid, lineage) for uid in uids)
+    return roots
+
+
+def roots_of(trace: Trace, pattern: str, modality: str) -> list[tuple[int, tuple[int, ...]]]:
+    """(index of the last operation, tensors that come out) for each call of an outermost module that fits `pattern`.
+
+    Raises:
+        InputsError: where no module that fits was called.
+    """
+    found: list[tuple[int, tuple[int, ...]]] = []
+    inside: set[int] = set()  # frames of fitting modules, and all below them
+    for frame in trace.frames[1:]:
+        if frame.parent in inside:
+            inside.add(frame.index)
+        elif matches(pattern, frame.path):
+            inside.add(frame.index)
+            found.append((frame.end - 1, frame.outputs))
+    for op in trace.ops:
+        if op.module is not None and op.frame not in inside and matches(pattern, op.module):
+            found.append((op.index, op.outputs))
+    if not found:
+        called = list(dict.fromkeys([f.path for f in trace.frames[1:]] + [op.module for op in trace.ops if op.module]))
+        shown = ", ".join(map(repr, called[:12])) + (", ..." if len(called) > 12 else "")
+        raise InputsError(
+            f"Modality {modality!r} begins at modules {pattern!r}, and no module of that path was called; these were: "
+            f"{shown or 'none'}.{_near(pattern, called)}"
+        )
+    return found
 
 
 def matches_input(pattern: str, name: str) -> bool:

@@ -342,7 +342,7 @@ class Recorder:
     def close_frame(self, output: Any) -> None:
         index = self._stack.pop()
         outputs = tuple(self.uid(tensor) for tensor in _tree.tensors(output))
-        self._frames[index] = dataclasses.replace(self._frames[index], outputs=outputs)
+        self._frames[index] = dataclasses.replace(self._frames[index], outputs=outputs, end=len(self._ops))
 
     def on_function(self, call: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A custom `autograd.Function`: one operation, whose backward pass is its own."""

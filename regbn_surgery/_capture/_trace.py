@@ -50,6 +50,7 @@ class Frame:
     inputs: tuple[tuple[str, int], ...]  # by dotted argument name
     reads: tuple[int, ...]  # the same tensors in the order of the call
     outputs: tuple[int, ...] = ()
+    end: int = 0  # number of operations recorded when it returned
 
 
 @dataclass(frozen=True)

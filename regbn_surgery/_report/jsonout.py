@@ -22,7 +22,7 @@ def inspection_to_dict(inspection: Inspection) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "model": inspection.model,
-        "modalities": {modality.name: list(modality.inputs) for modality in inspection.modalities},
+        "modalities": {modality.name: list(modality.roots) for modality in inspection.modalities},
         "fusion_points": [_point(point) for point in inspection.fusion_points],
         "notes": all_notes(inspection),
     }

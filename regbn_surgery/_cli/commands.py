@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
 import click
 
 from .._version import __version__
+from .options import ModelRequest, modality_option, model_options
 from .output import debuggable, quiet_stdout, warn, write_text, write_views
 
 
@@ -20,45 +20,25 @@ def cli() -> None:
     """
 
 
-def _modalities(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:
-    """`image=pixel_values`, given once for each modality or input."""
-    out: dict[str, list[str]] = {}
-    for value in values:
-        name, equals, inputs = value.partition("=")
-        names = [item.strip() for item in inputs.split(",") if item.strip()]
-        if not equals or not name.strip() or not names:
-            raise click.BadParameter(f"{value!r}: write NAME=INPUT, as in --modality image=pixel_values")
-        out.setdefault(name.strip(), []).extend(names)
-    return out
-
-
 @cli.command(
     short_help="List the places where modalities meet.",
     epilog="Example: regbn-surgery inspect model.py:build --modality image=pixels --modality text=input_ids",
 )
-@click.argument("model")
+@model_options
+@modality_option
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.option(
-    "--modality",
-    "modalities",
-    multiple=True,
-    callback=_modalities,
-    metavar="NAME=INPUT",
-    help="Which inputs belong to which modality; by default each floating or token-id input is one.",
-)
 @click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout; FILE.svg is a picture.")
 @debuggable
-def inspect(model: str, form: str, modalities: Mapping[str, list[str]], output: str | None) -> None:
+def inspect(request: ModelRequest, modalities: dict[str, list[str]], form: str, output: str | None) -> None:
     """List the fusion points of MODEL: where its modalities meet, and what RegBN would cost there.
 
     MODEL is `package.module:factory` or `path/to/file.py:factory`; the factory returns a model, or a pair of model
-    and example inputs. A class that needs no arguments works too.
+    and example inputs. A class works too, and `hf:ClassName` or `hf:config.json` for one of transformers.
     """
     from .._api import inspect as run
-    from .loading import load_model
 
     with quiet_stdout():
-        built, inputs = load_model(model)
+        built, inputs = request.load()
         found = run(built, inputs, modalities or None)
     if form == "json":
         write_text(json.dumps(found.to_dict(), indent=2, ensure_ascii=False), output)
@@ -75,11 +55,11 @@ def inspect(model: str, form: str, modalities: Mapping[str, list[str]], output: 
     short_help="Show what rules would do to a model.",
     epilog="Example: regbn-surgery show model.py:build rules.yaml",
 )
-@click.argument("model")
+@model_options
 @click.argument("rules")
 @click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout; FILE.svg is a picture.")
 @debuggable
-def show(model: str, rules: str, output: str | None) -> None:
+def show(request: ModelRequest, rules: str, output: str | None) -> None:
     """Show what RULES would do to MODEL: each RegBN module, and the code of its host before and after.
 
     RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed.
@@ -92,10 +72,9 @@ def show(model: str, rules: str, output: str | None) -> None:
     from .._report.diff import host_views
     from .._report.tables import plan_view
     from .._rewrite import explain
-    from .loading import load_model
 
     with quiet_stdout():
-        built, inputs = load_model(model)
+        built, inputs = request.load(weights=True)
         planned = make_plan(built, parsed, inputs)
         hosts = explain(regbnify(built, parsed, inputs)) if planned.sites else ()
     write_views(lambda width: [plan_view(planned, width), *host_views(hosts)], output)

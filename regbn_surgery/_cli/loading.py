@@ -1,11 +1,16 @@
-"""Gets a model from what the command line names: `package.module:factory`, `path/to/file.py:factory`, a class."""
+"""Gets a model and inputs from what the command line names: `package.module:factory`, `file.py:factory`, a class.
+
+Models of `transformers` (`hf:...`) are in `huggingface.py`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,8 +22,11 @@ from .output import user_line
 if TYPE_CHECKING:
     from torch import nn
 
+    from .options import ModelRequest
+
 _FORM = (
-    "write `package.module:factory` or `path/to/file.py:factory`; the factory returns a model, or a model and inputs"
+    "write `package.module:factory` or `path/to/file.py:factory`; the factory returns a model, or a model and inputs; "
+    "`hf:ClassName` or `hf:config.json` names a model of transformers"
 )
 
 
@@ -26,16 +34,90 @@ class ModelNotLoadedError(RegBNError):
     """The command line names a model that cannot be had: no such file or name, or its code fails."""
 
 
-def load_model(spec: str) -> tuple[nn.Module, Any]:
+def load_request(request: ModelRequest, *, weights: bool = False) -> tuple[nn.Module, Any]:
+    """The model that a command line asks for and its example inputs (None where it gives none).
+
+    Runs the user's code. Inputs come from `--inputs` or `--input`, else from the factory. `weights`: see
+    `ModelRequest.load`. Raises `ModelNotLoadedError`, with the file and line where the user's code failed.
+    """
+    if request.spec.startswith("hf:"):
+        from .huggingface import load_pretrained_class
+
+        model, inputs = load_pretrained_class(
+            request.spec.removeprefix("hf:"), request.arguments, weights=weights or request.checkpoint is not None
+        )
+    else:
+        model, inputs = load_model(request.spec, request.arguments)
+    if request.checkpoint is not None:
+        load_checkpoint(model, request.checkpoint)
+    if request.inputs_from is not None:
+        inputs = load_inputs(request.inputs_from)
+    elif request.tensors:
+        from .._inputs import from_specs
+
+        inputs = from_specs(request.tensors)
+    return model, inputs
+
+
+def load_model(spec: str, arguments: Mapping[str, Any] | tuple[Any, ...] = ()) -> tuple[nn.Module, Any]:
     """Import and call what `spec` names. Returns the model and its example inputs (None where it gives none).
 
     Runs the user's code. Raises `ModelNotLoadedError` with the file and line where that code failed.
     """
+    return _model_of(_call(load_object(spec), spec, arguments), spec)
+
+
+def load_object(spec: str, what: str = "the model is", form: str = _FORM) -> Any:
+    """What `package.module:name` or `file.py:name` names, imported. Raises `ModelNotLoadedError`."""
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name:
-        raise ModelNotLoadedError(f"{spec!r} does not say where the model is: {_FORM}")
+        raise ModelNotLoadedError(f"{spec!r} does not say where {what}: {form}")
     module = _import_file(place) if _is_file(place) else _import_name(place)
-    return _model_of(_call(_attribute(module, name, place), spec), spec)
+    return _attribute(module, name, place)
+
+
+def load_inputs(spec: str) -> Any:
+    """Example inputs from `MODULE:NAME`: a value, what a function without arguments returns, or a function of the
+    batch size. Raises `ModelNotLoadedError`."""
+    found = load_object(spec, "the inputs are", "write `package.module:name` or `path/to/file.py:name`")
+    if not inspect.isroutine(found):
+        return found
+    if any(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in inspect.signature(found).parameters.values()):
+        return found
+    return _called(found, spec, "making the inputs", ())
+
+
+def load_checkpoint(model: nn.Module, path: str) -> None:
+    """Load a state dict strictly, without running code from the file. Raises `ModelNotLoadedError`."""
+    import pickle
+
+    import torch
+
+    content: Any
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelNotLoadedError(
+            f"the checkpoint {path!r} holds more than weights, or is none ({str(error).splitlines()[0]}); "
+            "save the state dict alone: torch.save(model.state_dict(), path)"
+        ) from error
+    except Exception as error:
+        raise ModelNotLoadedError(f"the checkpoint {path!r} cannot be read: {cause_text(error)}") from error
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping):
+        raise ModelNotLoadedError(f"the checkpoint {path!r} holds a {type(content).__name__}, not a state dict")
+    try:
+        model.load_state_dict(content)
+    except RuntimeError as error:  # keys or sizes that differ: torch lists them
+        raise ModelNotLoadedError(f"the checkpoint {path!r} does not fit {type(model).__name__}: {error}") from error
 
 
 def _is_file(place: str) -> bool:
@@ -59,7 +141,7 @@ def _import_file(place: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise ModelNotLoadedError(f"importing {place!r} failed: {_cause(error)}") from error
+        raise ModelNotLoadedError(f"importing {place!r} failed: {cause_text(error)}") from error
     return module
 
 
@@ -73,9 +155,9 @@ def _import_name(place: str) -> ModuleType:
             raise ModelNotLoadedError(
                 f"there is no module {place!r} (looked in {os.getcwd()!r} and the installed packages); {_FORM}"
             ) from error
-        raise ModelNotLoadedError(f"importing {place!r} failed: {_cause(error)}") from error
+        raise ModelNotLoadedError(f"importing {place!r} failed: {cause_text(error)}") from error
     except (Exception, SystemExit) as error:
-        raise ModelNotLoadedError(f"importing {place!r} failed: {_cause(error)}") from error
+        raise ModelNotLoadedError(f"importing {place!r} failed: {cause_text(error)}") from error
 
 
 def _attribute(module: ModuleType, name: str, place: str) -> Any:
@@ -89,21 +171,25 @@ def _attribute(module: ModuleType, name: str, place: str) -> Any:
     return value
 
 
-def _call(target: Any, spec: str) -> Any:
+def _call(target: Any, spec: str, arguments: Mapping[str, Any] | tuple[Any, ...] = ()) -> Any:
     from torch import nn
 
     if isinstance(target, nn.Module):
         return target
     if not callable(target):
         raise ModelNotLoadedError(f"{spec!r} is a {type(target).__name__}, not a function or class; {_FORM}")
+    return _called(target, spec, "building" if isinstance(target, type) else "the factory", arguments)
+
+
+def _called(target: Any, spec: str, what: str, arguments: Mapping[str, Any] | tuple[Any, ...]) -> Any:
     try:
-        return target()
+        return target(**arguments) if isinstance(arguments, Mapping) else target(*arguments)
     except (Exception, SystemExit) as error:
-        what = "building" if isinstance(target, type) else "the factory"
         remedy = ""
         if isinstance(error, TypeError) and "argument" in str(error):
-            remedy = "; it is called without arguments, so write a function that passes them"
-        raise ModelNotLoadedError(f"{what} {spec!r} failed: {_cause(error)}{remedy}") from error
+            given = "without arguments" if not arguments else f"with {arguments!r}"
+            remedy = f"; it is called {given}: give others by --model-args JSON, or write a function that passes them"
+        raise ModelNotLoadedError(f"{what} {spec!r} failed: {cause_text(error)}{remedy}") from error
 
 
 def _model_of(made: Any, spec: str) -> tuple[nn.Module, Any]:
@@ -122,7 +208,7 @@ def _model_of(made: Any, spec: str) -> tuple[nn.Module, Any]:
     )
 
 
-def _cause(error: BaseException) -> str:
+def cause_text(error: BaseException) -> str:
     """`ValueError: too small (model.py:12)`: the error with the user's own line, the deepest outside libraries."""
     text = f"{type(error).__name__}: {error}".rstrip(": ")
     if isinstance(error, SyntaxError):

@@ -1,0 +1,187 @@
+"""The options that every command with a MODEL shares, and how their values are read. Nothing slow is imported here."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A random tensor to make: what `--input` says. `range` is [low, high) for whole numbers."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    range: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """Which model the command line asks for, and on which inputs; nothing is imported before `load`."""
+
+    spec: str
+    arguments: Mapping[str, Any] | tuple[Any, ...] = ()
+    checkpoint: str | None = None
+    inputs_from: str | None = None
+    tensors: Mapping[str, TensorSpec] = field(default_factory=dict)
+
+    def load(self, *, weights: bool = False) -> tuple[nn.Module, Any]:
+        """The model and its example inputs (None where nobody gives any). Runs the user's code.
+
+        `weights` asks for values in the parameters, which a large `hf:` model else does without.
+        """
+        from .loading import load_request
+
+        return load_request(self, weights=weights)
+
+
+def model_options(command: _Command) -> _Command:
+    """Give a command the argument MODEL and its options; the command gets them as one `request`."""
+
+    @click.argument("model", shell_complete=_complete_model)
+    @click.option(
+        "--model-args",
+        "arguments",
+        metavar="JSON",
+        callback=_arguments,
+        help="Arguments for the factory or class: a JSON object of keyword arguments, or a list of positional ones.",
+    )
+    @click.option(
+        "--checkpoint",
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False),
+        help="Load weights into the model (a state dict; nothing else in the file is run).",
+    )
+    @click.option(
+        "--inputs",
+        "inputs_from",
+        metavar="MODULE:NAME",
+        help="Example inputs: a value, or a function of nothing or of the batch size.",
+    )
+    @click.option(
+        "--input",
+        "tensors",
+        metavar="NAME=TYPE[SHAPE]",
+        multiple=True,
+        callback=_tensors,
+        help="A random example input: image=f32[8,3,32,32], or ids=int64[8,7]<100 for whole numbers below 100.",
+    )
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any,
+        model: str,
+        arguments: Mapping[str, Any] | tuple[Any, ...],
+        checkpoint: str | None,
+        inputs_from: str | None,
+        tensors: Mapping[str, TensorSpec],
+        **kwargs: Any,
+    ) -> Any:
+        if inputs_from and tensors:
+            raise click.UsageError("--inputs and --input both give example inputs; use one of them")
+        request = ModelRequest(model, arguments, checkpoint, inputs_from, tensors)
+        return command(*args, request=request, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _modalities(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:
+    """`image=pixel_values`, given once for each modality or input."""
+    out: dict[str, list[str]] = {}
+    for value in values:
+        name, equals, inputs = value.partition("=")
+        names = [item.strip() for item in inputs.split(",") if item.strip()]
+        if not equals or not name.strip() or not names:
+            raise click.BadParameter(f"{value!r}: write NAME=INPUT, as in --modality image=pixel_values")
+        out.setdefault(name.strip(), []).extend(names)
+    return out
+
+
+#: For commands without rules, where nothing else names the modalities. The command gets `modalities`.
+modality_option = click.option(
+    "--modality",
+    "modalities",
+    multiple=True,
+    callback=_modalities,
+    metavar="NAME=INPUT",
+    help="Which inputs belong to which modality; by default each floating or token-id input is one.",
+)
+
+
+def _arguments(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> Mapping[str, Any] | tuple[Any, ...]:
+    if value is None:
+        return ()
+    try:
+        read = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise click.BadParameter(f"{value!r} is not JSON ({error}); write '{{\"width\": 32}}' or '[32]'") from error
+    if isinstance(read, list):
+        return tuple(read)
+    if not isinstance(read, dict):
+        raise click.BadParameter(f"{value!r}: a JSON object of keyword arguments or a list of positional ones")
+    return read
+
+
+_TENSOR = re.compile(
+    r"(?P<name>[^=\s]+)=(?P<dtype>[a-z]\w*)\[(?P<shape>[\d,\s]*)\](?:<(?P<high>\d+))?", re.IGNORECASE | re.ASCII
+)
+_SHORT = {
+    "f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i8": "int8", "i16": "int16",
+    "i32": "int32", "i64": "int64", "u8": "uint8", "c64": "complex64", "float": "float32", "int": "int64",
+}  # fmt: skip
+_DTYPES = (*_SHORT.values(), "bool")
+
+
+def _tensors(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, TensorSpec]:
+    """`image=f32[8,3,32,32]` and `ids=int64[8,7]<100`, once for each input."""
+    out: dict[str, TensorSpec] = {}
+    for value in values:
+        name, spec = parse_tensor(value)
+        if name in out:
+            raise click.BadParameter(f"{name!r} is given twice")
+        out[name] = spec
+    return out
+
+
+def parse_tensor(text: str) -> tuple[str, TensorSpec]:
+    """`ids=int64[8,7]<100` as a name and what to make. Raises `click.BadParameter` for what is none."""
+    form = "write NAME=TYPE[SHAPE], as in image=f32[8,3,32,32] or ids=int64[8,7]<100"
+    match = _TENSOR.fullmatch(text.strip())
+    if match is None:
+        raise click.BadParameter(f"{text!r}: {form}")
+    dtype = _SHORT.get(match["dtype"].lower(), match["dtype"].lower())
+    if dtype not in _DTYPES:
+        raise click.BadParameter(
+            f"{text!r}: {match['dtype']!r} is no type of tensor; use one of {', '.join(sorted(set(_DTYPES)))} "
+            f"or the short forms {', '.join(sorted(_SHORT))}"
+        )
+    sizes = [size.strip() for size in match["shape"].split(",")] if match["shape"].strip() else []
+    if "" in sizes:
+        raise click.BadParameter(f"{text!r}: a size is missing between commas; {form}")
+    whole = dtype.startswith(("int", "uint"))
+    if match["high"] is not None and (not whole or int(match["high"]) < 1):
+        raise click.BadParameter(f"{text!r}: '<{match['high']}' bounds whole numbers from 0, of which it leaves none")
+    return match["name"], TensorSpec(
+        tuple(int(size) for size in sizes), dtype, (0, int(match["high"])) if match["high"] else None
+    )
+
+
+def _complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Python files and folders for the part before the colon; what comes after it would mean running them."""
+    from click.shell_completion import CompletionItem
+
+    if incomplete.startswith("hf:"):
+        return []
+    return [CompletionItem(incomplete, type="file")]

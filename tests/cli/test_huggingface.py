@@ -1,0 +1,91 @@
+"""`hf:` names a model of transformers without any download, and inputs that it runs on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from regbn_surgery._cli.loading import ModelNotLoadedError
+from regbn_surgery._cli.options import ModelRequest
+
+transformers = pytest.importorskip("transformers")
+
+TOWER = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 4}
+TEXT = {**TOWER, "vocab_size": 120, "max_position_embeddings": 64}
+VISION = {**TOWER, "image_size": 32, "patch_size": 8}
+CLIP = {"text_config": TEXT, "vision_config": VISION, "projection_dim": 16}
+
+
+def config_file(folder, **changes):
+    content = {**CLIP, "model_type": "clip", "architectures": ["CLIPModel"], **changes}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return str(folder / "config.json")
+
+
+@pytest.mark.parametrize("form", ["class", "file", "folder"])
+def test_every_form_gives_a_model_and_inputs(tmp_path, form):
+    path = config_file(tmp_path)
+    spec = {"class": "CLIPModel", "file": path, "folder": str(tmp_path)}[form]
+    model, inputs = ModelRequest(f"hf:{spec}", CLIP if form == "class" else {}).load()
+    assert type(model) is transformers.CLIPModel
+    assert {name: list(x.shape) for name, x in inputs.items()} == {
+        "pixel_values": [2, 3, 32, 32], "input_ids": [2, 8], "attention_mask": [2, 8],
+    }  # fmt: skip
+    assert model(**inputs).logits_per_image.shape == (2, 2)
+
+
+def test_a_large_model_has_no_values_unless_they_are_asked_for():
+    request = ModelRequest("hf:CLIPModel", {**CLIP, "projection_dim": 2**20})
+    assert next(request.load()[0].parameters()).is_meta
+    assert not any(p.is_meta for p in request.load(weights=True)[0].parameters())
+
+
+def test_weights_are_the_same_each_time():
+    first, second = (ModelRequest("hf:CLIPModel", CLIP).load()[0] for _ in range(2))
+    assert all((a == b).all() for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_placeholder_tokens_are_given_where_pictures_go():
+    qformer = {**TEXT, "encoder_hidden_size": 32}
+    text = {"model_type": "opt", "vocab_size": 120, "hidden_size": 32, "ffn_dim": 37, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "word_embed_proj_dim": 32}  # fmt: skip
+    changes = {"vision_config": VISION, "qformer_config": qformer, "text_config": text, "num_query_tokens": 5}
+    model, inputs = ModelRequest("hf:Blip2ForConditionalGeneration", changes).load()
+    assert (inputs["input_ids"] == model.config.image_token_index).sum(1).tolist() == [5, 5]
+    assert model(**inputs).logits.shape[:2] == (2, 13)
+
+
+def test_from_the_shell(run, tmp_path):
+    result = run("inspect", f"hf:{config_file(tmp_path)}")
+    assert result.exit_code == 0, result.stderr
+    assert "similarity" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments", "says"),
+    [
+        ("hf:CLIPModle", {}, "did you mean.*CLIPModel"),
+        ("hf:none.json", {}, "'none.json' does not exist"),
+        ("hf:CLIPTokenizer", {}, "no model class"),
+        ("hf:CLIPModel", (3,), "a JSON object"),
+        ("hf:CLIPModel", {"text_config": {**TEXT, "num_attention_heads": 5}}, "CLIPModel failed"),
+    ],
+)
+def test_what_cannot_be_had(spec, arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotLoadedError, match=says):
+        ModelRequest(spec, arguments).load()
+
+
+@pytest.mark.parametrize("missing", ["architectures", "model_type"])
+def test_a_file_that_does_not_say_which_class(tmp_path, missing):
+    with pytest.raises(ModelNotLoadedError, match="does not say"):
+        ModelRequest(f"hf:{config_file(tmp_path, **{missing: None})}").load()
+
+
+@pytest.mark.parametrize(("text", "says"), [("{", "cannot be read"), ("[]", "not an object")])
+def test_a_file_that_is_no_configuration(tmp_path, text, says):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelNotLoadedError, match=says):
+        ModelRequest(f"hf:{tmp_path}/config.json").load()

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from ._analyse import Analysis, analyse
-from ._errors import CaptureError, PlanError, RegBNError, RewriteError
+from ._analyse import Analysis, ModalityLike, analyse
+from ._errors import CaptureError, InputsError, PlanError, RegBNError, RegBNWarning, RewriteError
+from ._facts import find_facts
 from ._inputs import InputsLike, find_inputs, make_batches, named_tensors
-from ._plan import decide
+from ._plan import ResolvePair, decide, rebind
+from ._rehearsal import rehearse as rehearsed
 from ._rewrite import perform, refuse_second, undo
-from ._rules import Rules
-from ._types import Inspection, Plan, Side
+from ._rules import InputSpec, Rules
+from ._rules.schema import ModalitySpec
+from ._state import has_no_values
+from ._types import Inspection, Modality, Plan, Side
 
 RulesLike = Rules | str | os.PathLike[str] | Mapping[str, Any]
 
@@ -24,7 +30,7 @@ RulesLike = Rules | str | os.PathLike[str] | Mapping[str, Any]
 def inspect(
     model: nn.Module,
     example_inputs: InputsLike | None = None,
-    modalities: Mapping[str, Sequence[str]] | None = None,
+    modalities: Mapping[str, Sequence[str] | Mapping[str, Any] | Modality] | None = None,
 ) -> Inspection:
     """Find where the modalities of a model meet. Changes nothing.
 
@@ -34,35 +40,59 @@ def inspect(
             **kwargs)`, or a function from the batch size to any of these. At least 2 samples. Without it, the
             model's own `dummy_inputs`.
         modalities: names of inputs by modality, `{"image": ["pixel_values"], "text": ["input_ids"]}`; an input is
-            named by its `forward` parameter, with dots into what it holds (`batch.audio`, `inputs.0`). Without it
-            every floating input, and every integer input that reaches an embedding table, is a modality.
+            named by its `forward` parameter, with dots into what it holds (`batch.audio`, `inputs.0`). As in a
+            rules file, a dict says more: `{"modules": ["text_encoder"]}` for the outputs of modules, `{"inputs": ["x"],
+            "slice": {"dim": 1, "range": [0, 8]}}` for a stretch of an input. Without it every floating input, and
+            every integer input that reaches an embedding table, is a modality.
 
     Raises:
         InputsError: for example inputs that do not fit, or name what is not there.
         CaptureError: where the model does not run on them.
     """
-    return _analysed(model, example_inputs, modalities).inspection
+    given = None if modalities is None else {name: _modality(name, said) for name, said in modalities.items()}
+    return _analysed(model, example_inputs, given).inspection
 
 
-def plan(model: nn.Module, rules: RulesLike, example_inputs: InputsLike | None = None) -> Plan:
+def _modality(name: str, said: Sequence[str] | Mapping[str, Any] | Modality) -> ModalityLike:
+    if isinstance(said, Modality) or not isinstance(said, Mapping):
+        return said
+    try:
+        spec = ModalitySpec.model_validate({key: tuple(v) if isinstance(v, list) else v for key, v in said.items()})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputsError(f"modalities: {name}: {wrong}. A dict may say inputs, modules and slice.") from error
+    cut = None if spec.slice is None else (spec.slice.dim, *spec.slice.range)
+    return Modality(name, spec.inputs, spec.modules, cut)
+
+
+def plan(
+    model: nn.Module, rules: RulesLike, example_inputs: InputsLike | None = None, *, rehearse: bool = True
+) -> Plan:
     """Apply rules to the fusion points of a model and say what would be done. Changes nothing.
+
+    The plan can be printed, compared, stored (`to_json`) and given to `regbnify` in place of the rules.
 
     Args:
         model: as for `inspect`.
         rules: a path to a rules file, the name of a preset, a dict of the same content, or `Rules`.
-        example_inputs: as for `inspect`; without it, the rules' `inputs:` section.
+        example_inputs: as for `inspect`; without it, the rules' `inputs:` section. With 16 to 256 samples of real
+            data, the plan also says which pairs look independent in them.
+        rehearse: also do the surgery on a copy of the model, which shows the tier of each host and what fails. Not
+            done for a model without weights.
 
     Raises:
         RulesError: for rules that are not well formed.
         PlanError: for rules that cannot be applied; NothingMatchedError for one that matched nothing.
     """
-    return _planned(model, Rules.load(rules), example_inputs)[0]
+    made, analysis = _planned(model, Rules.load(rules), example_inputs)
+    weightless = any(has_no_values(tensor) for tensor in (*model.parameters(), *model.buffers()))
+    return made if weightless or not rehearse else rehearsed(model, made, analysis, example_inputs, _copied)
 
 
 def regbnify(
-    model: nn.Module, rules: RulesLike, example_inputs: InputsLike | None = None, *, inplace: bool = False
+    model: nn.Module, rules: RulesLike | Plan, example_inputs: InputsLike | None = None, *, inplace: bool = False
 ) -> nn.Module:
-    """Put RegBN into a model where the rules say.
+    """Put RegBN into a model where the rules say, or exactly as a plan says.
 
     The result is an instance of the model's class with all its original state-dict keys; new ones live under
     `regbn_*`. Before it is returned it has been held to the original, with identity in place of RegBN: the same
@@ -70,7 +100,7 @@ def regbnify(
 
     Args:
         model: any `nn.Module`.
-        rules: as for `plan`.
+        rules: as for `plan`, or a `Plan` that was made for this model (or one built alike).
         example_inputs: as for `plan`.
         inplace: change `model` itself instead of a deep copy.
 
@@ -78,13 +108,16 @@ def regbnify(
         The rewritten model: a copy, or `model` itself where `inplace`.
 
     Raises:
-        RulesError, PlanError, NothingMatchedError, InputsError, CaptureError: as for `plan`.
+        RulesError, PlanError, NothingMatchedError, InputsError, CaptureError: as for `plan`. PlanError also for a
+            plan that was made for another model, with what differs.
         AlreadyRewrittenError: where the model already carries RegBN.
         RewriteError: where the model could not be rewritten faithfully. In every case `model` is as it was.
     """
-    loaded = Rules.load(rules)
+    loaded = rules if isinstance(rules, Plan) else Rules.load(rules)
     refuse_second(model)
-    made, analysis = _planned(model, loaded, example_inputs)
+    _refuse_weightless(model)
+    prepare = _resumed if isinstance(loaded, Plan) else _planned
+    made, analysis = prepare(model, loaded, example_inputs)  # type: ignore[arg-type]
     target = model if inplace else _copied(model)
     perform(target, made, analysis)
     return target
@@ -104,7 +137,7 @@ def unregbnify(model: nn.Module) -> nn.Module:
     return model
 
 
-def _analysed(model: nn.Module, example: InputsLike, modalities: Mapping[str, Sequence[str]] | None) -> Analysis:
+def _analysed(model: nn.Module, example: InputsLike, modalities: Mapping[str, ModalityLike] | None) -> Analysis:
     if not isinstance(model, nn.Module):
         raise RegBNError(f"model must be an nn.Module; found {type(model).__module__}.{type(model).__qualname__}")
     refuse_wrapped(model)
@@ -113,17 +146,37 @@ def _analysed(model: nn.Module, example: InputsLike, modalities: Mapping[str, Se
 
 def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) -> tuple[Plan, Analysis]:
     refuse_wrapped(model)
-    batches = make_batches(model, find_inputs(model, example_inputs, rules.inputs))
+    example = find_inputs(model, example_inputs, rules.inputs)
+    batches = make_batches(model, example)
     names = tuple(name for name, _ in named_tensors(model, batches.small))
-    named = rules.resolve_modalities(names)
-    plain: dict[str, Any] = {name: m if m.modules or m.slice else m.inputs for name, m in named.items()}
-    analysis = analyse(model, batches, plain or None)
+    analysis = analyse(model, batches, _spelt(rules.resolve_modalities(names).values()))
+    facts = find_facts(model, analysis, example)
+    made = decide(rules, analysis.inspection, _resolver(analysis), facts)
+    for text in made.warnings:
+        warnings.warn(text, RegBNWarning, stacklevel=3)
+    return made, analysis
 
+
+def _resumed(model: nn.Module, made: Plan, example_inputs: InputsLike | None) -> tuple[Plan, Analysis]:
+    """The plan bound to an analysis of this very model, if it is the one that the plan was made for."""
+    refuse_wrapped(model)
+    specs = {name: InputSpec.model_validate(spec) for name, spec in made.inputs.items()}
+    batches = make_batches(model, find_inputs(model, example_inputs, specs))
+    analysis = analyse(model, batches, _spelt(made.modalities))
+    return rebind(made, analysis.inspection, _resolver(analysis)), analysis
+
+
+def _spelt(modalities: Iterable[Modality]) -> Any:
+    """Modalities as `analyse` takes them; None leaves them to it."""
+    return {m.name: m if m.modules or m.slice else m.inputs for m in modalities} or None
+
+
+def _resolver(analysis: Analysis) -> ResolvePair:
     def resolve(f: str, g: str) -> tuple[str, Side, Side]:
         pair = analysis.pair(f, g)
         return pair.host, pair.f, pair.g
 
-    return decide(rules, analysis.inspection, resolve), analysis
+    return resolve
 
 
 #: Wrappers whose inside cannot be seen or must not change any more, with what to do instead.
@@ -145,6 +198,17 @@ def refuse_wrapped(model: nn.Module) -> None:
     lazy = next((name for name, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)), None)
     if lazy is not None:
         raise CaptureError(f"Parameter `{lazy}` of {type(model).__name__} has no shape yet: run the model once first.")
+
+
+def _refuse_weightless(model: nn.Module) -> None:
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    name = next((name for name, tensor in tensors if has_no_values(tensor)), None)
+    if name is not None:
+        raise RewriteError(
+            f"{type(model).__name__} has no weights: `{name}` is on the meta device or a fake. Such a model can be "
+            "inspected and planned for, and not rewritten, since the rewritten model has to be held to the original. "
+            "Load the weights (`model.to_empty(device=...)` and `load_state_dict`), then call regbnify."
+        )
 
 
 def _copied(model: nn.Module) -> nn.Module:

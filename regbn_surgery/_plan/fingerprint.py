@@ -6,6 +6,7 @@ import dataclasses
 
 from .._errors import PlanError
 from .._types import FusionPoint, Inspection, Plan, PlannedSite, Side, Site
+from .placing import ResolvePair
 
 
 def fingerprint(inspection: Inspection) -> tuple[tuple[str, str], ...]:
@@ -16,7 +17,7 @@ def fingerprint(inspection: Inspection) -> tuple[tuple[str, str], ...]:
     return tuple((point.id, _words(point)) for point in inspection.fusion_points)
 
 
-def rebind(plan: Plan, inspection: Inspection) -> Plan:
+def rebind(plan: Plan, inspection: Inspection, resolve: ResolvePair) -> Plan:
     """The plan with the sites of this very analysis in place of those it was made from.
 
     Raises PlanError, saying what differs, where the model is not the one that the plan was made for.
@@ -26,9 +27,18 @@ def rebind(plan: Plan, inspection: Inspection) -> Plan:
     sites: list[PlannedSite] = []
     taken: set[tuple[str, int]] = set()
     for site in plan.sites:
-        if site.point is None:
-            sites.append(site)
+        if site.pair is not None:
+            try:
+                host, f, g = resolve(*site.pair)
+            except PlanError as error:
+                problems.append(str(error))
+                continue
+            before, now = _pair_words(site.host, site.f, site.g), _pair_words(host, f, g)
+            if before != now:
+                problems.append(f"the pair {' with '.join(site.pair)} was {before}; it is {now}")
+            sites.append(dataclasses.replace(site, f=f, g=g))
             continue
+        assert site.point is not None, "a site is at a point or at a pair"
         found = _find(site, points.get(site.point), taken)
         if found is None:
             if not problems:
@@ -84,6 +94,10 @@ def _site_words(site: Site | None) -> str:
     extra = "" if site.gate is None else f", side {site.gate} gates"
     role = "" if site.role == 0 else f", role {site.role}"
     return f"{sides} by {site.reduce}{extra}{role}"
+
+
+def _pair_words(host: str, f: Side, g: Side) -> str:
+    return f"{_side_words(f)} with {_side_words(g)} in {host or 'the root'}"
 
 
 def _side_words(side: Side) -> str:

@@ -52,7 +52,7 @@ class _Planner:
         self.selections: list[tuple[Rule, Selection]] = []
         self.findings: list[str] = []
         self.problems: list[str] = []
-        self.notes: list[str] = []
+        self.warnings: list[str] = []
 
     def run(self) -> Plan:
         self._check_modalities()
@@ -74,10 +74,11 @@ class _Planner:
         return Plan(
             decisions=tuple(self._decision(point) for point in self.inspection.fusion_points),
             sites=sites,
-            notes=(*self.notes, *advise(sites, self.points, self.facts)),
+            notes=tuple(advise(sites, self.points, self.facts)),
             model=self.inspection.model,
             modalities=self.inspection.modalities,
             points=fingerprint(self.inspection),
+            warnings=tuple(self.warnings),
             inputs={name: _input_dict(spec) for name, spec in self.rules.inputs.items()},
         )
 
@@ -164,7 +165,7 @@ class _Planner:
         if self.rules.strict:
             self.findings.append(text)
         else:
-            self.notes.append(text)
+            self.warnings.append(text)
 
     def _nearest(self, selection: Selection) -> str:
         if not self.points:

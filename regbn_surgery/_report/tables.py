@@ -22,7 +22,7 @@ def inspection_view(inspection: Inspection, width: int = 80) -> RenderableType:
     """What was found: the modalities, a table of fusion points, and notes."""
     points = inspection.fusion_points
     head = Text.assemble((inspection.model, "bold"), f": {count_text(len(points), 'fusion point')}")
-    modalities = [f"{item.name} ({', '.join(item.inputs)})" for item in inspection.modalities]
+    modalities = [f"{item.name} ({', '.join(item.roots)})" for item in inspection.modalities]
     parts: list[RenderableType] = [head, Text("modalities: " + (", ".join(modalities) or "none"))]
     if points:
         parts += [Text(""), _points_table(points, width)]
@@ -112,7 +112,7 @@ def plan_view(plan: Plan, width: int = 80) -> RenderableType:
             name = Text(broken_path(decision.point, width))
             table.add_row(name, Text(decision.action, style=style), Text(decision.reason))
         parts += [Text(""), table]
-    return Group(*parts, *_notes(plan.notes))
+    return Group(*parts, *_notes((*plan.warnings, *plan.notes)))
 
 
 def sites_table(sites: Iterable[PlannedSite], width: int = 80) -> Table:

@@ -177,13 +177,14 @@ def _check_matches(value: dict[str, Any]) -> Iterator[Problem]:
     for index, item in enumerate(exclude if isinstance(exclude, list) else [exclude]):
         path: Path = ("exclude", index) if isinstance(exclude, list) else ("exclude",)
         if item == {}:
-            yield Problem(path, "this excludes every fusion point; name a kind, owner, level or modalities")
+            yield Problem(path, "this excludes every fusion point; name a kind, owner, point, level or modalities")
         found.append((_mapping(item), path))
     for index, rule in _rules(value):
         found.append((_mapping(rule.get("match")), ("rules", index, "match")))
     for match, path in found:
-        for text, where in _texts(match.get("owner"), (*path, "owner")):
-            yield from _check_pattern(text, where)
+        for key in ("owner", "point"):
+            for text, where in _texts(match.get(key), (*path, key)):
+                yield from _check_pattern(text, where)
         names = [text for text, _ in _texts(match.get("between"), ())]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield Problem((*path, "between"), f"`{name}` is named twice; a modality does not meet itself")

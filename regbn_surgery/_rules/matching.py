@@ -72,6 +72,8 @@ def _failures(match: Match, point: FusionPoint, inspection: Inspection) -> list[
             out.append(f"owner is {owner}, which {listing(match.owner)} does not match")
     if match.between is not None and not meets(point, match.between):
         out.append(f"what meets is {spell_homes(meeting_homes(point))}, not {' with '.join(match.between)}")
+    if match.point is not None and not any(matches(pattern, point.id) for pattern in match.point):
+        out.append(f"the point is `{point.id}`, which {listing(match.point)} does not match")
     if match.level is not None and point.level not in match.level:
         out.append(f"level is {point.level}, not {_spell(match.level)}")
     return out

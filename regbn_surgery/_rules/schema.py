@@ -97,6 +97,7 @@ class Match(Model):
     owner: Patterns | None = None
     between: Meeting | None = None
     level: Levels | None = None
+    point: Patterns | None = None
     nth: Indices | None = None
 
 

@@ -54,9 +54,11 @@ def covers(first: Match, second: Match, *, named: bool) -> bool:
         ours, theirs = getattr(first, key), getattr(second, key)
         if ours is not None and (theirs is None or not set(theirs) <= set(ours)):
             return False
-    anywhere = first.owner is None or bool(set(first.owner) & set(_EVERYTHING))
-    if not anywhere and (second.owner is None or not set(second.owner) <= set(first.owner or ())):
-        return False
+    for key in ("owner", "point"):
+        ours, theirs = getattr(first, key), getattr(second, key)
+        anywhere = ours is None or bool(set(ours) & set(_EVERYTHING))
+        if not anywhere and (theirs is None or not set(theirs) <= set(ours)):
+            return False
     return first.between is None or (second.between is not None and set(first.between) <= set(second.between))
 
 

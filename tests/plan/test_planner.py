@@ -151,7 +151,8 @@ class TestNothingMatched:
 
     def test_strict_warn_makes_notes_of_them(self):
         plan = plan_of(two_points(), ALL, {**ALL, "id": "x", "match": {"kind": "scatter"}}, strict="warn")
-        assert any("rule `x` matches no fusion point" in note for note in plan.notes)
+        (warning,) = plan.warnings
+        assert "rule `x` matches no fusion point" in warning
         assert len(plan.sites) == 2
 
     def test_expect(self):

@@ -1,0 +1,183 @@
+"""Writes a first rules file for a model from what inspection found: every point that RegBN can go to, with a rule.
+
+Each rule is tried before it is written, so that the file can be used as it is; what cannot be done stands in it as a
+comment, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .._errors import PlanError, RegBNError
+from .._rules.document import Rules
+from .._rules.matching import spell_homes
+from .._types import FusionPoint, Inspection
+from .direction import directed_sites
+from .facts import Facts, with_causality
+from .planner import decide
+
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_RESERVED = {"true", "false", "null", "yes", "no", "on", "off"}
+_SHOWN = 12  # inputs and points named in comments
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A rule for some points, as lines of YAML."""
+
+    points: tuple[FusionPoint, ...]
+    lines: tuple[str, ...]
+    trouble: str | None = None  # why it cannot be used; it is then written as a comment
+
+
+def starter(inspection: Inspection, facts: Facts | None = None) -> str:
+    """A commented rules file that plans cleanly.
+
+    Raises PlanError where there is no point that RegBN could go to.
+    """
+    facts = facts or Facts()
+    head = "\n".join(_modalities(inspection)) + "\n"
+    defaults = "\n".join(_defaults(facts))
+    drafts = [
+        _tried(inspection, facts, head, group, number) for number, group in enumerate(_groups(inspection), start=1)
+    ]
+    if all(draft.trouble for draft in drafts):
+        whys = "".join(f"\n  `{draft.points[0].id}`: {draft.trouble}" for draft in drafts)
+        none = "no two of its modalities meet" if not inspection.fusion_points else "none that a rule could use"
+        raise PlanError(f"{inspection.model} has no fusion point for a rules file: {none}{whys}")
+    lines = [*_title(inspection), head, *([defaults] if defaults else []), "rules:"]
+    for draft in drafts:
+        lines += _rule(draft)
+    lines += _unselected(inspection)
+    text = "\n".join(lines) + "\n"
+    decide(Rules.from_text(text, "the starter file"), inspection, None, facts)  # as a whole, too
+    return text
+
+
+def _title(inspection: Inspection) -> list[str]:
+    return [
+        f"# Rules for {inspection.model}, written from what was found in it. Nothing here is needed but `version` and",
+        "# `rules`; change and delete as you like, and see what follows: regbn-surgery plan MODEL THIS_FILE",
+        "version: 1",
+        "",
+    ]
+
+
+def _modalities(inspection: Inspection) -> Iterator[str]:
+    yield "# Which inputs are which modality; the first is normalised where a rule says `pairs: all`."
+    yield "modalities:"
+    for modality in inspection.modalities:
+        parts = []
+        if modality.modules:
+            parts.append(f"modules: {_list(modality.modules)}")
+        else:
+            parts.append(f"inputs: {_list(modality.inputs)}")
+        if modality.slice is not None:
+            dim, start, stop = modality.slice
+            parts.append(f"slice: {{dim: {dim}, range: [{start}, {'null' if stop is None else stop}]}}")
+        yield f"  {_text(modality.name)}: {{{', '.join(parts)}}}"
+    for item in inspection.excluded[:_SHOWN]:
+        yield f"  # not one: {_comment(item.name)} ({_comment(item.reason)})"
+
+
+def _defaults(facts: Facts) -> Iterator[str]:
+    if facts.trained is not None:
+        yield f"# The weights look trained ({_comment(facts.trained)}); so they compute the same until the first step."
+        yield "defaults: {regbn: {normalize_output: false}}"
+        yield ""
+
+
+def _groups(inspection: Inspection) -> list[tuple[FusionPoint, ...]]:
+    """Points to write rules for: the same call repeated over layers is one group."""
+    groups: dict[tuple[str, ...], list[FusionPoint]] = {}
+    for point in inspection.fusion_points:
+        if point.selected_by_default:
+            homes = ["+".join(home) for home in point.homes]
+            groups.setdefault((_glob(point.id), point.kind, *homes), []).append(point)
+    return [tuple(points) for points in groups.values()]
+
+
+def _glob(name: str) -> str:
+    return re.sub(r"[0-9]+", "*", name)
+
+
+def _tried(inspection: Inspection, facts: Facts, head: str, points: tuple[FusionPoint, ...], number: int) -> _Draft:
+    """The first form of a rule for these points that the planner takes."""
+    trouble = ""
+    for extra in ((), ("regbn: {projection: low_rank}",)):
+        lines = (*_lines(inspection, facts, points, number), *extra)
+        body = "version: 1\n" + head + "rules:\n" + _indented(lines) + "\n"
+        try:
+            decide(Rules.from_text(body, "rules"), inspection, None, facts)
+        except RegBNError as error:
+            trouble = trouble or str(error)
+            continue
+        return _Draft(points, lines)
+    reason = re.sub(r"^rules:\d+:\d+: (rule `[^`]*` (at `[^`]*`: )?)?", "", trouble.splitlines()[-1].strip())
+    return _Draft(points, _lines(inspection, facts, points, number), reason)
+
+
+def _lines(inspection: Inspection, facts: Facts, points: Sequence[FusionPoint], number: int) -> list[str]:
+    names = [point.id for point in points]
+    glob = _glob(names[0])
+    covered = [p.id for p in inspection.fusion_points if _glob(p.id) == glob]
+    where = _text(glob) if len(names) > 1 and covered == names else _list(names) if len(names) > 1 else _text(names[0])
+    lines = [f"- id: {points[0].kind}-{number}", f"  match: {{kind: {points[0].kind}, point: {where}}}"]
+    return [line.removeprefix("  ") for line in lines] + _direction(inspection, facts, points[0])
+
+
+def _direction(inspection: Inspection, facts: Facts, point: FusionPoint) -> list[str]:
+    ranks = {modality.name: rank for rank, modality in enumerate(inspection.modalities)}
+    chosen, _ = directed_sites(with_causality(point, facts), None, None, True, ranks)
+    pairs = {(site.sides[f].home, site.sides[g].home) for site, f, g in chosen}
+    if len(pairs) == 1:
+        ((f_home, g_home),) = pairs
+        if len(f_home) == len(g_home) == 1 and f_home != g_home:
+            return [f"normalize: {_text(f_home[0])}", f"against: {_text(g_home[0])}"]
+    return ["pairs: all"]
+
+
+def _rule(draft: _Draft) -> list[str]:
+    first = draft.points[0]
+    place = f" ({first.source})" if first.source is not None else ""
+    more = f", and {len(draft.points) - 1} more like it" if len(draft.points) > 1 else ""
+    about = f"  # {first.id}{more}: {spell_homes(first.homes)} meet in {first.owner_class}{place}, {first.level}"
+    lines = ["", _comment(about)]
+    if draft.trouble is None:
+        return [*lines, _indented(draft.lines)]
+    commented = [f"  # {line.strip()}" if i == 0 else f"  #   {line}" for i, line in enumerate(draft.lines)]
+    return [*lines, f"  # Not possible as it is: {_comment(draft.trouble)}", *commented]
+
+
+def _indented(lines: Sequence[str]) -> str:
+    return "\n".join(f"  {line}" if index == 0 else f"    {line}" for index, line in enumerate(lines))
+
+
+def _unselected(inspection: Inspection) -> list[str]:
+    left = [point for point in inspection.fusion_points if not point.selected_by_default]
+    if not left:
+        return []
+    lines = ["", "# Found, and only normalised where a rule names the kind or level:"]
+    lines += [f"#   {_comment(p.id)} ({p.kind}, {p.level}, {_comment(spell_homes(p.homes))})" for p in left[:_SHOWN]]
+    if len(left) > _SHOWN:
+        lines.append(f"#   and {len(left) - _SHOWN} more")
+    return lines
+
+
+def _text(name: str) -> str:
+    """A name as YAML; quoted where YAML would take it for something else."""
+    if _PLAIN.fullmatch(name) and name.lower() not in _RESERVED:
+        return name
+    return json.dumps(name, ensure_ascii=False)
+
+
+def _list(names: Sequence[str]) -> str:
+    return f"[{', '.join(_text(name) for name in names)}]"
+
+
+def _comment(text: str) -> str:
+    """Text on one line, whatever it is."""
+    return " ".join(text.split()) if not text.startswith("  #") else "  " + " ".join(text.split())

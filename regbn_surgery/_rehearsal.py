@@ -1,0 +1,127 @@
+"""A plan tried on a copy of the model: the tier that each host takes, and pairs with nothing to remove."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _tree
+from ._analyse import MODEL_ERRORS, Analysis
+from ._errors import RegBNError
+from ._inputs import Inputs, InputsLike, as_inputs, shared_axis
+from ._plan.advice import site_path
+from ._rewrite import RegBNSite, explain, identity, perform
+from ._state import preserved, seeded
+from ._types import Plan, PlannedSite
+
+#: Fewer samples than this tell dependent features from independent ones too seldom.
+ENOUGH_SAMPLES = 16
+_MOST_SAMPLES = 256
+_PERMUTATIONS = 199
+#: The share of independent pairs that are taken for dependent.
+_LEVEL = 0.05
+
+
+def rehearse(
+    model: nn.Module,
+    plan: Plan,
+    analysis: Analysis,
+    example: InputsLike | None,
+    copied: Callable[[nn.Module], nn.Module] = copy.deepcopy,
+) -> Plan:
+    """The plan with the tier of each site, and with what the surgery on a copy has shown as notes.
+
+    `example` is the user's own; None (or inputs that were made up) tells nothing of what goes with what.
+    """
+    if not plan.sites:
+        return plan
+    try:
+        twin = copied(model)
+        perform(twin, plan, analysis)
+    except RegBNError as error:
+        return dataclasses.replace(plan, notes=(*plan.notes, f"tried on a copy, the surgery fails: {error}"))
+    tiers = {(site.host, site.name): report.tier for report in explain(twin) for site in report.sites}
+    sites = tuple(dataclasses.replace(site, tier=tiers.get((site.host, site.name))) for site in plan.sites)
+    notes = [*plan.notes, *_independent(twin, plan, example, analysis.writes_parameters)]
+    return dataclasses.replace(plan, sites=sites, notes=tuple(notes))
+
+
+def _independent(twin: nn.Module, plan: Plan, example: InputsLike | None, writes_parameters: bool) -> Iterator[str]:
+    if example is None or (callable(example) and not isinstance(example, Inputs | Tensor | Mapping)):
+        return
+    inputs = as_inputs(example)
+    axis = shared_axis(twin, inputs)
+    if axis is None or not ENOUGH_SAMPLES <= axis[1] <= _MOST_SAMPLES:
+        return
+    taken: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = [
+        module.register_forward_pre_hook(_note(name, module, taken))
+        for name, module in twin.named_modules()
+        if isinstance(module, RegBNSite)
+    ]
+    try:
+        with preserved(twin, parameters=writes_parameters), seeded(), torch.no_grad(), identity(twin):
+            twin.eval()
+            args, kwargs = _tree.cloned((inputs.args, inputs.kwargs))
+            twin(*args, **kwargs)
+    except (RegBNError, *MODEL_ERRORS) as error:
+        yield f"the model does not run on all {axis[1]} samples of the example ({type(error).__name__}: {error})"
+        return
+    finally:
+        for handle in handles:
+            handle.remove()
+    for site in plan.sites:
+        pair = taken.get(site_path(site))
+        if pair is not None:
+            yield from _judge(site, *pair)
+
+
+def _note(name: str, site: RegBNSite, taken: dict[str, tuple[Tensor, Tensor]]) -> Callable[..., None]:
+    """A hook that keeps what RegBN is fitted on at the first call of a site."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if name in taken:
+            return
+        f, g = args[0].permute(site.f_axes), args[1].permute(site.g_axes)
+        if site.regbn.options.reduce == "mean":
+            f, g = (x.flatten(2).mean(2) if x.dim() > 2 else x for x in (f, g))
+        taken[name] = f.flatten(1).double(), g.flatten(1).double()
+
+    return hook
+
+
+def _judge(site: PlannedSite, f: Tensor, g: Tensor) -> Iterator[str]:
+    samples = f.shape[0]
+    if g.shape[0] != samples or samples < ENOUGH_SAMPLES:
+        return
+    chance = independence(f, g)
+    if chance > _LEVEL:
+        yield (
+            f"at {site_path(site)}, {'+'.join(site.f.home)} and {'+'.join(site.g.home)} look linearly independent in "
+            f"the {samples} samples of the example (permutation test, p = {chance:.2f}): there may be nothing to remove"
+        )
+
+
+def independence(f: Tensor, g: Tensor) -> float:
+    """p-value of a permutation test for linear dependence between f [N, n] and g [N, m].
+
+    The statistic is the squared norm of their cross-covariance (HSIC with linear kernels, Gretton et al. 2005), on
+    the Gram matrices, so that features may outnumber samples. Seeded: the same tensors give the same value.
+    """
+    grams = []
+    for x in (f, g):
+        centred = x - x.mean(0)
+        grams.append(centred @ centred.T)
+    first, second = grams
+    observed = float((first * second).sum())
+    generator = torch.Generator().manual_seed(0)
+    as_large = 0
+    for _ in range(_PERMUTATIONS):
+        order = torch.randperm(len(first), generator=generator).to(first.device)
+        as_large += float((first * second[order][:, order]).sum()) >= observed
+    return (1 + as_large) / (1 + _PERMUTATIONS)

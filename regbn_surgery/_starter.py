@@ -1,0 +1,28 @@
+"""A first rules file for a model: inspects it and writes the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from ._analyse import analyse
+from ._api import refuse_wrapped
+from ._facts import find_facts
+from ._inputs import InputsLike, find_inputs, make_batches
+from ._plan.starter import starter
+
+
+def starter_rules(
+    model: nn.Module,
+    example_inputs: InputsLike | None = None,
+    modalities: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """A commented rules file for `model`, which `plan` and `regbnify` accept as it is. Arguments as for `inspect`.
+
+    Raises PlanError where there is no fusion point that RegBN could go to.
+    """
+    refuse_wrapped(model)
+    example = find_inputs(model, example_inputs)
+    analysis = analyse(model, make_batches(model, example), modalities)
+    return starter(analysis.inspection, find_facts(model, analysis, example))

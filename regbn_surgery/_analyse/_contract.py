@@ -50,7 +50,9 @@ def contract(op: Op, operands: tuple[Met, ...], result: TensorInfo, trace: Trace
         return _use_scores(scores, operands, inputs, output, axes, axis_homes)
     if incomparable(kept):
         return Contraction(operands[0].home, tuple(axes))
-    # An outer product or a sum over everything belongs to all; otherwise to whom the surviving axes belong.
+    # An outer product or a sum over everything belongs to all; otherwise to whom the surviving axes belong. The one row
+    # of weights in `bmm(weights[:, None], values)` is nobody's position.
+    kept = [home for home, size in zip(axes, result.shape, strict=True) if home and size > 1] or kept
     home = union(kept) if kept else union(m.home for m in operands)
     return Contraction(home, None)
 

@@ -44,6 +44,7 @@ class Recipe:
     repeats: bool  # the call stands in a loop: each of its rounds is this site
     whole_input: tuple[bool, bool]  # whether nothing else in the owner reads that argument
     mask_leaves_out: bool = False  # whether True in the mask marks what to leave out, not what to keep
+    makers: tuple[str | None, str | None] = (None, None)  # the nearest layer that each side comes out of
     scatter: Scatter | None = None  # of a point of that kind: its calls, in other words
 
 
@@ -98,25 +99,44 @@ def _rounds_merged(groups: dict[tuple[str, Key], Members]) -> dict[tuple[str, Ke
         if meeting.kind not in _JOINING or meeting.gate is not None or meeting.outer or meeting.more:
             merged[place] = members
             continue
-        operands = tuple((met.home, met.info.shape, _layer_behind(run, met.info.uid)) for met in meeting.operands)
-        same = first.setdefault((place[0], place[1][:3], meeting.level, operands), place)
+        operands = tuple((met.home, met.info.shape, _layers_behind(run, met.info.uid)) for met in meeting.operands)
+        offset = meeting.op.source.offset if meeting.op.source is not None else 0
+        same = first.setdefault((place[0], place[1][:3], offset, meeting.level, operands), place)
         merged.setdefault(same, []).extend(members)
     return merged
 
 
-def _layer_behind(run: Run, uid: int) -> tuple[object, ...] | None:
-    """The nearest layer that a tensor comes out of, and which part of its channels; None for one no layer touched."""
+def _layers_behind(run: Run, uid: int) -> frozenset[tuple[object, ...]]:
+    """The nearest layers that a tensor comes out of, each with which part of its channels."""
+    found: set[tuple[object, ...]] = set()
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    todo: list[tuple[int, tuple[int, ...]]] = [(uid, ())]
+    while todo:
+        uid, parts = todo.pop()
+        if (uid, parts) in seen or uid not in run.flow.producers:
+            continue
+        seen.add((uid, parts))
+        op = run.trace.ops[run.flow.producers[uid]]
+        if op.module is not None:
+            found.add((op.module, *parts))
+            continue
+        if op.name in SPLITS and not parts:
+            before = op.inputs[0]
+            if split_dim(op, len(run.trace.tensors[before].shape)) == run.layout(before).channel_dim:
+                parts = (op.outputs.index(uid),)
+        carrying = [i for i in op.inputs if i in run.flow.lineages and run.flow.lineages[i].touched]
+        todo.extend((i, parts) for i in carrying if i != uid)
+    return frozenset(found)
+
+
+def _layer_behind(run: Run, uid: int) -> str | None:
+    """Path of the nearest layer that a tensor comes out of, by the first operand; None for one no layer has touched."""
     seen: set[int] = set()
-    parts: list[int] = []
     while uid in run.flow.producers and uid not in seen:
         seen.add(uid)
         op = run.trace.ops[run.flow.producers[uid]]
         if op.module is not None:
-            return op.module, *parts
-        if op.name in SPLITS and split_dim(op, len(run.trace.tensors[op.inputs[0]].shape)) == (
-            run.layout(op.inputs[0]).channel_dim
-        ):
-            parts.append(op.outputs.index(uid))
+            return op.module
         carrying = [i for i in op.inputs if i in run.flow.lineages and run.flow.lineages[i].touched]
         if not carrying:
             return None
@@ -323,6 +343,7 @@ def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role:
         mask_side=1,
         repeats=False,
         whole_input=(False, False),
+        makers=(_layer_behind(run, takes[0].uid), _layer_behind(run, takes[1].uid)),
         scatter=scatter,
     )
     return site, recipe
@@ -367,6 +388,7 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
         mask_side=mask.side if mask is not None else 1,
         repeats=False,
         whole_input=(whole[0], whole[1]),
+        makers=(_layer_behind(run, takes[0].uid), _layer_behind(run, takes[1].uid)),
         mask_leaves_out=mask is not None and mask.leaves_out,
     )
     return site, recipe

@@ -20,7 +20,7 @@ def current_source() -> Source | None:
     while frame is not None:
         filename = frame.f_code.co_filename
         if is_user_file(filename):
-            return Source(filename, frame.f_lineno, frame.f_code.co_name)
+            return Source(filename, frame.f_lineno, frame.f_code.co_name, frame.f_lasti)
         frame = frame.f_back
     return None
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .reading import homes, inputs, told
+from .reading import homes, inputs, normal, told
 
 QV = inputs(a=(5, 8), b=(7, 8))
 
@@ -95,3 +95,15 @@ def test_a_residual_around_linear_attention_belongs_to_the_reader() -> None:
 
     assert told(forward, QV) == [("matmul", {"a", "b"})]
     assert homes(forward, QV) == ["a"]
+
+
+def test_one_row_of_weights_is_nobodys_position() -> None:
+    """`bmm(weights[:, None], values)` weighs values as `(weights[..., None] * values).sum(1)` does."""
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        pairs = torch.cat([a.mean(1, keepdim=True).expand_as(b), b], -1) @ self.w
+        return (pairs.softmax(1).mT @ b)[:, 0]
+
+    example = {"a": normal(4, 5, 8), "b": normal(4, 7, 8)}
+    assert told(forward, example, w=nn.Parameter(torch.ones(16, 1))) == [("concat", {"a", "b"})]
+    assert homes(forward, example, w=nn.Parameter(torch.ones(16, 1))) == ["b"]

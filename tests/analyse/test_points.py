@@ -163,3 +163,36 @@ def test_an_outer_sum_is_taken_before_its_stretching() -> None:
     (point,) = points(forward, TOKENS, p=nn.Linear(8, 4))
     assert [side.shape for side in point.sites[0].sides] == [(2, 5, 4), (2, 7, 4)]
     assert point.sites[0].reduce == "mean"
+
+
+def test_two_calls_in_one_line_are_two_points_and_a_call_in_a_loop_over_time_is_one() -> None:
+    def stitched(self: Any, a: Tensor, b: Tensor) -> Any:
+        a, b = self.m(a), self.n(b)
+        return 0.9 * a + 0.1 * b, 0.2 * a + 0.8 * b
+
+    layers = {"m": nn.Linear(8, 8), "n": nn.Linear(8, 8)}
+    assert [point.id for point in points(stitched, AB, **layers)] == ["add", "add_1"]
+
+    def over_time(self: Any, a: Tensor, b: Tensor) -> Any:
+        a, b = self.m(a), self.n(b)
+        return [torch.cat([a[:, t], b[:, t]], 1) for t in range(5)]
+
+    assert len(points(over_time, inputs(a=(5, 8), b=(5, 8)), **layers)) == 1
+
+
+def test_a_call_in_a_loop_over_layers_is_a_point_for_each() -> None:
+    def blocks(self: Any, a: Tensor, b: Tensor) -> Any:
+        for m, n in zip(self.m, self.n, strict=True):
+            a = a + m(a * b)
+            b = b + n(b)
+        return a, b
+
+    layers = {name: nn.ModuleList([nn.Linear(8, 8) for _ in range(2)]) for name in "mn"}
+    assert [point.kind for point in points(blocks, AB, **layers)] == ["product", "product"]
+
+    def by_heads(self: Any, a: Tensor, b: Tensor) -> Any:
+        pairs = zip(self.m(a).chunk(3, -1), self.n(b).chunk(3, -1), strict=True)
+        return [torch.cat(pair, 1) for pair in pairs]
+
+    layers = {"m": nn.Linear(8, 12), "n": nn.Linear(8, 12)}
+    assert len(points(by_heads, inputs(a=(5, 8), b=(3, 8)), **layers)) == 3

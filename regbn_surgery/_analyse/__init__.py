@@ -85,9 +85,7 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Modalit
     return Analysis(inspection, recipes, batches, tuple(runs), bool(written))
 
 
-def run_model(
-    model: nn.Module, inputs: Inputs, *, training: bool, writes: bool = False, fakes: Fakes = REAL
-) -> Trace:
+def run_model(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool = False, fakes: Fakes = REAL) -> Trace:
     """Capture one run of the whole model in the given mode, leaving no trace in the model.
 
     `writes` says that its forward writes to its parameters, so that these have to be put back, too. `fakes` is how
@@ -155,11 +153,14 @@ def _notes(runs: Sequence[Run], sources: Sources, found: Sequence[Found]) -> lis
         )
     for effect in sorted({effect for run in runs for effect in run.trace.effects}):
         notes.append(effect)
+    notes.extend(_gaps(runs))
     blends = {home: op for run in reversed(runs) for home, op in run.flow.blends}
     for home, op in blends.items():
         what = f"{op.name} `{op.module}`" if op.module else f"`{op.name}`"
         names = " and ".join(f"`{m.name}`" for m in sources.modalities if m.name in home)
-        notes.append(f"{names} are stretches of one input that {what} at {op.source} takes together: no call parts them")
+        notes.append(
+            f"{names} are stretches of one input that {what} at {op.source} takes together: no call parts them"
+        )
     met: set[frozenset[str]] = set()
     for f in found:
         met.update(_pairs(f.point))
@@ -171,6 +172,23 @@ def _notes(runs: Sequence[Run], sources: Sources, found: Sequence[Found]) -> lis
     if len(names) < 2:
         notes.append("fewer than two modalities: nothing can meet; name them with modalities=...")
     return notes
+
+
+def _gaps(runs: Sequence[Run]) -> list[str]:
+    """Tensors that come into the model out of sight. A constant is the same object in every run; these are not."""
+    if len(runs) < 2:
+        return []
+    constants = [{id(held) for s in run.trace.strangers if (held := s.tensor()) is not None} for run in runs]
+    notes = []
+    for run, others in zip(runs, reversed(constants), strict=True):
+        for stranger in run.trace.strangers:
+            held = stranger.tensor()
+            if held is None or id(held) not in others:
+                notes.append(
+                    f"a tensor of shape {stranger.shape} is made out of sight (by numpy, a scripted function or an "
+                    f"extension) and met at {stranger.where}: what modality it carries is not known"
+                )
+    return list(dict.fromkeys(notes))
 
 
 def _pairs(point: FusionPoint) -> set[frozenset[str]]:

@@ -124,7 +124,13 @@ class _Interpreter:
     def finish(self) -> Flow:
         for uid in self.trace.frames[0].outputs:
             self._mixed(self.lineages.get(uid))
-        return Flow(tuple(m for m in self.meetings if m.real), self.lineages, self.graph, self.producers, tuple(self.blends.items()))
+        return Flow(
+            tuple(m for m in self.meetings if m.real),
+            self.lineages,
+            self.graph,
+            self.producers,
+            tuple(self.blends.items()),
+        )
 
     # -- one operation ----------------------------------------------------------------------------------------
 

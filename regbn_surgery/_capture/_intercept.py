@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+import torch._functorch.apis
 from torch import nn
 
 
@@ -30,9 +31,10 @@ class _Listeners(threading.local):
 _listeners = _Listeners()
 _lock = threading.Lock()
 _users = 0
-_originals: dict[tuple[type, str], Any] = {}
+_originals: dict[tuple[Any, str], Any] = {}
 _CALL, _ENTER, _EXIT = (nn.Module, "__call__"), (torch.autocast, "__enter__"), (torch.autocast, "__exit__")
 _APPLY = (torch.autograd.Function, "apply")
+_VMAP = (torch._functorch.apis, "vmap_impl")
 
 
 def _dispatch(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -66,8 +68,17 @@ def _apply(cls: type, *args: Any, **kwargs: Any) -> Any:
     return call(*args, **kwargs) if listen is None else listen(call, cls, args, kwargs)
 
 
-_REPLACEMENTS: dict[tuple[type, str], Any] = {
+def _vmapped(
+    func: Any, in_dims: Any, out_dims: Any, randomness: str, chunk_size: Any, *args: Any, **kwargs: Any
+) -> Any:
+    call = functools.partial(_originals[_VMAP], func, in_dims, out_dims, randomness, chunk_size)
+    listen = getattr(_listeners.stack[-1], "on_vmap", None) if _listeners.stack else None
+    return call(*args, **kwargs) if listen is None else listen(call, func, args, kwargs)
+
+
+_REPLACEMENTS: dict[tuple[Any, str], Any] = {
     _CALL: _dispatch,
+    _VMAP: _vmapped,
     _ENTER: _enter,
     _EXIT: _exit,
     _APPLY: classmethod(_apply),
@@ -78,7 +89,8 @@ _REPLACEMENTS: dict[tuple[type, str], Any] = {
 def intercepting(handler: CallHandler) -> Iterator[None]:
     """Route this thread's module calls through `handler.on_call(original_call, module, args, kwargs)`, and tell
     `handler.on_autocast(region, entering)`, where there is one, of the autocast regions it enters and leaves, and
-    `handler.on_function(call, cls, args, kwargs)` of applied autograd functions."""
+    `handler.on_function(call, cls, args, kwargs)` of applied autograd functions, and
+    `handler.on_vmap(call, func, args, kwargs)` of calls that `torch.vmap` made."""
     global _users
     with _lock:
         if _users == 0:

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import functools
 import operator
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -32,7 +33,7 @@ from ._guards import expect_value
 from ._intercept import intercepting
 from ._placeholders import bind_arguments
 from ._source import current_source, entering_grad_mode
-from ._trace import Frame, Op, TensorInfo, TensorRef, Trace, ValueRead
+from ._trace import Frame, Op, Stranger, TensorInfo, TensorRef, Trace, ValueRead
 from ._values import TracedInt, plain
 from ._watch import token, watched
 
@@ -110,6 +111,7 @@ class Recorder:
         self.leaks = 0  # how often a size was compared, divided or counted by Python
         self._grad_modes: list[Any] = []  # gradient mode at entry, then one per `with` that is open
         self._autocasts: list[torch.fx.Node] = []  # the regions that are open
+        self._enclosed: dict[int, torch.Tensor] | None = None  # what a function under vmap takes from around it
         self.settings: dict[str, Any] = {}  # plain attributes of the root that its forward read
         self.stores: dict[str, Any] = {}  # attributes of the root that its forward wrote
         self.mutated: list[str] = []  # attributes it read whose content it changed
@@ -267,7 +269,7 @@ class Recorder:
     def on_call(
         self, call: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if not self.recording or not self._stack:
+        if not self.recording or not self._stack or _transformed():
             return call(module, *args, **kwargs)
         if module is self.root and not self._entered:
             self._entered = True
@@ -359,6 +361,25 @@ class Recorder:
         self._record(node, cls.__name__, cls, args, kwargs, output, source)
         return output
 
+    def on_vmap(self, call: Callable[..., Any], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call over a batch is one operation on its arguments and on what the function takes from around it."""
+        if not self.recording or not self._stack or self._enclosed is not None or _transformed():
+            return call(*args, **kwargs)
+        self._enclosed = {}
+        if self.strict:
+            self._note_effect("runs a function under torch.vmap")
+        try:
+            output = call(*plain(args), **plain(kwargs))
+        finally:
+            enclosed, self._enclosed = self._enclosed, None
+        given = {id(tensor) for tensor in _tree.tensors((args, kwargs))}
+        around = tuple(tensor for key, tensor in enclosed.items() if key not in given)
+        with torch._C.DisableTorchFunction():
+            target = _first(len(args), call)
+            node = self.graph.call_function(target, *self._arguments((*args, *around), kwargs))
+            self._record(node, "vmap", target, (*args, *around), kwargs, output, current_source())
+        return output
+
     # -- torch calls ------------------------------------------------------------------------------------------
 
     def on_torch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -366,8 +387,8 @@ class Recorder:
         if not self.recording:
             return output
         name = fn.name_of(func)
-        if torch._C._functorch.maybe_current_level() is not None:
-            self._note_effect("runs inside a torch.func transform (vmap, grad), whose tensors cannot be followed")
+        if self._enclosed is not None or _transformed():
+            self._on_transformed(args, kwargs)
             return output
         if name == "__iter__":
             return iter(self.on_torch(torch.Tensor.unbind, (args[0], 0), {}))
@@ -395,6 +416,18 @@ class Recorder:
             return output
         self._torch_node(func, name, args, kwargs, output)
         return output
+
+    def _on_transformed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Inside a torch.func transform tensors have other faces; those from outside it can be told."""
+        if self._enclosed is None:
+            self._note_effect("runs inside a torch.func transform (grad, jvp), whose tensors cannot be followed")
+            return
+        for tensor in _tree.tensors((args, kwargs)):
+            if not torch._C._functorch.is_functorch_wrapped_tensor(tensor) and self._is_known(tensor):
+                self._enclosed[id(tensor)] = tensor
+
+    def _is_known(self, tensor: torch.Tensor) -> bool:
+        return id(tensor) in self._nodes or id(tensor) in self._owned
 
     def _on_read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> None:
         """What follows holds for this value only: noted, and in strict captures looked at again in every run."""
@@ -552,8 +585,22 @@ class Recorder:
         return Trace(
             self.graph, tuple(self._ops), tuple(self._frames), dict(self._tensors), inputs, dict(self.constants),
             tuple(self._reads), tuple(dict.fromkeys(self._effects)), dict(self.settings),
-            tuple(self.stores), self.leaks > 0,
+            tuple(self.stores), tuple(Stranger(weakref.ref(t), tuple(t.shape), where) for t, where in self.strangers),
+            self.leaks > 0,
         )  # fmt: skip
+
+
+def _transformed() -> bool:
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def _first(count: int, call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` on its first `count` arguments; the tensors behind them stand there only to be seen in the graph."""
+
+    def vmap(*args: Any, **kwargs: Any) -> Any:
+        return call(*args[:count], **kwargs)
+
+    return vmap
 
 
 class _ShapeNode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,18 @@ class ValueRead:
 
 
 @dataclass(frozen=True)
+class Stranger:
+    """A tensor that no recorded call made, and where it was met: a constant of the model's, or one made out of sight.
+
+    `tensor` is gone once nobody else holds it; a constant is the very same object in every run.
+    """
+
+    tensor: weakref.ReferenceType[torch.Tensor]
+    shape: tuple[int, ...]
+    where: str
+
+
+@dataclass(frozen=True)
 class Trace:
     """A run of a model: the graph, the operations in order, the frames, and the tensors by uid."""
 
@@ -103,6 +116,7 @@ class Trace:
     effects: tuple[str, ...]  # what the run did that the graph cannot repeat, for people
     settings: Mapping[str, Any]  # plain attributes the module's forward read (strict captures): the graph's guards
     stores: tuple[str, ...]  # attributes it wrote; the graph then returns `(output, {name: value})`
+    strangers: tuple[Stranger, ...]
     leaks: bool  # whether a size went its own way through Python, so that other sizes may go another
 
     def path_of(self, op: Op) -> str:

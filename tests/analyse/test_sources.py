@@ -134,3 +134,118 @@ def test_branches_that_never_meet_are_told() -> None:
     assert "`a` never meets `b`" in found.notes
     single = inspected(lambda self, a: a * 2, {"a": normal(4, 8)})
     assert any("fewer than two modalities" in note for note in single.notes)
+
+
+def stretch(low: int, high: int | None, dim: int = 1) -> dict[str, Any]:
+    return {"inputs": ["x"], "slice": {"dim": dim, "range": [low, high]}}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda x: (x[:, :8], x[:, 8:]),
+        lambda x: x.split([8, 3], 1),
+        lambda x: (x.narrow(1, 0, 8), x.narrow(-1, 8, 3)),
+        lambda x: (x * 2).relu().split_with_sizes([8, 3], -1),
+    ],
+)
+def test_stretches_of_one_input_are_modalities(part: Any) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        left, right = part(x)
+        return torch.cat([self.left(left), self.right(right)], -1)
+
+    layers = {"left": nn.Linear(8, 6), "right": nn.Linear(3, 6)}
+    modalities = {"left": stretch(0, 8), "right": stretch(8, None, dim=-1)}
+    found = inspected(forward, {"x": normal(4, 11)}, modalities, **layers)
+    assert [(m.name, m.roots) for m in found.modalities] == [("left", ("x[:, 0:8]",)), ("right", ("x[:, 8:]",))]
+    assert [(p.kind, p.homes) for p in found.fusion_points] == [("concat", (("left",), ("right",)))]
+
+
+def test_channels_of_an_image_that_no_call_parts_are_told_of() -> None:
+    modalities = {"rgb": stretch(0, 3), "depth": stretch(3, 4)}
+    found = inspected(lambda self, x: self.conv(x), {"x": normal(4, 4, 8, 8)}, modalities, conv=nn.Conv2d(4, 6, 3))
+    assert not found.fusion_points
+    assert any("`rgb` and `depth` are stretches of one input that Conv2d `conv` at" in note for note in found.notes)
+
+
+def test_what_no_stretch_covers_belongs_to_nobody() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return torch.cat([self.left(x[:, :4]), self.middle(x[:, 4:8]), self.right(x[:, 8:])], -1)
+
+    layers = {"left": nn.Linear(4, 5), "middle": nn.Linear(4, 5), "right": nn.Linear(4, 5)}
+    modalities = {"left": stretch(0, 4), "right": stretch(8, 12)}
+    (point,) = inspected(forward, {"x": normal(4, 12)}, modalities, **layers).fusion_points
+    assert point.homes == (("left",), ("right",))
+
+
+@pytest.mark.parametrize(
+    ("modalities", "message"),
+    [
+        ({"a": stretch(0, 8), "b": stretch(7, 11)}, "stretches overlap"),
+        ({"a": stretch(0, 8), "b": stretch(0, 2, dim=0)}, r"along different axes \(1 and 0\)"),
+        ({"a": stretch(0, 8), "b": ["x"]}, "give each a stretch"),
+        ({"a": stretch(0, 8, dim=2)}, r"along axis 2; its shape is \(2, 11\)"),
+        ({"a": stretch(0, 12)}, "which has 11 there"),
+        ({"a": {"modules": ["lef"]}}, r"these were: 'left', 'right'\. Did you mean 'left'\?"),
+        ({"a": {"modulse": ["left"]}}, "modulse: Extra inputs are not permitted"),
+    ],
+)
+def test_modalities_that_cannot_be_are_refused(modalities: Any, message: str) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return torch.cat([self.left(x), self.right(x)], -1)
+
+    with pytest.raises(InputsError, match=message):
+        inspected(forward, {"x": normal(4, 11)}, modalities, left=nn.Linear(11, 6), right=nn.Linear(11, 6))
+
+
+@pytest.mark.parametrize("pattern", ["text", "text.**", "te*", "re:text|nothing"])
+def test_the_outputs_of_modules_begin_branches(pattern: str) -> None:
+    """Whatever went into the encoder, and whichever of its own modules fit the pattern as well."""
+
+    def forward(self: Any, x: Tensor, image: Tensor) -> Tensor:
+        return torch.cat([self.text(x + image.mean()) * 2, self.image(image)], -1)
+
+    layers = {"text": nn.Sequential(nn.Linear(5, 6), nn.ReLU()), "image": nn.Linear(8, 6)}
+    modalities = {"text": {"modules": [pattern]}, "image": {"inputs": ["image"]}}
+    found = inspected(forward, {"x": normal(4, 5), "image": normal(4, 8)}, modalities, **layers)
+    assert found.modalities[0].roots == (f"module:{pattern}",)
+    assert [(p.kind, p.level, p.homes) for p in found.fusion_points] == [("concat", "late", (("text",), ("image",)))]
+
+
+def test_a_leaf_that_hands_on_its_input_begins_a_branch_all_the_same() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return torch.cat([self.first(x), self.second(x) * 2], -1)
+
+    modalities = {"first": {"modules": ["first"]}, "second": {"modules": ["second"]}}
+    found = inspected(forward, {"x": normal(4, 5)}, modalities, first=nn.Linear(5, 6), second=nn.Identity())
+    assert [p.homes for p in found.fusion_points] == [(("first",), ("second",))]
+
+
+def test_a_detour_through_numpy_is_reported_with_its_line_and_constants_are_not() -> None:
+    table, kept = normal(6), [normal(6)]
+
+    def forward(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        out = torch.from_numpy(self.first(x).detach().numpy() ** 2)
+        return torch.cat([out + table + kept[0], self.second(y)], -1)
+
+    found = inspected(forward, {"x": normal(4, 5), "y": normal(4, 5)}, first=nn.Linear(5, 6), second=nn.Linear(5, 6))
+    (gap,) = [note for note in found.notes if "out of sight" in note]
+    assert "test_sources.py:" in gap
+    assert "(2, 6)" in gap
+    assert "`x` never meets `y`" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("fused", "expected"),
+    [
+        (lambda f, g: torch.cat([torch.vmap(lambda row: row * row.sum())(f), g], -1), "concat"),
+        (lambda f, g: torch.vmap(lambda a, b: torch.cat([a, b]))(f, g), "module"),
+        (lambda f, g: torch.vmap(lambda a: a + g.mean(0))(f), "module"),
+    ],
+)
+def test_lineage_goes_through_vmap(fused: Any, expected: str) -> None:
+    def forward(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        return fused(self.first(x), self.second(y))
+
+    found = inspected(forward, {"x": normal(4, 5), "y": normal(4, 5)}, first=nn.Linear(5, 6), second=nn.Linear(5, 6))
+    assert [(p.kind, p.homes) for p in found.fusion_points] == [(expected, (("x",), ("y",)))]

@@ -442,10 +442,10 @@ def test_what_a_graph_cannot_repeat_is_said() -> None:
         return b
 
     def mapped(self: Any, a: Tensor) -> Tensor:
-        return torch.func.vmap(lambda row: row * 2)(a)
+        return torch.func.grad(lambda row: (row * 2).sum())(a)
 
     assert any("hook" in effect for effect in captured(make(hooked), x(2)).effects)
-    assert any("vmap" in effect for effect in captured(make(mapped), x(2)).effects)
+    assert any("torch.func" in effect for effect in captured(make(mapped), x(2)).effects)
     assert captured(module_for(positional, True), *two(2)[0]).effects == ()
 
 
@@ -593,3 +593,29 @@ def test_what_happens_out_of_sight_is_refused_instead_of_frozen(forward: Callabl
     module = make(forward, gain=nn.Parameter(torch.ones(3)))
     with pytest.raises(UnrecordableError, match=r"test_recorder\.py:\d+"):
         captured(module, torch.ones(2, 3), strict=True)
+
+
+class Mapped(nn.Module):
+    """A function under vmap takes a row, and from around it a tensor of the run and a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        shift = b.mean(0)
+        nested = torch.func.vmap(lambda row: torch.vmap(torch.square)(row) + shift)
+        return torch.func.vmap(lambda row: self.layer(row) + shift, chunk_size=2)(a) + nested(a)
+
+
+def test_a_call_under_vmap_is_one_operation_on_all_that_it_takes() -> None:
+    model = Mapped()
+    trace = captured(model, x(4), x(4, seed=1))
+    mapped = [op for op in trace.ops if op.name == "vmap"]
+    shift = next(op.outputs[0] for op in trace.ops if op.name == "mean")
+    names = [[trace.tensors[uid].parameter for uid in op.inputs] for op in mapped]
+    assert [name for name in names[0] if name] == ["layer.weight", "layer.bias"]
+    assert all(op.inputs[0] == trace.inputs[0][1] and shift in op.inputs for op in mapped)
+    assert [op.name for op in trace.ops] == ["mean", "vmap", "vmap", "add"]
+    assert not trace.effects
+    same(run_graph(model, trace, x(4), x(4, seed=1)), model(x(4), x(4, seed=1)))

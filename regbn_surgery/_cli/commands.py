@@ -9,6 +9,7 @@ import click
 from .._version import __version__
 from .options import ModelRequest, modality_option, model_options
 from .output import debuggable, quiet_stdout, warn, write_text, write_views
+from .rules_commands import RULES_COMMANDS
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -80,14 +81,5 @@ def show(request: ModelRequest, rules: str, output: str | None) -> None:
     write_views(lambda width: [plan_view(planned, width), *host_views(hosts)], output)
 
 
-@cli.command(short_help="Check a rules file without a model.", epilog="Example: regbn-surgery check rules.yaml")
-@click.argument("rules")
-@debuggable
-def check(rules: str) -> None:
-    """Check RULES, a rules file or the name of a preset, without a model: every problem with line and column."""
-    from .._report.words import count_text
-    from .._rules import Rules
-
-    parsed = Rules.load(rules)
-    names = ", ".join(rule.id for rule in parsed.rules)
-    click.echo(f"{rules}: {count_text(len(parsed.rules), 'rule')} ({names}), no problem found")
+for _command in RULES_COMMANDS:
+    cli.add_command(_command)

@@ -103,10 +103,12 @@ def _underdetermined(sites: Sequence[PlannedSite], facts: Facts) -> Iterator[str
     if wide:
         sizes = ", ".join(f"{site_path(site)}: {site.projection_shape[0]}" for site in wide[:6])
         more = f" and {len(wide) - 6} more" if len(wide) > 6 else ""
+        remedy = "larger batches help"
+        if any(site.reduce == "flatten" and site.g_layer_dim for site in wide):
+            remedy = "larger batches or `reduce: mean` help"
         yield (
             f"g has more features than the example has samples ({facts.batch}) at {sizes}{more}: one batch cannot "
-            "determine W, and what is fitted rests on the constraint and on the running projection; larger batches "
-            "or `reduce: mean` help"
+            f"determine W, and what is fitted rests on the constraint and on the running projection; {remedy}"
         )
 
 

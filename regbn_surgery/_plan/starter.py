@@ -117,7 +117,7 @@ def _tried(inspection: Inspection, facts: Facts, head: str, points: tuple[Fusion
             continue
         return _Draft(points, lines)
     reason = re.sub(r"^rules:\d+:\d+: (rule `[^`]*` (at `[^`]*`: )?)?", "", trouble.splitlines()[-1].strip())
-    return _Draft(points, _lines(inspection, facts, points, number), reason)
+    return _Draft(points, tuple(_lines(inspection, facts, points, number)), reason)
 
 
 def _lines(inspection: Inspection, facts: Facts, points: Sequence[FusionPoint], number: int) -> list[str]:

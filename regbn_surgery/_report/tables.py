@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .._types import FusionPoint, Inspection, Plan, PlannedSite, Site
+from .._types import Decision, FusionPoint, Inspection, Plan, PlannedSite, Site
 from .shapes import mib_text, projection_text, side_text, tensor_text
 from .words import all_notes, count_text
 
@@ -74,12 +74,12 @@ def _collapsed(points: Sequence[FusionPoint]) -> Iterator[tuple[FusionPoint, int
 def _meeting(point: FusionPoint) -> Text:
     lines = [tensor_text(operand.home, operand.shape, operand.layout) for operand in point.operands]
     text = Text("\n".join(lines))
-    for cost in dict.fromkeys(_cost(site) for site in point.sites):
+    for cost in dict.fromkeys(cost_text(site) for site in point.sites):
         text.append(f"\n{cost}", style="dim")
     return text
 
 
-def _cost(site: Site) -> str:
+def cost_text(site: Site) -> str:
     """What RegBN would hold there; the same whichever side is f."""
     if site.obstacle is not None:
         return "no place for RegBN (see notes)"
@@ -93,6 +93,10 @@ def _cost(site: Site) -> str:
 def _where(point: FusionPoint) -> str:
     place = f"{os.path.basename(point.source.file)}:{point.source.line}\n" if point.source is not None else ""
     return f"{place}in {point.owner_class}"
+
+
+#: How a site goes in, by tier.
+_TIERS = {1: "tier 1: hook on arguments", 2: "tier 2: generated code", 3: "tier 3: own code, watched"}
 
 
 def plan_view(plan: Plan, width: int = 80) -> RenderableType:
@@ -110,9 +114,17 @@ def plan_view(plan: Plan, width: int = 80) -> RenderableType:
         for decision in plan.decisions:
             style = {"normalize": "green", "skip": "yellow", "leave": "dim"}[decision.action]
             name = Text(broken_path(decision.point, width))
-            table.add_row(name, Text(decision.action, style=style), Text(decision.reason))
+            table.add_row(name, Text(decision.action, style=style), _why(decision))
         parts += [Text(""), table]
     return Group(*parts, *_notes((*plan.warnings, *plan.notes)))
+
+
+def _why(decision: Decision) -> Text:
+    """The reason, and why each other rule did not decide; a point that no rule matches has them in its reason."""
+    text = Text(decision.reason)
+    for rule, reason in decision.others if decision.action != "leave" else ():
+        text.append(f"\nnot `{rule}`: {reason}", style="dim")
+    return text
 
 
 def sites_table(sites: Iterable[PlannedSite], width: int = 80) -> Table:
@@ -128,7 +140,8 @@ def sites_table(sites: Iterable[PlannedSite], width: int = 80) -> Table:
         if site.pair is not None:
             sides = [f"{text}\n  {place}" for text, place in zip(sides, site.pair, strict=True)]
         returned = "replaces f and g" if site.replace == "both" else "replaces f only"
-        table.add_row(name, Text("\n".join(sides)), Text(f"{projection_text(site)}\n{site.reduce}, {returned}"))
+        how = f"\n{_TIERS[site.tier]}" if site.tier in _TIERS else ""
+        table.add_row(name, Text("\n".join(sides)), Text(f"{projection_text(site)}\n{site.reduce}, {returned}{how}"))
     return table
 
 

@@ -115,14 +115,16 @@ def _tidy(value: Any) -> Schema:
         return [_tidy(item) for item in value]  # type: ignore[return-value]
     if not isinstance(value, dict):
         return value  # type: ignore[no-any-return]
-    out = {key: item if key in ("default", "enum") else _tidy(item) for key, item in value.items() if key != "title"}
+    out: Schema = {
+        key: item if key in ("default", "enum") else _tidy(item) for key, item in value.items() if key != "title"
+    }
     if "default" in out and out["default"] in (None, [], {}):
         del out["default"]
     if "anyOf" in out:
         kept = [item for item in out["anyOf"] if item != {"type": "null"}]
         if len(kept) == 1 and "prefixItems" not in value:
             del out["anyOf"]
-            out = {**out, **kept[0]}
+            out.update(kept[0])
     if out.get("type") == "array" and "minLength" in out:
         out["minItems"] = out.pop("minLength")
     return out

@@ -1,0 +1,165 @@
+"""The commands around rules files: `plan`, `check`, `init`, `schema`, `presets`.
+
+Everything slow is imported inside them, and a rules file is read before torch is: a typo is told at once.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import ModelRequest, modality_option, model_options
+from .output import debuggable, quiet_stdout, warn, write_text, write_views
+
+if TYPE_CHECKING:
+    from .._types import Plan
+
+_OUTPUT = click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
+
+
+@click.command(
+    short_help="Show every decision of rules on a model.",
+    epilog="Example: regbn-surgery plan model.py:build rules.yaml --format json -o plan.json",
+)
+@model_options
+@click.argument("rules")
+@click.option("--format", "form", type=click.Choice(["text", "json", "yaml"]), default="text", show_default=True)
+@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout; FILE.svg is a picture.")
+@debuggable
+def plan(request: ModelRequest, rules: str, form: str, output: str | None) -> None:
+    """Show what RULES decide on each fusion point of MODEL and why, and the RegBN modules that follow.
+
+    RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed. The JSON can be read
+    back (`Plan.from_json`) and given to `regbnify` in place of the rules.
+    """
+    from .._rules import Rules
+
+    parsed = Rules.load(rules)
+    from .._api import plan as make_plan
+
+    with quiet_stdout():
+        built, inputs = request.load()
+        planned = make_plan(built, parsed, inputs)
+    if form == "text":
+        from .._report.tables import plan_view
+
+        write_views(lambda width: [plan_view(planned, width)], output)
+    elif form == "json":
+        write_text(planned.to_json(), output)
+    else:
+        write_text(_yaml(planned), output)
+    _finish(planned)
+
+
+def _yaml(planned: Plan) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(planned.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+    return text.rstrip("\n")
+
+
+def _finish(planned: Plan) -> None:
+    if planned.warnings:  # under `strict: warn`: told on stderr, too, and no finding
+        for text in planned.warnings:
+            warn(f"warning: {text}")
+    if not planned.sites:
+        warn("nothing would be normalised")
+        raise click.exceptions.Exit(1)
+
+
+@click.command(
+    short_help="Check a rules file, with or without a model.",
+    epilog="Example: regbn-surgery check rules.yaml, or regbn-surgery check rules.yaml model.py:build",
+)
+@click.argument("rules")
+@model_options
+@debuggable
+def check(rules: str, request: ModelRequest) -> None:
+    """Check RULES, a rules file or the name of a preset: every problem with line and column.
+
+    With MODEL, as for `inspect`, also whether each rule, exclude and override finds something in it.
+    """
+    from .._report.words import count_text
+    from .._rules import Rules
+
+    parsed = Rules.load(rules)
+    names = ", ".join(rule.id for rule in parsed.rules)
+    head = f"{rules}: {count_text(len(parsed.rules), 'rule')} ({names}), no problem found"
+    if not request.spec:
+        click.echo(head)
+        return
+    from .._api import plan as make_plan
+
+    with quiet_stdout():
+        built, inputs = request.load()
+        planned = make_plan(built, parsed, inputs)
+    normalised = sum(decision.action == "normalize" for decision in planned.decisions)
+    points = count_text(len(planned.decisions), "fusion point")
+    click.echo(f"{head}; {normalised} of {points} normalised, {count_text(len(planned.sites), 'RegBN module')}")
+    _finish(planned)
+
+
+for _parameter in check.params:
+    if _parameter.name == "model":
+        _parameter.required = False
+
+
+@click.command(
+    short_help="Write a first rules file for a model.",
+    epilog="Example: regbn-surgery init model.py:build -o rules.yaml",
+)
+@model_options
+@modality_option
+@_OUTPUT
+@debuggable
+def init(request: ModelRequest, modalities: dict[str, list[str]], output: str | None) -> None:
+    """Write a commented rules file for MODEL, with a rule for each fusion point at which RegBN can go in.
+
+    The file can be used as it is. MODEL is as for `inspect`.
+    """
+    from .._starter import starter_rules
+
+    with quiet_stdout():
+        built, inputs = request.load()
+        text = starter_rules(built, inputs, modalities or None)
+    write_text(text.rstrip("\n"), output)
+
+
+@click.command(
+    short_help="Print the JSON Schema of rules files.",
+    epilog="Example: regbn-surgery schema -o rules.schema.json",
+)
+@_OUTPUT
+@debuggable
+def schema(output: str | None) -> None:
+    """Print the JSON Schema of the rules language, for completion and checks in editors.
+
+    In editors with the YAML language server, the first line of a rules file names it:
+    `# yaml-language-server: $schema=rules.schema.json`
+    """
+    from .._rules.json_schema import rules_schema
+
+    write_text(json.dumps(rules_schema(), indent=2, ensure_ascii=False), output)
+
+
+@click.command(
+    short_help="List the presets, or print one.",
+    epilog="Example: regbn-surgery presets late",
+)
+@click.argument("name", required=False)
+@_OUTPUT
+@debuggable
+def presets(name: str | None, output: str | None) -> None:
+    """List the rules files that come with the package and are used by name, or print the one called NAME."""
+    from .._rules.presets import preset_names, preset_summary, preset_text
+
+    if name is not None:
+        write_text(preset_text(name).rstrip("\n"), output)
+        return
+    width = max((len(known) for known in preset_names()), default=0)
+    write_text("\n".join(f"{known:<{width}}  {preset_summary(known)}" for known in preset_names()), output)
+
+
+RULES_COMMANDS = (plan, check, init, schema, presets)

@@ -85,7 +85,7 @@ def step_table(rounds: int, device: torch.device, reference: Path | None) -> Non
     """Training and evaluation step of each shape against the floor, the norms, the yardstick and the published one."""
     module = load_reference(reference) if reference else None
     columns = ["shape", "W", "train ms", "/ floor", "/ BN+LN", "yardstick / ours"]
-    columns += ["all norms / floor", "published / ours"] if module else ["all norms / floor"]
+    columns += ["all norms / floor", "/ their floor"] + (["published / ours"] if module else [])
     print(header(*columns, "eval ms", "/ floor", "/ BN+LN"))
     for shape in SHAPES:
         ours, norms = make(shape, device).train(), PlainNorms(shape).to(device).train()
@@ -95,6 +95,7 @@ def step_table(rounds: int, device: torch.device, reference: Path | None) -> Non
             "ours": training_step(ours, shape, device),
             "full": training_step(full, shape, device),
             "floor": floor_training(shape, device),
+            "full floor": floor_training(shape, device, normalized=True),
             "norms": training_step(norms, shape, device),
             "plain": training_step(plain, shape, device),
         }
@@ -110,6 +111,7 @@ def step_table(rounds: int, device: torch.device, reference: Path | None) -> Non
         cells = [shape.name, f"{shape.m} x {shape.n}", f"{1e3 * statistics.median(train['ours']):.2f}"]
         cells += [f"{ratio(train, 'ours', base):.2f}" for base in ("floor", "norms")]
         cells += [f"{ratio(train, 'plain', 'ours'):.2f}", f"{ratio(train, 'full', 'floor'):.2f}"]
+        cells.append(f"{ratio(train, 'full', 'full floor'):.2f}")
         if module:
             cells.append(f"{ratio(train, 'published', 'ours'):.1f}")
         cells.append(f"{1e3 * statistics.median(test['ours']):.3f}")

@@ -82,34 +82,44 @@ def evaluation_step(layer: Callable[[Tensor, Tensor], object], shape: Shape, dev
     return step
 
 
-def floor_training(shape: Shape, device: torch.device) -> Step:
-    """Gram, solve, residual and W update, and the products of the backward pass, each exactly once."""
+def floor_training(shape: Shape, device: torch.device, normalized: bool = False) -> Step:
+    """Gram, solve, residual and W update, and the products of the backward pass, each exactly once.
+
+    With `normalized` the fit is on another G than the g that it is subtracted from: one product more, and two
+    more in the backward pass. What turns g into G is not part of it.
+    """
     f, g, D, _ = (x.detach().flatten(1) for x in shape.tensors(device))
+    G = (g - g.mean(0)) / g.std(0) if normalized else g
     W = torch.zeros(shape.m, shape.n, device=device)
     lam, share = 0.1 * shape.m, 0.02
     eye = torch.eye(min(shape.batch, shape.m), device=device)
 
     def dual() -> None:
-        K = g @ g.T
+        K = G @ G.T
+        cross = g @ G.T if normalized else K
         factor = torch.linalg.cholesky_ex(K + lam * eye).L
         A = torch.cholesky_solve(f, factor)
-        _ = torch.addmm(f, K, A, alpha=-1.0)
-        W.addmm_(g.T, A, beta=1.0 - share, alpha=share)
-        back = torch.cholesky_solve(K @ D, factor)
-        grad_f = D - back
-        grad_K = grad_f @ A.T
-        _ = (grad_K + grad_K.T) @ g
+        _ = torch.addmm(f, cross, A, alpha=-1.0)
+        W.addmm_(G.T, A, beta=1.0 - share, alpha=share)
+        back = torch.cholesky_solve(cross.T @ D, factor)
+        if normalized:
+            grad_K, grad_cross = back @ A.T, D @ A.T
+            _ = grad_cross @ G
+            _ = torch.addmm(grad_cross.T @ g, grad_K + grad_K.T, G)
+        else:
+            grad_K = (D - back) @ A.T
+            _ = (grad_K + grad_K.T) @ g
 
     def primal() -> None:
-        S = g.T @ g
+        S = G.T @ G
         factor = torch.linalg.cholesky_ex(S + lam * eye).L
-        update = torch.cholesky_solve(g.T @ f, factor)
+        update = torch.cholesky_solve(G.T @ f, factor)
         _ = torch.addmm(f, g, update, alpha=-1.0)
         W.lerp_(update, share)
         back = torch.cholesky_solve(g.T @ D, factor)
-        _ = torch.addmm(D, g, back, alpha=-1.0)
+        _ = torch.addmm(D, G, back, alpha=-1.0)
         grad_S = back @ update.T
-        _ = f @ back.T + D @ update.T + g @ (grad_S + grad_S.T)
+        _ = f @ back.T + D @ update.T + G @ (grad_S + grad_S.T)
 
     return dual if shape.batch <= shape.m else primal
 

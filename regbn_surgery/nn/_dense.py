@@ -14,7 +14,7 @@ from torch import Tensor
 WORKSPACE = {"cpu": 1 << 20}
 WORKSPACE_ELSEWHERE = 1 << 22
 TILE_COLUMNS = 4096
-SUMMED_AT_ONCE = 1 << 17  # elements whose absolute values are taken in a core's own cache
+SUMMED_AT_ONCE = 1 << 18  # elements whose absolute values are taken in a core's own cache
 
 
 class DenseUpdate:

@@ -6,7 +6,9 @@ multiplier lifts into the result; formed in float64 the noise is harmless, at th
 
 from __future__ import annotations
 
-from typing import Any, cast
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -46,10 +48,21 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
+Forward = TypeVar("Forward", bound=Callable[..., Any])
+
+
+def _with_signature(forward: Forward) -> Forward:
+    """`forward` with its signature at hand: `Function.apply` asks for it at every call, and finding it takes longer
+    than the product of two small matrices."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
+
+
 class _CrossGram(Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_with_signature
     def forward(a: Tensor, b: Tensor) -> Tensor:
         return _product(a, b)
 
@@ -70,6 +83,7 @@ class _Gram(Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_with_signature
     def forward(a: Tensor) -> Tensor:
         return _product(a, a)
 
@@ -108,6 +122,7 @@ class _KnownInverse(Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_with_signature
     def forward(matrix: Tensor, shift: Tensor, inverse: Tensor) -> Tensor:
         return inverse.clone()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
-from regbn_surgery import RegBN
+from regbn_surgery import RegBN, RegBNWarning
+from regbn_surgery.nn import _running, functional
 
 OPTIONS = [
     {},
@@ -35,6 +38,35 @@ def test_nothing_asks_the_device_for_a_value(options: dict[str, object]) -> None
     module.eval()(f, g)
     with pytest.raises(RuntimeError):  # the check can fail: reading a value does raise
         module.num_steps.item()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_what_other_devices_compute(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same operations as there, run on the CPU, against what the CPU does: three steps, one of them skipped."""
+    here, f, g = make(options, "cpu")
+    there = copy.deepcopy(here)
+    bad = g.clone()
+    bad[0, 0, 0] = float("nan")
+
+    def run(module: RegBN) -> list[torch.Tensor]:
+        results = []
+        for step, second in enumerate((g, bad, g + 0.1)):
+            leaf = (f + step).requires_grad_()
+            outputs = module(leaf, second)
+            if second is not bad:
+                results += [*outputs, *torch.autograd.grad(outputs[0].pow(3).sum(), leaf)]
+        return results
+
+    with pytest.warns(RegBNWarning, match="not finite"):
+        want = run(here)
+    monkeypatch.setattr(functional, "solve_by_eigenvectors", functional.solve_by_inverses)
+    monkeypatch.setattr(_running, "values_at_hand", lambda x: False)
+    for ours, theirs in zip(run(there), want, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    for name, value in there.state_dict().items():
+        torch.testing.assert_close(value, here.state_dict()[name], atol=1e-7, rtol=1e-4, msg=name)
+    assert int(there.num_skipped) == 1
+    assert int(there.num_steps) == 2
 
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

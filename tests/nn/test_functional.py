@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -113,6 +113,7 @@ def test_root_from_any_spectrum(seed: int, size: int, decades: float, log_scale:
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @settings(max_examples=40, deadline=None)
+@example(shape=(1, 2, 1, 1, 1, 2.0, 1.0))  # frobenius, rank 1: rounding of T over the square of a small lambda
 @given(shape=shapes)
 def test_inverses_find_what_eigenvectors_find(constraint: str, shape: tuple) -> None:
     """The two ways to the root, of which other devices take the one without a decomposition."""
@@ -122,12 +123,14 @@ def test_inverses_find_what_eigenvectors_find(constraint: str, shape: tuple) -> 
     assume(not G.any() or oracle.clear_of_zero_level(G, len(G)))
     ours = solve_by_inverses(K, T, constraint, Limits(EPS32))
     theirs = solve_by_eigenvectors(K, T, constraint, Limits(EPS32))
-    if bool(theirs.active) and float(theirs.multiplier) > 10 * len(G) * EPS32 * float(K.diagonal().sum()):
-        assert float(ours.multiplier) == pytest.approx(float(theirs.multiplier), rel=1e-6)
+    floor = len(G) * EPS32 * float(K.diagonal().sum())  # of theirs or up to the rank times it
+    if bool(theirs.active) and float(theirs.multiplier) > 2 * floor:
+        # Not lambda itself: near its floor W and the constraint hardly depend on it
+        assert abs(oracle.left_side(G, F, float(ours.multiplier), constraint, len(G)) - 1.0) <= 1e-5
         product, want = torch.from_numpy(G.T) @ ours.spanned, torch.from_numpy(G.T) @ theirs.spanned
-        torch.testing.assert_close(product, want, rtol=0, atol=2e-3 * float(want.abs().max()))
+        torch.testing.assert_close(product, want, rtol=0, atol=1e-5 * float(want.abs().max()))
     else:
-        assert float(ours.multiplier) <= 100 * len(G) * EPS32 * max(float(K.diagonal().sum()), 1e6 * (not G.any()))
+        assert float(ours.multiplier) <= 100 * max(floor, 1e6 * len(G) * EPS32 * (not G.any()))
 
 
 @pytest.mark.parametrize("form", ["dual", "primal"])

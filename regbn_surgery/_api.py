@@ -37,8 +37,8 @@ def inspect(
     Args:
         model: any `nn.Module`; run in evaluation and in training mode, at two batch sizes, and put back as it was.
         example_inputs: a tensor or tuple (positional arguments), a dict (keyword arguments), `Inputs(*args,
-            **kwargs)`, or a function from the batch size to any of these. At least 2 samples. Without it, the
-            model's own `dummy_inputs`.
+            **kwargs)`, or a function from the batch size to any of these. At least 2 samples. A list of two `Inputs`
+            of different lengths shows what varies in length. Without it, the model's own `dummy_inputs`.
         modalities: names of inputs by modality, `{"image": ["pixel_values"], "text": ["input_ids"]}`; an input is
             named by its `forward` parameter, with dots into what it holds (`batch.audio`, `inputs.0`). As in a
             rules file, a dict says more: `{"modules": ["text_encoder"]}` for the outputs of modules, `{"inputs": ["x"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ class Inputs:
     >>> Inputs(image, mask, labels=labels)      # model(image, mask, labels=labels)
 
     A tensor or a tuple alone means positional arguments, a dict alone means keyword arguments; `Inputs` says both,
-    and is also how to give a model its one list or dict: `Inputs([left, right])`, `Inputs({"image": x})`.
+    and is also how to give a model its one list or dict: `Inputs([left, right])`, `Inputs({"image": x})`. A list of
+    two `Inputs` is an example and a second one of other lengths, which shows what axes vary in length.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -53,15 +54,19 @@ BATCH_SIZES = (2, 3)
 
 @dataclass(frozen=True)
 class Batches:
-    """The example inputs at two batch sizes; `large` is None where a second size cannot be made from the example."""
+    """The example inputs at two batch sizes; `large` is None where a second size cannot be made from the example.
+
+    `longer` is a second example, of other lengths, at the first of the sizes.
+    """
 
     small: Inputs
     large: Inputs | None
     sizes: tuple[int, int]
     notes: tuple[str, ...] = field(default=())
+    longer: Inputs | None = None
 
     def each(self) -> list[Inputs]:
-        return [self.small] if self.large is None else [self.small, self.large]
+        return [inputs for inputs in (self.small, self.large, self.longer) if inputs is not None]
 
 
 def as_inputs(example: InputsLike) -> Inputs:
@@ -72,6 +77,8 @@ def as_inputs(example: InputsLike) -> Inputs:
     """
     if isinstance(example, Inputs):
         return example
+    if _are_two(example):
+        return as_inputs(example[0])
     if isinstance(example, torch.Tensor):
         return Inputs(example)
     if isinstance(example, tuple) and not _tree.is_namedtuple(example):
@@ -82,6 +89,7 @@ def as_inputs(example: InputsLike) -> Inputs:
     raise InputsError(
         f"example_inputs is {found}. Give a tensor or a tuple (positional arguments), a dict (keyword arguments), "
         "Inputs(*args, **kwargs) for both or for one list, dict or object argument, "
+        "[Inputs(...), Inputs(...)] for two examples of different lengths, "
         "or a function from the batch size to any of these."
     )
 
@@ -114,6 +122,8 @@ def make_batches(model: nn.Module, example: InputsLike) -> Batches:
     Raises:
         InputsError: for a batch of one sample, or inputs that do not fit the model.
     """
+    if _are_two(example):
+        return _with_second(model, *example)
     if callable(example) and not isinstance(example, Inputs | torch.Tensor | Mapping):
         small, large = (as_inputs(example(size)) for size in BATCH_SIZES)
         for inputs in (small, large):
@@ -140,6 +150,24 @@ def make_batches(model: nn.Module, example: InputsLike) -> Batches:
         )
     small, large = (_resized(inputs, dim, size, count) for count in BATCH_SIZES)
     return Batches(small, large, BATCH_SIZES)
+
+
+def _are_two(example: InputsLike) -> bool:
+    return isinstance(example, list) and len(example) == 2 and all(isinstance(item, Inputs) for item in example)
+
+
+def _with_second(model: nn.Module, first: Inputs, second: Inputs) -> Batches:
+    batches, others = make_batches(model, first), make_batches(model, second)
+    if _shapes(model, batches.small) == _shapes(model, others.small):
+        raise InputsError(
+            f"The two examples have the same shapes at a batch size of {BATCH_SIZES[0]} ({batches.small!r}): nothing "
+            "varies in length between them. Give one of another length, or one example alone."
+        )
+    return replace(batches, longer=others.small)
+
+
+def _shapes(model: nn.Module, inputs: Inputs) -> list[tuple[str, torch.Size]]:
+    return [(name, tensor.shape) for name, tensor in named_tensors(model, inputs)]
 
 
 def shared_axis(model: nn.Module, inputs: Inputs) -> tuple[int, int] | None:

@@ -218,3 +218,14 @@ def test_dotted_names_of_specs_make_dicts_and_lists() -> None:
 def test_inputs_show_their_shapes() -> None:
     assert repr(Inputs(X, ids=Y, flag=True)) == "Inputs(float32[4, 5], ids=int64[4], flag=True)"
     assert repr(Inputs([X, (Y, None)], {"a": X})) == "Inputs([float32[4, 5], (int64[4], None)], {'a': float32[4, 5]})"
+
+
+def test_two_examples_of_different_lengths() -> None:
+    short, long = Inputs(torch.zeros(4, 6, 5), torch.zeros(4, 6)), Inputs(torch.zeros(5, 9, 5), torch.zeros(5, 9))
+    batches = make_batches(make(two), [short, long])
+    assert [tuple(inputs.args[0].shape) for inputs in batches.each()] == [(2, 6, 5), (3, 6, 5), (2, 9, 5)]
+    assert as_inputs([short, long]) is short
+    with pytest.raises(InputsError, match="nothing varies in length"):
+        make_batches(make(two), [short, Inputs(torch.ones(7, 6, 5), torch.ones(7, 6))])
+    with pytest.raises(InputsError, match="two examples of different lengths"):
+        make_batches(make(two), [torch.zeros(4, 6), torch.zeros(4, 6)])

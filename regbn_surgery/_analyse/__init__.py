@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +16,13 @@ from .._errors import CaptureError, RegBNError
 from .._fakes import NEEDS_VALUES, REAL, Fakes, standing_in
 from .._inputs import Batches, Inputs
 from .._state import preserved, seeded, watching_parameters
-from .._types import FusionPoint, InputTensor, Inspection
+from .._types import InputTensor, Inspection
 from ._anchors import Take
 from ._flow import follow
-from ._layouts import channel_axes, compare_batches, layout_of, same_calls
+from ._layouts import channel_axes, compare_batches, compare_lengths, layout_of, same_calls
+from ._notes import find_notes
 from ._pairs import Pair, resolve_pair
-from ._points import Found, Recipe, Run, find_points
+from ._points import Recipe, Run, find_points
 from ._sources import ModalityLike, Sources, find_sources, input_lineages, matches_input, module_lineages
 
 #: What a model's own code raises when it is run in a way it does not support.
@@ -63,14 +64,15 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Modalit
         run = functools.partial(run_model, model, writes=bool(written), fakes=fakes)
         small = run(batches.small, training=False)
         large = None if batches.large is None else run(batches.large, training=False)
+        longer = None if batches.longer is None else run(batches.longer, training=False)
         large_train = large
         if batches.large is not None and not same_calls(small, train):  # else axes follow the batch size alike
             large_train = run(batches.large, training=True)
     sources = find_sources(small, modalities)
     order = tuple(modality.name for modality in sources.modalities)
     runs = [
-        _analysed("eval", small, large, batches, sources, order),
-        _analysed("train", train, large_train, batches, sources, order),
+        _analysed("eval", small, (large, longer), batches, sources, order),
+        _analysed("train", train, (large_train, longer), batches, sources, order),
     ]
     found = find_points(runs)
     inspection = Inspection(
@@ -79,7 +81,7 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Modalit
         inputs=_inputs(runs[0]),
         excluded=sources.excluded,
         fusion_points=tuple(f.point for f in found),
-        notes=(*batches.notes, *_notes(runs, sources, found)),
+        notes=(*batches.notes, *find_notes(runs, sources, found)),
     )
     recipes = {(f.point.id, i): recipe for f in found for i, recipe in enumerate(f.recipes)}
     return Analysis(inspection, recipes, batches, tuple(runs), bool(written))
@@ -125,14 +127,21 @@ def _needs_values(model: nn.Module, error: BaseException) -> str:
 
 
 def _analysed(
-    mode: str, trace: Trace, large: Trace | None, batches: Batches, sources: Sources, order: tuple[str, ...]
+    mode: str,
+    trace: Trace,
+    others: tuple[Trace | None, Trace | None],
+    batches: Batches,
+    sources: Sources,
+    order: tuple[str, ...],
 ) -> Run:
-    axes = compare_batches(trace, large, batches.sizes)
+    """`others` are the same run at another batch size and on an example of other lengths, where there are any."""
+    axes = compare_batches(trace, others[0], batches.sizes)
+    lengths = compare_lengths(trace, others[1])
     channels = channel_axes(trace)
     batch_axes = {**{uid: dim for uid, (dim, _) in axes.folded.items()}, **axes.axis}
     lineages, roots = input_lineages(trace, sources.modalities), module_lineages(trace, sources.modalities)
     flow = follow(trace, lineages, batch_axes, axes.varying, roots)
-    layout = functools.cache(lambda uid: layout_of(uid, trace, axes, channels))
+    layout = functools.cache(lambda uid: layout_of(uid, trace, axes, channels, lengths))
     return Run(mode, trace, flow, layout, order)
 
 
@@ -142,55 +151,3 @@ def _inputs(run: Run) -> tuple[InputTensor, ...]:
         InputTensor(name, tensors[uid].shape, str(tensors[uid].dtype).removeprefix("torch."), run.layout(uid))
         for name, uid in run.trace.inputs
     )
-
-
-def _notes(runs: Sequence[Run], sources: Sources, found: Sequence[Found]) -> list[str]:
-    notes = []
-    reads = {(read.what, str(read.source)) for run in runs for read in run.trace.reads}
-    for what, source in sorted(reads):
-        notes.append(
-            f"a tensor's value is read into Python ({what}) at {source}: what follows may depend on the values"
-        )
-    for effect in sorted({effect for run in runs for effect in run.trace.effects}):
-        notes.append(effect)
-    notes.extend(_gaps(runs))
-    blends = {home: op for run in reversed(runs) for home, op in run.flow.blends}
-    for home, op in blends.items():
-        what = f"{op.name} `{op.module}`" if op.module else f"`{op.name}`"
-        names = " and ".join(f"`{m.name}`" for m in sources.modalities if m.name in home)
-        notes.append(
-            f"{names} are stretches of one input that {what} at {op.source} takes together: no call parts them"
-        )
-    met: set[frozenset[str]] = set()
-    for f in found:
-        met.update(_pairs(f.point))
-    names = [modality.name for modality in sources.modalities]
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            if frozenset({first, second}) not in met:
-                notes.append(f"`{first}` never meets `{second}`")
-    if len(names) < 2:
-        notes.append("fewer than two modalities: nothing can meet; name them with modalities=...")
-    return notes
-
-
-def _gaps(runs: Sequence[Run]) -> list[str]:
-    """Tensors that come into the model out of sight. A constant is the same object in every run; these are not."""
-    if len(runs) < 2:
-        return []
-    constants = [{id(held) for s in run.trace.strangers if (held := s.tensor()) is not None} for run in runs]
-    notes = []
-    for run, others in zip(runs, reversed(constants), strict=True):
-        for stranger in run.trace.strangers:
-            held = stranger.tensor()
-            if held is None or id(held) not in others:
-                notes.append(
-                    f"a tensor of shape {stranger.shape} is made out of sight (by numpy, a scripted function or an "
-                    f"extension) and met at {stranger.where}: what modality it carries is not known"
-                )
-    return list(dict.fromkeys(notes))
-
-
-def _pairs(point: FusionPoint) -> set[frozenset[str]]:
-    homes = point.homes
-    return {frozenset({a, b}) for i, x in enumerate(homes) for y in homes[i + 1 :] for a in x for b in y if a != b}

@@ -62,6 +62,16 @@ def compare_batches(small: Trace, large: Trace | None, sizes: tuple[int, int]) -
     return BatchAxes(axis, folded, varying, True)
 
 
+def compare_lengths(trace: Trace, longer: Trace | None) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Axes that differ, and the other shape, of tensors in the same run on an example of other lengths, by uid."""
+    found = {}
+    for uid, other in _aligned(trace, longer) if longer is not None else ():
+        a, b = trace.tensors[uid].shape, longer.tensors[other].shape if longer is not None else ()
+        if len(a) == len(b) and a != b:
+            found[uid] = tuple(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), b
+    return found
+
+
 def _aligned(small: Trace, large: Trace) -> list[tuple[int, int]]:
     """Tensors of the two runs that are the same line of code's; a loop over samples may have more rounds in one."""
     pairs = list(zip((uid for _, uid in small.inputs), (uid for _, uid in large.inputs), strict=False))
@@ -249,7 +259,13 @@ def _channel_of_pooled(op: Op, position: int, rank: int) -> Channel | None:
     return Channel(1, f"channel axis 1: read as axis 1 by {_named(op)}", "first")
 
 
-def layout_of(uid: int, trace: Trace, batches: BatchAxes, channels: Mapping[int, Channel]) -> Layout:
+def layout_of(
+    uid: int,
+    trace: Trace,
+    batches: BatchAxes,
+    channels: Mapping[int, Channel],
+    lengths: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]] = {},
+) -> Layout:
     """The layout of one tensor. What cannot be known is None, with the reason among the evidence."""
     info = trace.tensors[uid]
     rank = len(info.shape)
@@ -278,6 +294,10 @@ def layout_of(uid: int, trace: Trace, batches: BatchAxes, channels: Mapping[int,
     spatial = tuple(i for i in range(rank) if i not in (batch, dim)) if batch is not None and dim is not None else ()
     # One axis of positions before the channels is a sequence, also where a map's places were laid out as tokens.
     sequence = len(spatial) == 1 and channel is not None and (channel.style == "last" or dim == rank - 1)
+    varying, other = lengths.get(uid, ((), ()))
+    for axis in varying:
+        evidence.append(f"axis {axis} varies in length: {info.shape[axis]} in one example, {other[axis]} in the other")
+        sequence = sequence or axis in spatial
     return Layout(batch, dim, spatial, sequence, tuple(evidence))
 
 

@@ -147,3 +147,30 @@ def test_pooling_says_where_the_channels_of_an_untouched_map_are(forward: Any) -
     layout = found.inputs[0].layout
     assert brief(layout) == (0, 1, (2, 3), False)
     assert any("axis 1" in line for line in layout.evidence)
+
+
+def along(self: Any, a: Tensor, b: Tensor) -> Tensor:
+    return torch.cat([self.first(a), self.second(b)], 1)
+
+
+def test_a_second_example_shows_what_varies_in_length() -> None:
+    """Channels-first signals look like maps of fixed size, until one of another length comes."""
+    short, long = ({"a": normal(4, 3, n), "b": normal(4, 5, n)} for n in (6, 9))
+    children = {"first": nn.Conv1d(3, 4, 3), "second": nn.Conv1d(5, 4, 3)}
+    (fixed,) = inspected(along, short, **children).fusion_points
+    assert (fixed.sites[0].reduce, fixed.operands[0].layout.sequence) == ("flatten", False)
+    (point,) = inspected(along, [Inputs(**short), Inputs(**long)], **children).fusion_points
+    assert point.sites[0].reduce == "mean"
+    assert point.operands[0].layout.sequence
+    assert "axis 2 varies in length: 4 in one example, 7 in the other" in point.operands[0].layout.evidence
+
+
+def test_maps_of_varying_size_vary_along_both_axes() -> None:
+    small, large = ({"a": normal(4, 3, n, n + 1), "b": normal(4, 5, n, n + 1)} for n in (6, 9))
+    children = {"first": nn.Conv2d(3, 4, 3), "second": nn.Conv2d(5, 4, 3)}
+    (point,) = inspected(along, [Inputs(**small), Inputs(**large)], **children).fusion_points
+    assert point.sites[0].reduce == "mean"
+    assert [words for words in point.operands[1].layout.evidence if "varies" in words] == [
+        "axis 2 varies in length: 4 in one example, 7 in the other",
+        "axis 3 varies in length: 5 in one example, 8 in the other",
+    ]

@@ -470,7 +470,8 @@ class _Interpreter:
             if m.info.shape == result.shape and len(operands) == 2 and self._is_ancestor(m, scores):
                 return self._fused(operands, m.home)  # a residual: these were no scores, `q @ (kᵀ v)` for one
         lineage = replace(self._fused(operands, carried.home), axes=carried.axes, scores=carried.scores)
-        if kind == "product" and scores.lineage.scores is not None and values:
+        stretched = result.shape != scores.info.shape  # over channels; else the scores themselves are scaled
+        if kind == "product" and scores.lineage.scores is not None and values and stretched:
             self._weigh(scores.lineage.scores, op, tuple(values))
         return lineage
 

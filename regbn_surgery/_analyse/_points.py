@@ -135,6 +135,8 @@ def _layer_behind(run: Run, uid: int) -> str | None:
     while uid in run.flow.producers and uid not in seen:
         seen.add(uid)
         op = run.trace.ops[run.flow.producers[uid]]
+        if uid in op.inputs:  # a cast that changed nothing, or a write in place: who made it before?
+            op = next((o for o in run.trace.ops if uid in o.outputs and uid not in o.inputs), op)
         if op.module is not None:
             return op.module
         carrying = [i for i in op.inputs if i in run.flow.lineages and run.flow.lineages[i].touched]
@@ -400,6 +402,12 @@ def _take(
     uids = tuple(met.info.uid for met in side)
     if meeting.kind == "attention" and leaf is None:
         stream = view.stream_before_projection(uids)
+        if stream is None and len(set(uids)) > 1:
+            # Keys and values come by ways of their own (a position code on the keys alone): fit on the keys, replace
+            # neither, as for torch's own attention.
+            keys = view.stream_before_projection(uids[:1])
+            if keys is not None:
+                return view.read_only(keys), None
         if stream is None:
             first = Take(uids[0], (event.key, side[0].position), (), None)
             return first, "no [B, L, C] stream before the attention's projections was found in its owner"

@@ -718,12 +718,15 @@ def _named_tensors(
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
-    """What identifies the memory a tensor looks at; None where it has none of its own (sparse, nested)."""
+    """What identifies the memory a tensor looks at; None where it has none of its own (sparse, nested, batched)."""
     if tensor.layout is not torch.strided or type(tensor) not in (torch.Tensor, nn.Parameter, FakeTensor):
         return None
     if not all(isinstance(n, int) for n in tensor.shape):
         return None
-    storage = tensor.untyped_storage()._cdata
+    try:
+        storage = tensor.untyped_storage()._cdata
+    except NotImplementedError:  # inside `torch.func.vmap` and the like
+        return None
     return (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 

@@ -107,3 +107,13 @@ def test_one_row_of_weights_is_nobodys_position() -> None:
     example = {"a": normal(4, 5, 8), "b": normal(4, 7, 8)}
     assert told(forward, example, w=nn.Parameter(torch.ones(16, 1))) == [("concat", {"a", "b"})]
     assert homes(forward, example, w=nn.Parameter(torch.ones(16, 1))) == ["b"]
+
+
+def test_scores_that_are_scaled_are_no_attention() -> None:
+    """OWL-ViT's class head shifts and scales similarities by numbers of its own for every query."""
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        scores = torch.einsum("bqd,bkd->bqk", self.m(a), b)
+        return (scores + a.mean(-1, keepdim=True)) * a.std(-1, keepdim=True)
+
+    assert told(forward, QV, m=nn.Linear(8, 8)) == [("matmul", {"a", "b"})]

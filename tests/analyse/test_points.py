@@ -196,3 +196,17 @@ def test_a_call_in_a_loop_over_layers_is_a_point_for_each() -> None:
 
     layers = {"m": nn.Linear(8, 12), "n": nn.Linear(8, 12)}
     assert len(points(by_heads, inputs(a=(5, 8), b=(3, 8)), **layers)) == 3
+
+
+def test_keys_and_values_of_different_ways_are_fitted_on_the_keys_and_left_alone() -> None:
+    def cross(self: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return (self.q(query) @ self.k(key).mT).softmax(-1) @ self.v(value)
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return a + self.cross(a, b + self.position, b)
+
+    inner = make(cross, q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8))
+    (point,) = points(forward, TOKENS, cross=inner, position=nn.Parameter(torch.randn(7, 8)))
+    (site,) = point.sites
+    assert [side.anchor for side in site.sides] == ["argument `query`", "argument `key`"]
+    assert (site.gate, site.obstacle) == (1, None)

@@ -61,10 +61,10 @@ class HostSurgery:
         if role == NO_ROLE:
             return original(*args, **kwargs)
         if self.interposing:
-            return interposed(host, original, self._sites(role), args, kwargs)
+            return interposed(host, original_class(host).forward, self._sites(role), args, kwargs)
         variant = self._variant(host, role, args, kwargs)
         if variant is None:
-            return interposed(host, original, self._sites(role), args, kwargs)
+            return interposed(host, original_class(host).forward, self._sites(role), args, kwargs)
         if not variant.sites:
             return original(*args, **kwargs)
         with _modes_restored():
@@ -164,7 +164,7 @@ class HostSurgery:
         try:
             with self._trial(host), identity(host):
                 own_args, own_kwargs = _tree.cloned((args, kwargs))
-                found = interposed(host, original, self._sites(role), own_args, own_kwargs)
+                found = interposed(host, original_class(host).forward, self._sites(role), own_args, own_kwargs)
         except RewriteError as error:
             raise UnseenCallError(f"{error} (It cannot be generated because: {reason})") from error
         wrong = difference(expected, found)

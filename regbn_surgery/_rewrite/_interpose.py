@@ -207,6 +207,8 @@ def interposed(
     Raises:
         RewriteError: where one side of a site is read before the other exists.
     """
+    # The forward comes unbound: dynamo hands a bound method on by its name, and by name it is the rewritten one.
+    forward = forward.__get__(host)
     passage = _Passage(host, sites)
     passage.start(_tree.bind(forward, args, kwargs))
     with intercepting(passage), passage:

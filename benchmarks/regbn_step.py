@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from reference import load_reference, reference_layer
 from yardsticks import (
     LARGER,
     SHAPES,
@@ -24,8 +25,6 @@ from yardsticks import (
     evaluation_step,
     floor_evaluation,
     floor_training,
-    load_reference,
-    reference_layer,
     training_step,
 )
 
@@ -83,9 +82,12 @@ def header(*names: str) -> str:
 
 def step_table(rounds: int, device: torch.device, reference: Path | None) -> None:
     """Training and evaluation step of each shape against the floor, the norms, the yardstick and the published one."""
-    module = load_reference(reference) if reference else None
+    published = load_reference(reference) if reference else None
     columns = ["shape", "W", "train ms", "/ floor", "/ BN+LN", "yardstick / ours"]
-    columns += ["all norms / floor", "/ their floor"] + (["published / ours"] if module else [])
+    columns += ["all norms / floor", "/ their floor"] + (["published / ours"] if published else [])
+    layers = {}
+    if published and reference:  # all of them before anything is measured
+        layers = {shape.name: reference_layer(published, shape, device, reference) for shape in SHAPES}
     print(header(*columns, "eval ms", "/ floor", "/ BN+LN"))
     for shape in SHAPES:
         ours, norms = make(shape, device).train(), PlainNorms(shape).to(device).train()
@@ -99,8 +101,8 @@ def step_table(rounds: int, device: torch.device, reference: Path | None) -> Non
             "norms": training_step(norms, shape, device),
             "plain": training_step(plain, shape, device),
         }
-        if module:
-            steps["published"] = training_step(reference_layer(module, shape), shape, device)
+        if layers:
+            steps["published"] = training_step(layers[shape.name], shape, device)
         train = measure(steps, rounds, device)
         steps = {
             "ours": evaluation_step(ours.eval(), shape, device),
@@ -112,7 +114,7 @@ def step_table(rounds: int, device: torch.device, reference: Path | None) -> Non
         cells += [f"{ratio(train, 'ours', base):.2f}" for base in ("floor", "norms")]
         cells += [f"{ratio(train, 'plain', 'ours'):.2f}", f"{ratio(train, 'full', 'floor'):.2f}"]
         cells.append(f"{ratio(train, 'full', 'full floor'):.2f}")
-        if module:
+        if layers:
             cells.append(f"{ratio(train, 'published', 'ours'):.1f}")
         cells.append(f"{1e3 * statistics.median(test['ours']):.3f}")
         cells += [f"{ratio(test, 'ours', base):.2f}" for base in ("floor", "norms")]

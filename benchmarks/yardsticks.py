@@ -6,12 +6,8 @@ leave out, with a lambda and a share that are given to it, and nothing else.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -181,33 +177,3 @@ class PlainClosedForm(nn.Module):
                 self.W.lerp_(W_batch, 0.02 * m / (v.sqrt() + 1e-8))
         residual = (flat_f - flat_g @ W_batch).view_as(f)
         return F.layer_norm(residual, f.shape[1:]), F.layer_norm(g, g.shape[1:])
-
-
-def load_reference(path: Path) -> ModuleType:
-    """A module file from a path, as `reference_regbn`. It runs the user's own file: nothing of it is shipped."""
-    spec = importlib.util.spec_from_file_location("reference_regbn", path)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"{path} cannot be loaded as a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def reference_layer(module: ModuleType, shape: Shape) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The published layer with the published keyword names, called as in its README."""
-    if not hasattr(module, "RegBN"):
-        raise SystemExit(f"{module.__file__} defines no RegBN")
-    layer = module.RegBN(
-        gpu=0,
-        f_num_channels=shape.f[0],
-        g_num_channels=shape.g[0],
-        f_layer_dim=list(shape.f[1:]),
-        g_layer_dim=list(shape.g[1:]),
-        normalize_input=False,
-        normalize_output=True,
-        affine=False,
-        sigma_THR=0.0,
-        sigma_MIN=0.0,
-    )
-    return lambda f, g: layer(f, g, is_training=True, n_epoch=1, steps_per_epoch=100)

@@ -19,7 +19,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> tuple[object, object]:
     import yardsticks
 
     yield regbn_step, yardsticks
-    for name in ("regbn_step", "yardsticks", "reference_regbn"):
+    for name in ("regbn_step", "yardsticks", "reference", "reference_regbn"):
         sys.modules.pop(name, None)
 
 
@@ -60,6 +60,83 @@ def test_tables_and_a_reference_file(
     assert "| narrow | 3 x 6 |" in printed
     step = yardsticks.training_step(regbn_step.make(shapes[0], CPU), shapes[0], CPU)
     assert regbn_step.peak_bytes(step, CPU) > 0
+
+
+BODY = "import torch\nclass RegBN(torch.nn.Module):\n"
+FAULTY = {
+    "no such class": ("class Normalisation: pass", "defines no class RegBN; classes found: Normalisation"),
+    "not a class": ("RegBN = 3", "defines no class RegBN"),
+    "not Python": ("class RegBN(:", "running the file failed with SyntaxError"),
+    "import": ("import a_module_that_is_not_there", "running the file failed with ModuleNotFoundError"),
+    "constructor": (
+        BODY + "    def __init__(self, channels):\n        super().__init__()",
+        r"RegBN\(f_num_channels=6, .* failed with TypeError.*f_num_channels",
+    ),
+    "device": (
+        BODY
+        + "    def __init__(self, gpu, **sizes):\n        super().__init__()\n        torch.zeros(2, device='cuda')\n",
+        "(?s)failed with .*set the device strings",
+    ),
+    "forward": (
+        BODY
+        + "    def __init__(self, **k):\n        super().__init__()\n    def forward(self, f, g):\n        return f",
+        r"(?s)a training step on f \[10, 6\] and g \[10, 3\] failed with TypeError",
+    ),
+    "outputs": (
+        BODY + "    def __init__(self, **sizes):\n        super().__init__()\n"
+        "    def forward(self, f, g, **arguments):\n        return g, f",
+        r"(?s)outputs of shapes \[\(10, 3\), \(10, 6\)\].*returns \(f', g'\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_faulty_reference_file_is_told(fault: str, modules: tuple, tmp_path: Path) -> None:
+    if fault == "device" and torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+    import reference
+
+    _, yardsticks = modules
+    source, message = FAULTY[fault]
+    path = tmp_path / "theirs.py"
+    path.write_text(source)
+    before = list(sys.path)
+    with pytest.raises(SystemExit, match=message):
+        reference.reference_layer(reference.load_reference(path), yardsticks.Shape("narrow", (6,), (3,), 10), CPU, path)
+    assert sys.path == before
+
+
+def test_a_reference_file_that_is_not_there(modules: tuple, tmp_path: Path) -> None:
+    import reference
+
+    with pytest.raises(SystemExit, match="is no file"):
+        reference.load_reference(tmp_path / "theirs.py")
+    (tmp_path / "theirs.txt").write_text("")
+    with pytest.raises(SystemExit, match="not a Python file"):
+        reference.load_reference(tmp_path / "theirs.txt")
+
+
+def test_a_reference_that_keeps_its_history_can_be_stepped(modules: tuple, tmp_path: Path) -> None:
+    """As the published layer does: without help the second backward pass would run into the first step's graph."""
+    import reference
+
+    _, yardsticks = modules
+    path = tmp_path / "theirs.py"
+    path.write_text(
+        BODY + "    def __init__(self, **sizes):\n"
+        "        super().__init__()\n"
+        "        self.register_buffer('W', torch.zeros(()))\n"
+        "        self.mean = torch.zeros(())\n"
+        "    def forward(self, f, g, is_training, n_epoch, steps_per_epoch):\n"
+        "        self.W = 0.9 * self.W + (f * f).mean()\n"
+        "        self.mean = 0.9 * self.mean + (g * g).mean()\n"
+        "        return f * self.W, g * self.mean\n"
+    )
+    shape = yardsticks.Shape("narrow", (6,), (3,), 10)
+    layer = reference.reference_layer(reference.load_reference(path), shape, CPU, path)
+    step = yardsticks.training_step(layer, shape, CPU)
+    step()
+    step()
 
 
 def test_peak_memory_never_holds_a_second_projection(modules: tuple) -> None:

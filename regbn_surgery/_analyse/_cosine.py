@@ -1,4 +1,4 @@
-"""Whether a tensor holds vectors of length one: the product of two such is a cosine similarity, however it is spelled."""
+"""Whether a tensor holds vectors of length one: the product of two such is a cosine similarity, however spelled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_unit(uid: int, trace: Trace, producers: Mapping[int, int], lineages: Mapp
         carrying = [i for i in op.inputs if i in lineages and lineages[i].touched]
         if op.name in _DIVISIONS and len(carrying) == 2:
             return _is_norm(carrying[1], carrying[0], trace, producers)
-        if op.name not in _UNCHANGED and not (op.name in _SCALED and len(carrying) == 1) or not carrying:
+        if (op.name not in _UNCHANGED and not (op.name in _SCALED and len(carrying) == 1)) or not carrying:
             return False
         uid = carrying[0]
     return False

@@ -16,6 +16,7 @@ from .._capture import Op, TensorInfo, TensorRef, Trace
 from .._types import Kind
 from . import _axes as ax
 from ._contract import contract
+from ._cosine import is_unit
 from ._families import DROPS, EMBEDDINGS, FIRST_ONLY, LOOKUPS, SQUASHES, Family, family
 from ._lineage import (
     NOBODY,
@@ -496,7 +497,9 @@ class _Interpreter:
         homes = [m.home for m in operands if m.lineage.axes is None]
         if not incomparable(homes):
             return replace(lineage, axes=outcome.axes, scores=operands[0].lineage.scores)
-        kind: Kind = "similarity" if len(self.varying.get(result.uid, ())) > 1 else "matmul"
+        between_samples = len(self.varying.get(result.uid, ())) > 1
+        cosine = all(is_unit(m.info.uid, self.trace, self.producers, self.lineages) for m in operands)
+        kind: Kind = "similarity" if between_samples or cosine else "matmul"
         meeting = self._meet(op, kind, operands, outcome.home)
         return replace(lineage, axes=outcome.axes, scores=meeting if outcome.axes else None)
 

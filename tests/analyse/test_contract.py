@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .reading import homes, inputs, normal, told
@@ -117,3 +118,25 @@ def test_scores_that_are_scaled_are_no_attention() -> None:
         return (scores + a.mean(-1, keepdim=True)) * a.std(-1, keepdim=True)
 
     assert told(forward, QV, m=nn.Linear(8, 8)) == [("matmul", {"a", "b"})]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        lambda x: F.normalize(x, dim=-1),
+        lambda x: x / x.norm(dim=-1, keepdim=True),
+        lambda x: x / (torch.linalg.norm(x, dim=-1, keepdim=True) + 1e-6),
+        lambda x: 10.0 * (x / x.norm(p=2, dim=-1, keepdim=True).clamp(min=1e-6)),
+    ],
+)
+def test_a_product_of_unit_vectors_is_a_similarity(unit: Any) -> None:
+    assert told(lambda self, a, b: unit(a) @ unit(b).mT, QV) == [("similarity", {"a", "b"})]
+    assert told(lambda self, a, b: unit(a) @ b.mT, QV) == [("matmul", {"a", "b"})]
+
+
+def test_attention_by_cosine_is_attention() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return (10 * F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT).softmax(-1) @ b
+
+    assert told(forward, QV) == [("attention", {"a", "b"})]
+    assert homes(forward, QV) == ["a"]

@@ -52,6 +52,10 @@ class UnseenCallError(RewriteError):
     """A rewritten host was called in a way for which no variant exists and none can be made now."""
 
 
+class RegBNBypassedError(RewriteError):
+    """A call of a rewritten model would fuse its branches, or go on from where they were fused, without RegBN."""
+
+
 class RegBNShapeError(RegBNError, ValueError):
     """Inputs or sizes given to a `RegBN` module do not fit it."""
 

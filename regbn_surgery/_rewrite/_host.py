@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
-import warnings
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,20 +17,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import _tree
 from .._capture import Trace, capture
 from .._capture._recorder import is_child
-from .._capture._watch import token
-from .._errors import CaptureError, RegBNWarning, RewriteError, UnseenCallError
+from .._errors import CaptureError, RegBNBypassedError, RewriteError, UnseenCallError
 from .._state import preserved, random_state, seeded
+from ._bypass import continues_from_cache, tell_passed_by
+from ._calls import Key, Known, key_of, kind_of, own_arguments, sizes_of, spelled
 from ._compare import difference
+from ._guard import ATTRIBUTE, on_the_stack
 from ._interpose import interposed
 from ._local import LocalSite, Variant, build_variant
+from ._methods import interposed_method, refuse_methods
 from ._roles import NO_ROLE, Roles
 from ._site import identity
-
-ATTRIBUTE = "_regbn_host"
-Key = tuple[Any, ...]
 
 
 class HostSurgery:
@@ -41,7 +40,8 @@ class HostSurgery:
         self.writes_parameters = writes_parameters
         self.sites = sites
         self.roles = roles
-        self.variants: dict[Key, list[_Known]] = {}
+        self.variants: dict[Key, list[Known]] = {}
+        self.token = uuid.uuid4().hex  # by which guards know it; a copy is guarded by copies that know the same
         self.interposing = ""  # why the forward has to run as it is (tier 3); empty while variants serve
 
     def __getstate__(self) -> dict[str, Any]:
@@ -52,19 +52,33 @@ class HostSurgery:
 
         clone = HostSurgery(self.path, self.sites, copy.deepcopy(self.roles, memo), self.writes_parameters)
         clone.variants = {key: list(known) for key, known in self.variants.items()}
-        clone.interposing = self.interposing
+        clone.interposing, clone.token = self.interposing, self.token
         return clone
 
     def run(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The host's forward, with RegBN in it."""
+        if torch.compiler.is_compiling():
+            return self._run(host, args, kwargs)
+        with on_the_stack(self.token):
+            return self._run(host, args, kwargs)
+
+    def run_method(self, host: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A further method that a rule names, with RegBN in it."""
+        method = getattr(original_class(host), name).__get__(host)
+        with on_the_stack(self.token):
+            sites = tuple(site for site in self.sites if name in site.methods)
+            return interposed_method(host, name, method, sites, args, kwargs)
+
+    def _run(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         original = original_forward(host)
         role = self.roles.next() if self.roles is not None else 0
         if role == NO_ROLE:
             return original(*args, **kwargs)
         if self.interposing:
-            return interposed(host, original_class(host).forward, self._sites(role), args, kwargs)
+            return interposed(host, self.path, original_class(host).forward, self._sites(role), args, kwargs)
         variant = self._variant(host, role, args, kwargs)
         if variant is None:
-            return interposed(host, original_class(host).forward, self._sites(role), args, kwargs)
+            return interposed(host, self.path, original_class(host).forward, self._sites(role), args, kwargs)
         if not variant.sites:
             return original(*args, **kwargs)
         with _modes_restored():
@@ -80,13 +94,18 @@ class HostSurgery:
         return tuple(site for site in self.sites if site.role == role)
 
     def _variant(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
-        key = _key(host, role, args, kwargs)
-        sizes = _sizes(args, kwargs)
+        key = key_of(host, role, args, kwargs)
+        sizes = sizes_of(args, kwargs)
         for known in self.variants.get(key, ()):
             if known.fits(host, sizes):
                 return known.variant
         if torch.compiler.is_compiling():
-            raise UnseenCallError(_UNSEEN)
+            raise UnseenCallError(
+                type(host).__name__ + " at `" + self.path + "` is called in a way in which it has not been called "
+                "before (" + spelled(args, kwargs) + "), and nothing can be captured while compiling. Call the model "
+                "once like this (the same kinds of arguments, the same mode, gradients on or off) before compiling or "
+                "exporting it."
+            )
         learned: Variant | None = self.learn(host, role, args, kwargs)
         return learned
 
@@ -101,10 +120,13 @@ class HostSurgery:
             UnseenCallError: where that does not do what the original does, either.
         """
         try:
+            self._refuse_too_many(host, role, args, kwargs)
             variant = self._capture(host, role, args, kwargs)
             if not variant.leaks or self._captures(host, role, args, kwargs) <= _PATIENCE:
                 return variant
             reason = f"{type(host).__name__}.forward goes by the sizes of its arguments, which keep changing"
+        except RegBNBypassedError:
+            raise
         except (CaptureError, RewriteError) as error:
             reason = str(error)
         self._check_interposed(host, role, args, kwargs, reason)
@@ -112,28 +134,32 @@ class HostSurgery:
         return None
 
     def _captures(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        return sum(len(known.exact) for known in self.variants.get(_key(host, role, args, kwargs), ()))
+        return sum(len(known.exact) for known in self.variants.get(key_of(host, role, args, kwargs), ()))
+
+    def _refuse_too_many(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raises RewriteError where calls differ in a number, an object or an attribute every time."""
+        kind = kind_of(key_of(host, role, args, kwargs))
+        if sum(len(known) for key, known in self.variants.items() if kind_of(key) == kind) >= _MOST:
+            raise RewriteError(
+                f"{type(host).__name__}.forward goes by numbers, objects or attributes that keep changing from call to "
+                f"call ({spelled(args, kwargs)})"
+            )
 
     def _capture(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
         original = original_forward(host)
         with self._trial(host), identity(host):
             numbers = random_state()
-            own_args, own_kwargs = _tree.cloned((args, kwargs))
+            own_args, own_kwargs = own_arguments(args, kwargs)
             trace, output = capture(host, own_args, own_kwargs, leaf=is_child, strict=True, forward=original)
             drawn = random_state() != numbers
         self._refuse_baked(host, trace, drawn)
         sites = self._sites(role)
         variant = build_variant(host, trace, sites)
         if not variant.sites:
-            warnings.warn(
-                f"{type(host).__name__} at `{self.path}` was called ({_spelled(args, kwargs)}) without coming by "
-                f"any of its RegBN sites ({', '.join(site.name for site in sites)}); this call runs as it always did",
-                RegBNWarning,
-                stacklevel=2,
-            )
+            tell_passed_by(host, self.path, sites, args, kwargs, continues_from_cache(args, kwargs))
         else:
             self._check(host, variant, args, kwargs, output)
-        return self._remember(_key(host, role, args, kwargs), variant, _sizes(args, kwargs))
+        return self._remember(key_of(host, role, args, kwargs), variant, sizes_of(args, kwargs))
 
     @contextmanager
     def _trial(self, host: nn.Module) -> Iterator[None]:
@@ -159,32 +185,36 @@ class HostSurgery:
     ) -> None:
         original = original_forward(host)
         with self._trial(host):
-            own_args, own_kwargs = _tree.cloned((args, kwargs))
+            own_args, own_kwargs = own_arguments(args, kwargs)
             expected = original(*own_args, **own_kwargs)
         try:
             with self._trial(host), identity(host):
-                own_args, own_kwargs = _tree.cloned((args, kwargs))
-                found = interposed(host, original_class(host).forward, self._sites(role), own_args, own_kwargs)
+                own_args, own_kwargs = own_arguments(args, kwargs)
+                found = interposed(
+                    host, self.path, original_class(host).forward, self._sites(role), own_args, own_kwargs
+                )
+        except RegBNBypassedError:
+            raise
         except RewriteError as error:
             raise UnseenCallError(f"{error} (It cannot be generated because: {reason})") from error
         wrong = difference(expected, found)
         if wrong is not None:
             raise UnseenCallError(
                 f"{type(host).__name__} at `{self.path}` is not repeated faithfully for a call with "
-                f"{_spelled(args, kwargs)}: {wrong}. (It cannot be generated because: {reason})"
+                f"{spelled(args, kwargs)}: {wrong}. (It cannot be generated because: {reason})"
             )
 
     def _check(
         self, host: nn.Module, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any
     ) -> None:
         with self._trial(host), identity(host):
-            own_args, own_kwargs = _tree.cloned((args, kwargs))
+            own_args, own_kwargs = own_arguments(args, kwargs)
             found = variant.function(host, *own_args, **own_kwargs)
         wrong = difference(expected, found[0] if variant.stores else found)
         if wrong is not None:
             raise UnseenCallError(
                 f"The captured forward of {type(host).__name__} at `{self.path}` does not repeat the original for a "
-                f"call with {_spelled(args, kwargs)}: {wrong}. RegBN is not put in where it would change the model."
+                f"call with {spelled(args, kwargs)}: {wrong}. RegBN is not put in where it would change the model."
             )
 
     def _remember(self, key: Key, variant: Variant, sizes: tuple[int, ...]) -> Variant:
@@ -194,16 +224,14 @@ class HostSurgery:
             if other.variant.same_as(variant):
                 other.see(sizes)
                 return other.variant
-        known.append(_Known(variant, sizes))
+        known.append(Known(variant, sizes))
         return variant
 
 
 #: More captures than this of one kind of call, for sizes that Python looked at, and the forward runs as it is instead.
 _PATIENCE = 6
-
-
-def _is_free(seen: set[int]) -> bool:
-    return len(seen) >= 6 or (len(seen) >= 3 and max(seen) >= 4 * min(seen))
+#: And more variants than this of calls that differ in numbers, objects or attributes alone.
+_MOST = 8
 
 
 @contextmanager
@@ -224,74 +252,6 @@ def _modes_restored() -> Iterator[None]:
         raise
 
 
-#: Plain text: while compiling nothing can be spelled out.
-_UNSEEN = (
-    "a rewritten module is called in a way it has not been called before, and nothing can be captured while compiling. "
-    "Call the model once like this (same arguments, same mode, gradients on or off) before compiling or exporting it."
-)
-
-
-class _Known:
-    """A variant, the sizes of the arguments it was captured at, and those found not to matter.
-
-    A size is believed not to matter when captures at several values of it, far enough apart, gave the same code: the
-    batch sizes 2 and 3 may well go the same way where 50 goes another. Where Python compared or counted a size, that
-    is never believed.
-    """
-
-    def __init__(self, variant: Variant, sizes: tuple[int, ...]) -> None:
-        self.variant = variant
-        self.seen: list[set[int]] = [{size} for size in sizes]
-        self.exact = {sizes}
-
-    def see(self, sizes: tuple[int, ...]) -> None:
-        self.exact.add(sizes)
-        for values, size in zip(self.seen, sizes, strict=True):
-            values.add(size)
-
-    def fits(self, host: nn.Module, sizes: tuple[int, ...]) -> bool:
-        if any(token(getattr(host, name, None)) != value for name, value in self.variant.settings):
-            return False
-        if self.variant.leaks:
-            return sizes in self.exact
-        return all(size in seen or _is_free(seen) for seen, size in zip(self.seen, sizes, strict=True))
-
-
-def _key(host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
-    """What kind of call this is; `host(x, x)` is another kind than `host(x, y)`."""
-    tensors = _tree.tensors((args, kwargs))
-    identities = [id(tensor) for tensor in tensors]
-    same = tuple(identities.index(identity) for identity in identities)
-    grad = torch.is_grad_enabled() and tuple(tensor.requires_grad for tensor in tensors)
-    modes = tuple(module.training for module in host.modules())
-    return (role, host.training, _signature(args), _signature(kwargs), same, grad, modes)
-
-
-def _signature(value: Any, depth: int = 0) -> Any:
-    """What decides which way a forward goes: structure, `None`s, flags and numbers; of tensors the rank and kind."""
-    if isinstance(value, torch.Tensor):
-        return ("tensor", value.dim(), value.dtype)
-    if value is None or isinstance(value, bool | int | float | str):
-        return (type(value), value)
-    children = _tree.items(value) if depth < _tree.MAX_DEPTH else None
-    if children is None:
-        return token(value)
-    return (type(value), tuple((key, _signature(child, depth + 1)) for key, child in children))
-
-
-def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
-    return tuple(size for tensor in _tree.tensors((args, kwargs)) for size in tensor.shape)
-
-
-def _spelled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    def one(value: Any) -> str:
-        if isinstance(value, torch.Tensor):
-            return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-        return repr(value) if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
-
-    return ", ".join([*map(one, args), *(f"{key}={one(value)}" for key, value in kwargs.items())]) or "no arguments"
-
-
 def original_class(module: nn.Module) -> type[nn.Module]:
     found: type[nn.Module] = getattr(type(module), "_regbn_original_class", type(module))
     return found
@@ -304,10 +264,11 @@ def original_forward(host: nn.Module) -> Any:
 _classes: dict[Any, type[nn.Module]] = {}
 
 
-def rewritten_class(cls: Any) -> type[nn.Module]:
-    """The class of rewritten instances of `cls`: the same name and signature, `forward` through its HostSurgery."""
-    if cls in _classes:
-        return _classes[cls]
+def rewritten_class(cls: Any, methods: tuple[str, ...] = ()) -> type[nn.Module]:
+    """The class of rewritten instances of `cls`: the same name and signature, `forward`, and the named methods, through
+    its HostSurgery."""
+    if (cls, methods) in _classes:
+        return _classes[cls, methods]
 
     @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -317,8 +278,8 @@ def rewritten_class(cls: Any) -> type[nn.Module]:
     def reduce(self: nn.Module, protocol: Any) -> Any:
         made = cls.__reduce_ex__(self, protocol)
         if made[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
-            return (_rebuild, (cls, *made[1][1:]), *made[2:])
-        return (_make_again, (made[0], made[1]), *made[2:])  # the class says itself how it is made
+            return (_rebuild, (cls, methods, *made[1][1:]), *made[2:])
+        return (_make_again, (methods, made[0], made[1]), *made[2:])  # the class says itself how it is made
 
     body = {
         "forward": forward,
@@ -327,20 +288,30 @@ def rewritten_class(cls: Any) -> type[nn.Module]:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
         "_regbn_original_class": cls,
+        **{name: _rewritten_method(cls, name) for name in methods},
     }
     derived: type[nn.Module] = type(cls)(cls.__name__, (cls,), body)
-    return _classes.setdefault(cls, derived)
+    return _classes.setdefault((cls, methods), derived)
 
 
-def _rebuild(cls: type[nn.Module], *args: Any) -> nn.Module:
-    derived: Any = rewritten_class(cls)
+def _rewritten_method(cls: Any, name: str) -> Any:
+    @functools.wraps(getattr(cls, name))
+    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        surgery: HostSurgery = self.__dict__[ATTRIBUTE]
+        return surgery.run_method(self, name, args, kwargs)
+
+    return method
+
+
+def _rebuild(cls: type[nn.Module], methods: tuple[str, ...], *args: Any) -> nn.Module:
+    derived: Any = rewritten_class(cls, methods)
     made: nn.Module = derived.__new__(derived, *args)
     return made
 
 
-def _make_again(make: Any, args: tuple[Any, ...]) -> nn.Module:
+def _make_again(methods: tuple[str, ...], make: Any, args: tuple[Any, ...]) -> nn.Module:
     made: nn.Module = make(*args)
-    object.__setattr__(made, "__class__", rewritten_class(type(made)))
+    object.__setattr__(made, "__class__", rewritten_class(type(made), methods))
     return made
 
 
@@ -355,8 +326,11 @@ def install(host: nn.Module, surgery: HostSurgery) -> None:
             f"The forward of {type(host).__name__} at `{surgery.path}` has been replaced on the instance (a hook of "
             "another library?). Put RegBN in first, and wrap the model afterwards."
         )
+    methods = tuple(dict.fromkeys(name for site in surgery.sites for name in site.methods))
+    for site in surgery.sites:
+        refuse_methods(site, site.methods, type(host))
     host.__dict__[ATTRIBUTE] = surgery
-    object.__setattr__(host, "__class__", rewritten_class(type(host)))
+    object.__setattr__(host, "__class__", rewritten_class(type(host), methods))
 
 
 def uninstall(host: nn.Module) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,28 @@ from .._capture import _functions as fn
 from .._capture import intercepting
 from .._capture._source import current_source
 from .._errors import RewriteError
+from ._bypass import continues_from_cache, tell_passed_by
 from ._local import LocalSite
 from ._scatter import run_scatter
 
 Key = tuple[str, str, int, int]
+
+
+class Leavable(Protocol):
+    inside: bool
+
+
+@contextmanager
+def leaving(mode: Leavable) -> Iterator[None]:
+    """Out of the host's frame: nothing is watched, and children run at full speed."""
+    stack: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    on_top = bool(stack) and stack[-1] is mode  # while torch asks the mode, it is off the stack already
+    mode.inside = True
+    try:
+        with _pop_mode_temporarily() if on_top else nullcontext():
+            yield
+    finally:
+        mode.inside = False
 
 
 class _Passage(TorchFunctionMode):
@@ -42,6 +60,7 @@ class _Passage(TorchFunctionMode):
         self.originals: dict[int, Tensor] = {}
         self.stretches: dict[tuple[str, Key], Any] = {}  # (site, earlier call that filled a part) -> the index it used
         self.inside = False
+        self.reached = False
 
     # -- calls of torch and of modules ------------------------------------------------------------------------
 
@@ -65,7 +84,7 @@ class _Passage(TorchFunctionMode):
             return call(module, *args, **kwargs)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with self._left():
+            with leaving(self):
                 return call(module, *args, **kwargs)
 
         return self._event(type(module).__name__, run, args, kwargs)
@@ -75,22 +94,10 @@ class _Passage(TorchFunctionMode):
             return call(*args, **kwargs)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with self._left():
+            with leaving(self):
                 return call(*args, **kwargs)
 
         return self._event(cls.__name__, run, args, kwargs)
-
-    @contextmanager
-    def _left(self) -> Iterator[None]:
-        """Out of the host's frame: nothing is watched, and children run at full speed."""
-        stack: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-        on_top = bool(stack) and stack[-1] is self  # while torch asks the mode, it is off the stack already
-        self.inside = True
-        try:
-            with _pop_mode_temporarily() if on_top else nullcontext():
-                yield
-        finally:
-            self.inside = False
 
     # -- sites ------------------------------------------------------------------------------------------------
 
@@ -121,7 +128,8 @@ class _Passage(TorchFunctionMode):
             if self in written:
                 break  # this time a stretch was filled otherwise
             module = self.host.get_submodule(site.name)
-            with self._left():
+            self.reached = True
+            with leaving(self):
                 return run_scatter(module, site.scatter, site.into_is_f, func, args, kwargs, tuple(written))
         return func(*args, **kwargs)
 
@@ -188,15 +196,17 @@ class _Passage(TorchFunctionMode):
         if known is not None and known[0] is f and known[1] is g:
             return known
         module = self.host.get_submodule(site.name)
-        with self._left():
+        self.reached = True
+        with leaving(self):
             f_new, g_new = module(f, g)
         result = self.results[site.name] = (f, g, f_new, g_new)
         return result
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable(reason="RegBN is let into a forward that runs as it is (tier 3); see explain(model)")  # type: ignore[untyped-decorator, no-untyped-call]
 def interposed(
     host: nn.Module,
+    path: str,
     forward: Callable[..., Any],
     sites: tuple[LocalSite, ...],
     args: tuple[Any, ...],
@@ -206,13 +216,18 @@ def interposed(
 
     Raises:
         RewriteError: where one side of a site is read before the other exists.
+        RegBNBypassedError: where a call goes on from a cache that RegBN had a part in, and cannot have one now.
     """
     # The forward comes unbound: dynamo hands a bound method on by its name, and by name it is the rewritten one.
     forward = forward.__get__(host)
     passage = _Passage(host, sites)
     passage.start(_tree.bind(forward, args, kwargs))
+    continued = continues_from_cache(args, kwargs)
     with intercepting(passage), passage:
-        return forward(*args, **kwargs)
+        output = forward(*args, **kwargs)
+    if not passage.reached:
+        tell_passed_by(host, path, sites, args, kwargs, continued)
+    return output
 
 
 __all__ = ["Take", "interposed"]

@@ -39,6 +39,13 @@ class LocalSite:
     repeats: bool = False  # the call stands in a loop: every round of it is this site
     scatter: Scatter | None = None
     into_is_f: bool = True  # of a scatter: whether the tensor written into is f
+    makers: tuple[str | None, str | None] = (None, None)  # of the host's layers, those that f and g come out of
+    methods: tuple[str, ...] = ()  # beside `forward`, in which the two meet as well
+
+    @property
+    def point_call(self) -> str:
+        """Name of the function at whose call the two meet."""
+        return self.f.at[0][0]
 
     def matches(self, wanted: Key, found: Key) -> bool:
         """Whether a call of the host is one that the site names."""

@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import _tree
 from .._analyse import MODEL_ERRORS, Analysis, Recipe
 from .._errors import AlreadyRewrittenError, RegBNError, RewriteError
 from .._inputs import Inputs
 from .._state import preserved, seeded
 from .._types import Plan, PlannedSite
+from ._calls import own_arguments
 from ._compare import difference
+from ._guard import ATTRIBUTE, Guard, on_the_stack
+from ._guard import RECORD as RECORD
 from ._hoist import HoistHook, HoistSpec, positions_of
-from ._host import ATTRIBUTE, HostSurgery, install, original_class, original_forward, uninstall
+from ._host import HostSurgery, install, original_class, original_forward, uninstall
 from ._local import LocalSite
 from ._roles import NO_ROLE, RoleReset, Roles
 from ._scatter import PositionSite
 from ._site import RegBNSite, identity, sites_of
-
-RECORD = "_regbn_surgery"
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def undo(model: nn.Module) -> None:
         uninstall(module)
         for registry, with_kwargs in ((module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),):
             for key, hook in list(registry.items()):
-                if isinstance(hook, HoistHook | RoleReset):
+                if isinstance(hook, HoistHook | RoleReset | Guard):
                     del registry[key]
                     with_kwargs.pop(key, None)
         for name, child in list(module._modules.items()):
@@ -257,7 +257,9 @@ def _install(model: nn.Module, operations: Sequence[Operation], writes_parameter
             host.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             sites = tuple(_local(operation) for operation in members)
-            install(host, HostSurgery(path, sites, roles, writes_parameters))
+            surgery = HostSurgery(path, sites, roles, writes_parameters)
+            install(host, surgery)
+            _guard(host, surgery)
 
 
 def _add_site(host: nn.Module, planned: PlannedSite, recipe: Recipe | None) -> None:
@@ -323,7 +325,36 @@ def _local(operation: Operation) -> LocalSite:
         recipe.repeats,
         recipe.scatter,
         i == 0,
+        (_within(operation.host, recipe.makers[i]), _within(operation.host, recipe.makers[j])),
+        planned.methods,
     )
+
+
+def _within(host: str, path: str | None) -> str | None:
+    """The path of a layer as seen from the host; None where it is not in it."""
+    if path is None or not host:
+        return path
+    return path.removeprefix(f"{host}.") if path.startswith(f"{host}.") else None
+
+
+def _guard(host: nn.Module, surgery: HostSurgery) -> None:
+    """Watch the layers that make both sides of a site."""
+    for site in surgery.sites:
+        made_inside = all(take.argument is None for take in (site.f, site.g))
+        if None in site.makers or site.makers[0] == site.makers[1] or not made_inside:
+            continue
+        where = f"{type(host).__name__} at `{surgery.path}`" if surgery.path else type(host).__name__
+        layers = [host.get_submodule(str(path)) for path in site.makers]
+        if any(_takes_no_hook(layer) for layer in layers):
+            continue
+        for side, layer in zip(("f", "g"), layers, strict=True):
+            layer.register_forward_pre_hook(Guard(surgery.token, site.name, side, where))
+
+
+def _takes_no_hook(layer: nn.Module) -> bool:
+    """torch's transformer layers compute in another way where anybody hooks them, and scripted modules have none."""
+    fast = (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.MultiheadAttention)
+    return isinstance(layer, (*fast, torch.jit.ScriptModule))
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -338,7 +369,7 @@ def _trial(model: nn.Module, training: bool, writes: bool) -> Iterator[None]:
 
 def _run(model: nn.Module, inputs: Inputs, training: bool, writes: bool) -> Any:
     with _trial(model, training, writes):
-        args, kwargs = _tree.cloned((inputs.args, inputs.kwargs))
+        args, kwargs = own_arguments(inputs.args, inputs.kwargs)
         return model(*args, **kwargs)
 
 
@@ -347,7 +378,7 @@ def _capture_hosts(model: nn.Module, runs: list[tuple[Inputs, bool]], writes: bo
     hosts = [module for module in model.modules() if ATTRIBUTE in module.__dict__]
     for inputs, training in runs:
         with _trial(model, training, writes), identity(model), _learning(hosts):
-            args, kwargs = _tree.cloned((inputs.args, inputs.kwargs))
+            args, kwargs = own_arguments(inputs.args, inputs.kwargs)
             model(*args, **kwargs)
 
 
@@ -360,13 +391,14 @@ def _learning(hosts: list[nn.Module]) -> Iterator[None]:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             role = surgery.roles.next() if surgery.roles is not None else 0
-            if role != NO_ROLE and not surgery.interposing:
-                host.__dict__.pop("forward")
-                try:
-                    surgery.learn(host, role, args, kwargs)
-                finally:
-                    host.__dict__["forward"] = forward
-            return original_forward(host)(*args, **kwargs)
+            with on_the_stack(surgery.token):
+                if role != NO_ROLE and not surgery.interposing:
+                    host.__dict__.pop("forward")
+                    try:
+                        surgery.learn(host, role, args, kwargs)
+                    finally:
+                        host.__dict__["forward"] = forward
+                return original_forward(host)(*args, **kwargs)
 
         return forward
 
@@ -399,7 +431,7 @@ def _check(model: nn.Module, runs: list[tuple[Inputs, bool]], expected: list[Any
 def _run_counting(model: nn.Module, inputs: Inputs, training: bool, writes: bool) -> Any:
     counts = [(site, site.calls) for site in sites_of(model)]
     with _trial(model, training, writes):
-        args, kwargs = _tree.cloned((inputs.args, inputs.kwargs))
+        args, kwargs = own_arguments(inputs.args, inputs.kwargs)
         output = model(*args, **kwargs)
         counts = [(site, site.calls) for site, _ in counts]
     for site, calls in counts:  # `preserved` has put the counters back with all other attributes

@@ -1,0 +1,143 @@
+"""Sites in further methods of a host that a rule names: `methods: [generate]` for a class that fuses there by itself.
+
+The method's own code runs. Which call in it is the site is not known by its place, since the site was found in
+`forward`: it is the call of the same function at which what comes out of the same two layers meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .. import _tree
+from .._capture import _functions as fn
+from .._capture import intercepting
+from .._errors import RegBNBypassedError, RewriteError
+from ._interpose import leaving
+from ._local import LocalSite
+from ._scatter import run_scatter
+
+Tag = tuple[str, str]  # (site, "f" or "g")
+
+
+class _MethodPassage(TorchFunctionMode):
+    """One run of the method: follows what the layers make, and lets RegBN in where both sides of a site meet."""
+
+    def __init__(self, host: nn.Module, sites: tuple[LocalSite, ...]) -> None:
+        super().__init__()
+        self.host = host
+        self.sites = sites
+        self.inside = False
+        self.reached: set[str] = set()
+        self.tags: Any = WeakIdKeyDictionary()  # tensor -> the tags of the layers it comes out of
+        self.makers: dict[int, set[Tag]] = {}
+        for site in sites:
+            for side, path in zip(("f", "g"), site.makers, strict=True):
+                assert path is not None, "sites without layers behind them are refused"
+                self.makers.setdefault(id(host.get_submodule(path)), set()).add((site.name, side))
+
+    def on_call(
+        self, call: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self.inside:
+            return call(module, *args, **kwargs)
+        with leaving(self):
+            output = call(module, *args, **kwargs)
+        if module is self.host:
+            self.reached.update(site.name for site in self.sites)
+        made = {tag for child in module.modules() for tag in self.makers.get(id(child), ())}
+        if made and len({side for _, side in made}) == 1:
+            self._tag(output, made)
+        return output
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = fn.name_of(func)
+        if self.inside or fn.is_silent(func, name):
+            return func(*args, **kwargs)
+        if name == "__iter__":
+            return iter(self.__torch_function__(torch.Tensor.unbind, types, (args[0], 0)))
+        tensors = _tree.tensors((args, kwargs))
+        tags = [self.tags.get(tensor, frozenset()) for tensor in tensors]
+        site = next((site for site in self.sites if name == site.point_call and _meet(site, tags)), None)
+        output = func(*args, **kwargs) if site is None else self._at(site, tags, func, args, kwargs)
+        carried = frozenset[Tag]().union(*tags)
+        if carried:
+            self._tag(output if output is not None else args[0], set(carried))
+        return output
+
+    def _tag(self, value: Any, tags: set[Tag]) -> None:
+        for tensor in _tree.tensors(value):
+            self.tags[tensor] = frozenset(tags) | self.tags.get(tensor, frozenset())
+
+    def _at(
+        self, site: LocalSite, tags: list[frozenset[Tag]], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self.reached.add(site.name)
+        module = self.host.get_submodule(site.name)
+        with leaving(self):
+            if site.scatter is not None:
+                return run_scatter(module, site.scatter, site.into_is_f, func, args, kwargs, ())
+            tensors = _tree.tensors((args, kwargs))
+            f, g = (next(t for t, own in zip(tensors, tags, strict=True) if (site.name, s) in own) for s in ("f", "g"))
+            f_new, g_new = module(f, g)
+
+            def change(_: str, leaf: Any) -> Any:
+                if leaf is f:
+                    return f_new
+                return g_new if site.replace_g and leaf is g else leaf
+
+            new_args, new_kwargs = _tree.rebuild((args, kwargs), change)
+            return func(*new_args, **new_kwargs)
+
+
+def _meet(site: LocalSite, tags: list[frozenset[Tag]]) -> bool:
+    """Whether one operand comes out of f's layer alone and another out of g's."""
+    f, g = (site.name, "f"), (site.name, "g")
+    return any(f in own and g not in own for own in tags) and any(g in own and f not in own for own in tags)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def interposed_method(
+    host: nn.Module, name: str, method: Callable[..., Any], sites: tuple[LocalSite, ...], args: Any, kwargs: Any
+) -> Any:
+    """Run a method of the host with RegBN at `sites`.
+
+    Raises:
+        RegBNBypassedError: where the method comes to its end without having come by them.
+    """
+    passage = _MethodPassage(host, sites)
+    with intercepting(passage), passage:
+        result = method(*args, **kwargs)
+    missed = [site.name for site in sites if site.name not in passage.reached]
+    if missed:
+        raise RegBNBypassedError(
+            f"{type(host).__name__}.{name} was named in `methods:`, but did not come by {', '.join(missed)}: what "
+            "comes out of its two layers never met there. Take the method out of the rule, or give it both inputs."
+        )
+    return result
+
+
+def refuse_methods(site: LocalSite, methods: tuple[str, ...], cls: type[nn.Module]) -> None:
+    """Raises RewriteError where a site cannot be found again in methods other than `forward`."""
+    for name in methods:
+        if not callable(getattr(cls, name, None)) or name == "forward":
+            raise RewriteError(f"`methods: [{name}]` of {site.name}: {cls.__name__} has no such method beside forward")
+    if not methods:
+        return
+    together = site.f.at[0] == site.g.at[0] and not site.repeats
+    if None in site.makers or not together or (site.scatter is not None and site.scatter.written):
+        raise RewriteError(
+            f"`methods: [{', '.join(methods)}]` of {site.name}: only sites at which the outputs of two layers of "
+            f"{cls.__name__} are the operands of one call can be found again in another method"
+        )
+
+
+__all__ = ["interposed_method", "refuse_methods"]

@@ -18,6 +18,8 @@ OPTIONS = {
     "implicit": {"lambda_grad": "implicit"},
     "running": {"fit": "running"},
     "mean": {"reduce": "mean"},
+    "low_rank": {"projection": "low_rank", "rank": 6},
+    "thresholds": {"sigma_THR": 0.1, "sigma_MIN": 0.05},
 }
 
 
@@ -67,6 +69,24 @@ def test_one_graph_for_training_and_one_for_evaluation(case: str) -> None:
         for ours, theirs in zip(run(compiled, f, g), run(eager, f, g), strict=True):
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
     assert len(graphs) == 2
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_epochs_do_not_recompile() -> None:
+    """The published schedule hands over a number that changes: after the second one there is a graph for all."""
+    module, f, g = make({})
+    eager, graphs = copy.deepcopy(module), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    for epoch in range(6):
+        for ours, theirs in zip(compiled(f, g, n_epoch=epoch), eager(f, g, n_epoch=epoch), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert len(graphs) == 2
+    torch.testing.assert_close(module.W, eager.W)
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
@@ -120,7 +140,7 @@ def test_onnx_in_evaluation(case: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="ONNX export is tested where onnx is installed")
     pytest.importorskip("onnxscript", reason="ONNX export is tested where onnxscript is installed")
     runtime = pytest.importorskip("onnxruntime", reason="ONNX export is tested where onnxruntime is installed")
-    module, f, g = make({"projection": "low_rank"} if case == "low_rank" else OPTIONS[case])
+    module, f, g = make(OPTIONS[case])
     module(f, g)
     module.eval()
     batch = torch.export.Dim("batch", min=2)

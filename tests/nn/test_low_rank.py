@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -87,3 +90,28 @@ def test_a_large_feature_map_trains_in_little_memory() -> None:
     low(f, g)[0].sum().backward()
     assert sum(buffer.numel() for buffer in low.buffers()) < 17 * 64 * 28 * 28
     assert torch.isfinite(f.grad).all()
+
+
+LARGE = """
+import resource, torch
+from regbn_surgery import RegBN
+torch.set_num_threads(1)
+layer = RegBN(64, 64, [56, 56], [56, 56], projection="low_rank", rank=64, normalize_input=True, affine=True)
+for _ in range(3):
+    f, g = (torch.randn(16, 64, 56, 56, requires_grad=True) for _ in range(2))
+    f_out, g_out = layer(f, g)
+    (f_out.square().sum() + g_out.square().sum()).backward()
+    assert torch.isfinite(f.grad).all() and torch.isfinite(g.grad).all()
+assert int(layer.num_steps) == 3 and bool(layer.W_left.any())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_feature_maps_of_150_gib_train_in_2_gb() -> None:
+    """The whole process, torch included, with every norm: a dense W would be 150 GiB. About a second per step."""
+    pytest.importorskip("resource", reason="the peak of a process is read with `resource`")
+    run = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    assert int(run.stdout) * unit < 2e9

@@ -136,6 +136,11 @@ def test_published_checkpoint_loads() -> None:
     assert torch.equal(target.W, source.W)
     assert int(target.num_steps) == 0
     RegBN(5, 3, [], [4, 4], affine=True).load_state_dict(published)  # norms that are off here are left out
+    model = torch.nn.ModuleDict({"fusion": RegBN(5, 3, [], [4, 4], affine=True)})  # somewhere in a model
+    model.load_state_dict({f"fusion.{key}": value for key, value in published.items()})
+    assert torch.equal(model["fusion"].W, source.W)
+    with pytest.raises(RuntimeError, match="W_left"):
+        RegBN(5, 3, [], [4, 4], projection="low_rank").load_state_dict(published)
     with pytest.raises(RuntimeError, match="num_steps"):
         target.load_state_dict({k: v for k, v in source.state_dict().items() if k != "num_steps"})
 
@@ -212,6 +217,14 @@ def test_integer_input_and_misplaced_mask_are_refused() -> None:
 def test_options_are_checked(options: dict[str, object], message: str) -> None:
     with pytest.raises(RegBNOptionError, match=message):
         RegBN(5, 3, **options)
+
+
+def test_defaults_are_the_published_ones() -> None:
+    """In the module and in the options alike, so that a rules file and a call by hand give the same layer."""
+    published = {"beta1": 0.9, "beta2": 0.99, "momentum": 0.02, "normalize_input": False, "normalize_output": True}
+    published |= {"affine": False, "sigma_THR": 0.0, "sigma_MIN": 0.0}
+    assert RegBN(5, 3).options == RegBNOptions()
+    assert asdict(RegBNOptions()).items() >= {**published, "constraint": "smoother", "residual": "raw"}.items()
 
 
 def test_auto_takes_the_smaller_system(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,6 +212,36 @@ def test_double_backward_of_the_module() -> None:
     assert torch.autograd.gradcheck(penalty, (f, g), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("form", ["dual", "primal"])
+def test_thresholds_reach_the_fit(form: str) -> None:
+    """`sigma_THR` and `sigma_MIN` as the module takes them, against the oracle; each of the two counts."""
+    rng = np.random.default_rng(0)
+    f, g = rng.standard_normal((7, 4)), rng.standard_normal((7, 5)) * 0.5 ** np.arange(5)
+    size = 7 if form == "dual" else 5
+    found = []
+    for threshold, substitute in ((0.0, 0.0), (0.3, 0.0), (0.3, 0.2)):
+        options = {"threshold": threshold, "substitute": substitute}
+        lam, _ = multiplier(g, f, "smoother", size, **options)
+        want = f - g @ projection(g, f, lam, size, **options)
+        module = RegBN(4, 5, sigma_THR=threshold, sigma_MIN=substitute, normalize_output=False, form=form).double()
+        found.append(module(torch.from_numpy(f), torch.from_numpy(g))[0].numpy())
+        np.testing.assert_allclose(found[-1], want, atol=1e-9)
+    assert min(np.abs(found[i] - found[j]).max() for i, j in ((0, 1), (1, 2))) > 1e-3
+
+
+@pytest.mark.parametrize("constraint", ["smoother", "frobenius"])
+def test_implicit_lambda_gradient_is_that_of_the_whole_step(constraint: str) -> None:
+    """Finite differences of the module itself agree with `lambda_grad="implicit"`, and not with `"constant"`."""
+    torch.manual_seed(0)
+    f = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    g = torch.randn(5, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    sizes = (4, 3, [], [2, 2])
+    implicit = RegBN(*sizes, normalize_input=True, constraint=constraint, lambda_grad="implicit").double()
+    assert torch.autograd.gradcheck(implicit, (f, g))
+    constant = RegBN(*sizes, normalize_input=True, constraint=constraint).double()
+    assert not torch.autograd.gradcheck(constant, (f, g), raise_exception=False)
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("fit", ["batch", "running"])
 @pytest.mark.parametrize("projection", ["dense", "low_rank"])

@@ -1,0 +1,286 @@
+"""Situations: the ways of training that stand between a forward and an optimizer's step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.utils.checkpoint import checkpoint
+
+from regbn_surgery._rewrite import identity
+from tests.zoo._running import call, tensors_of
+
+from ._subject import (
+    SEED,
+    DoesNotApplyError,
+    Subject,
+    assert_regbn_learned,
+    assert_same,
+    backward,
+    counting,
+    gradients,
+    loss_of,
+    outputs,
+    regbns,
+    seeded_call,
+    the_original_must,
+    unless_the_original_fails,
+    warmed,
+)
+
+
+def compiled(subject: Subject) -> None:
+    """`torch.compile` in evaluation and in training: no more graphs than the original has, the eager results."""
+    example = subject.example()
+    for train in (False, True):
+        eager = warmed(subject.rewritten(), example).train(train)
+        model = copy.deepcopy(eager)
+
+        def original(train: bool = train) -> Any:
+            return _graphs(subject.original().train(train), example)
+
+        graphs, found = unless_the_original_fails("compile", lambda model=model: _graphs(model, example), original)
+        if graphs > 1:  # one is as good as it gets
+            allowed, _ = original()
+            mode = "training" if train else "evaluation"
+            assert graphs <= allowed, f"{graphs} graphs in {mode}, where the original has {allowed}"
+        expected = list(tensors_of(seeded_call(eager, example)))
+        assert_same(found, [out.detach() for out in expected], rtol=1e-4, atol=1e-5)
+        if train:
+            assert_regbn_learned(model, 1)
+
+
+def _graphs(model: nn.Module, example: Any) -> tuple[int, list[torch.Tensor]]:
+    """In how many graphs dynamo runs the model, and what comes out."""
+    count = 0
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        nonlocal count
+        count += 1
+        return graph.forward
+
+    torch._dynamo.reset()
+    try:
+        ours = torch.compile(model, backend=backend)
+        with torch.set_grad_enabled(model.training):
+            found = [out.detach() for out in tensors_of(seeded_call(ours, example))]
+    finally:
+        torch._dynamo.reset()
+    return count, found
+
+
+def mixed_precision(subject: Subject) -> None:
+    """Autocast to bfloat16 with a GradScaler: identity gives the original's results, RegBN keeps float32."""
+    example = subject.example()
+    original = subject.original().train()
+
+    def autocast(model: nn.Module) -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return outputs(model, example)
+
+    expected = the_original_must("run under autocast", lambda: autocast(original))
+    twin = subject.rewritten().train()
+    with identity(twin):
+        assert_same(autocast(twin), expected, rtol=2e-2, atol=2e-2)
+    model = subject.rewritten().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
+    for step in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(call(model, subject.example(4 + step)))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert loss.isfinite()
+    assert_regbn_learned(model, None)
+    for name, module in regbns(model).items():
+        assert all(factor.dtype == torch.float32 for factor in module.factors), name
+    assert all(out.isfinite().all() for out in autocast(model.eval()) if out.is_floating_point())
+
+
+def gradient_accumulation(subject: Subject) -> None:
+    """Two micro-batches before a step: the gradients add up, and RegBN follows each of them."""
+    micro = [subject.example(3), subject.example(4)]
+    together, apart = subject.rewritten().train(), subject.rewritten().train()
+    total: dict[str, torch.Tensor] = {}
+    for example in micro:
+        backward(together, example)
+        apart.zero_grad()
+        backward(apart, example)
+        for name, gradient in gradients(apart).items():
+            total[name] = total.get(name, torch.zeros_like(gradient)) + gradient
+    assert_same(gradients(together), total, rtol=1e-4, atol=1e-7)
+    steps = {name: int(module.num_steps) for name, module in regbns(together).items()}
+    assert all(count >= len(micro) for count in steps.values()), steps
+
+
+def gradient_checkpointing(subject: Subject) -> None:
+    """The whole forward computed again in the backward pass: the same gradients, and RegBN moves once."""
+    example = subject.example()
+    the_original_must("bear checkpointing", lambda: _checkpointed(subject.original().train(), example))
+    plain = warmed(subject.rewritten(), example).train()
+    model = copy.deepcopy(plain)
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        loss_of(call(plain, copy.deepcopy(example))).backward()
+    _checkpointed(model, example)
+    assert_same(gradients(model), gradients(plain), rtol=1e-4, atol=1e-6)
+    for name, module in regbns(plain).items():
+        assert_same(dict(regbns(model)[name].named_buffers()), dict(module.named_buffers()))
+    enable = getattr(subject.original(), "gradient_checkpointing_enable", None)
+    if enable is not None and getattr(subject.original(), "supports_gradient_checkpointing", False):
+        ours = subject.rewritten().train()
+        ours.gradient_checkpointing_enable()
+        with counting(ours) as calls:
+            backward(ours, example)
+        assert all(calls.values())
+        for name, module in regbns(plain).items():
+            assert regbns(ours)[name].num_steps == module.num_steps, name
+
+
+def _checkpointed(model: nn.Module, example: Any) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        result = checkpoint(lambda: call(model, copy.deepcopy(example)), use_reentrant=False)
+        loss_of(result).backward()
+
+
+def averaged_weights(subject: Subject) -> None:
+    """An exponential moving average of weights and buffers, and `update_bn` over it."""
+    model = subject.rewritten()
+    averaged = unless_the_original_fails(
+        "average", lambda: _averaged(model, subject), lambda: _averaged(subject.original(), subject)
+    )
+    assert_regbn_learned(averaged.module)
+    for name, module in regbns(model).items():
+        mean = regbns(averaged.module)[name]
+        for live, smooth in zip(module.factors, mean.factors, strict=True):
+            assert not torch.equal(live, smooth), f"{name}: W was not averaged"
+    with counting(averaged) as calls:
+        found = outputs(averaged.eval(), subject.example(3))
+    assert all(calls.values())
+    assert all(out.isfinite().all() for out in found if out.is_floating_point())
+
+
+def _averaged(model: nn.Module, subject: Subject) -> AveragedModel:
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    for step in range(3):
+        model.train()
+        optimizer.zero_grad()
+        backward(model, subject.example(4 + step))
+        optimizer.step()
+        averaged.update_parameters(model)
+    args, kwargs = subject.example_for()
+    if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
+        update_bn([args[0]], averaged)
+    return averaged
+
+
+def generation(subject: Subject) -> None:
+    """`generate` with a key-value cache: the original's tokens with identity, and RegBN at every step."""
+    original: Any = subject.original().eval()
+    if not hasattr(original, "generate") or not hasattr(original, "generation_config"):
+        raise DoesNotApplyError("the model does not generate")
+    example = {k: v for k, v in subject.example(2).items() if k not in ("decoder_input_ids", "labels")}
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "use_cache": True}
+    for name in ("bos_token_id", "decoder_start_token_id"):
+        if getattr(original.generation_config, name, None) is None and "decoder_input_ids" in subject.example(2):
+            settings[name] = 3
+    expected = the_original_must("generate", lambda: original.generate(**copy.deepcopy(example), **settings))
+    model: Any = subject.rewritten().eval()
+    with identity(model):
+        assert torch.equal(model.generate(**copy.deepcopy(example), **settings), expected)
+    hosts = _hosts(model)
+    met = dict.fromkeys(hosts, 0)
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(_meeting(path, met), with_kwargs=True) for path in hosts
+    ]
+    with counting(model) as calls:
+        model.generate(**copy.deepcopy(example), **settings)
+    for handle in handles:
+        handle.remove()
+    assert all(calls.values()), calls
+    crossing = {point.kind for point in subject.case.points} == {"attention"}
+    for name, count in calls.items():
+        host = name.rsplit(".regbn_", 1)[0]
+        if crossing:  # text meets the other modality at every token
+            assert count == met[host] >= 5, f"{name}: {count} calls in {met[host]} steps"
+
+
+def _hosts(model: nn.Module) -> list[str]:
+    return [name.rsplit(".regbn_", 1)[0] if ".regbn_" in name else "" for name in regbns(model)]
+
+
+def _meeting(path: str, met: dict[str, int]) -> Callable[..., None]:
+    def count(*_: Any) -> None:
+        met[path] += 1
+
+    return count
+
+
+def exported(subject: Subject) -> None:
+    """`torch.export` of the evaluated model: the eager results."""
+    args, kwargs = subject.example_for(3)
+    model = warmed(_trained(subject), subject.example(3)).eval()
+    expected = outputs(model, subject.example(3))
+    program = unless_the_original_fails(
+        "export",
+        lambda: _export(model, args, kwargs),
+        lambda: _export(subject.original().eval(), args, kwargs),
+    )
+    with torch.no_grad():
+        found = [out.clone() for out in tensors_of(program.module()(*args, **kwargs))]
+    assert_same(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def _trained(subject: Subject) -> nn.Module:
+    model = subject.rewritten().train()
+    backward(model, subject.example())
+    return model.eval()
+
+
+def _export(model: nn.Module, args: Any, kwargs: Any) -> torch.export.ExportedProgram:
+    with torch.no_grad():
+        return torch.export.export(model, copy.deepcopy(args), copy.deepcopy(kwargs))
+
+
+def to_onnx(subject: Subject) -> None:
+    """ONNX of the evaluated model, run by onnxruntime: the eager results."""
+    args, kwargs = subject.example_for(3)
+    model = warmed(_trained(subject), subject.example(3)).eval()
+    expected = outputs(model, subject.example(3))
+
+    def original() -> None:
+        plain = subject.original().eval()
+        assert_same(_onnx(plain, args, kwargs), outputs(plain, subject.example(3)), rtol=1e-3, atol=1e-4)
+
+    unless_the_original_fails(
+        "go to ONNX", lambda: assert_same(_onnx(model, args, kwargs), expected, rtol=1e-3, atol=1e-4), original
+    )
+
+
+def _onnx(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    with torch.no_grad():
+        program = torch.onnx.export(
+            model, copy.deepcopy(args), kwargs=copy.deepcopy(kwargs), dynamo=True, verbose=False
+        )
+        assert program is not None
+        return [torch.as_tensor(out) for out in program(*args, **kwargs)]
+
+
+SITUATIONS: dict[str, Callable[[Subject], None]] = {
+    "autocast and GradScaler": mixed_precision,
+    "accumulation": gradient_accumulation,
+    "checkpointing": gradient_checkpointing,
+    "EMA": averaged_weights,
+    "torch.compile": compiled,
+    "generate with cache": generation,
+    "torch.export": exported,
+    "ONNX": to_onnx,
+}

@@ -1,0 +1,86 @@
+"""The compatibility matrix as a page of Markdown."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ._matrix import Cell
+
+MARKS = {"pass": "✓", "fail": "**✗**", "n/a": "·"}
+
+_HEAD = """\
+# Compatibility
+
+A rewritten model should be its owner's model in whatever situation it is put. Here every model of the zoo
+(`tests/zoo`: hand-made ones and tiny `transformers` models with random weights) is put into each of them. Nothing on
+this page is written by hand: `python -m tests.ecosystem.matrix > docs/compatibility.md` measures and writes it.
+
+✓ passed; **✗** failed, for the reason below; `·` does not apply, above all as the original does not do it, either
+"""
+
+
+def page(cells: Sequence[Cell], columns: Mapping[str, Callable[..., Any]], versions: Mapping[str, str]) -> str:
+    """The whole page, from measured cells."""
+    shown = [name for name in columns if any(cell.situation == name for cell in cells)]
+    by_key = {cell.key: cell for cell in cells}
+    models = list(dict.fromkeys(cell.model for cell in cells))
+    parts = [_HEAD, f"Measured with {', '.join(f'{name} {version}' for name, version in versions.items())}.\n"]
+    parts.append(_summary(cells, models, shown))
+    parts.append("## Situations\n")
+    parts.append(_situations(shown, columns, cells))
+    parts.append("## Models\n")
+    numbers = " | ".join(str(i + 1) for i in range(len(shown)))
+    parts.append(f"| model | {numbers} |\n| --- | {' | '.join(':-:' for _ in shown)} |")
+    for model in models:
+        row = [by_key.get((model, name)) for name in shown]
+        marks = [MARKS[cell.status] if cell is not None else "" for cell in row]
+        parts.append(f"| {model} | {' | '.join(marks)} |")
+    parts.append(_failures(cells))
+    parts.append(_does_not_apply(cells))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _summary(cells: Sequence[Cell], models: Sequence[str], shown: Sequence[str]) -> str:
+    count = Counter(cell.status for cell in cells)
+    judged = count["pass"] + count["fail"]
+    share = 100 * count["pass"] / judged if judged else 0.0
+    missing = len(models) * len(shown) - len(cells)
+    return (
+        f"**{count['pass']} of {judged} cells pass ({share:.1f}%)**: {len(models)} models in {len(shown)} situations; "
+        f"{count['fail']} fail, {count['n/a']} do not apply"
+        + (f", {missing} have not been measured (blank).\n" if missing else ".\n")
+    )
+
+
+def _situations(shown: Sequence[str], columns: Mapping[str, Callable[..., Any]], cells: Sequence[Cell]) -> str:
+    lines = ["| | situation | what must hold | pass | fail | · |", "| --: | --- | --- | --: | --: | --: |"]
+    for number, name in enumerate(shown, 1):
+        count = Counter(cell.status for cell in cells if cell.situation == name)
+        says = " ".join((inspect.getdoc(columns[name]) or "").split())
+        lines.append(f"| {number} | {name} | {says} | {count['pass']} | {count['fail']} | {count['n/a']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _failures(cells: Sequence[Cell]) -> str:
+    failed = [cell for cell in cells if cell.status == "fail"]
+    lines = [f"\n## Failing cells ({len(failed)})\n"]
+    lines += [f"- {cell.model}, {cell.situation}: {_code(cell.reason)}" for cell in failed]
+    return "\n".join(lines if failed else [*lines, "None."])
+
+
+def _does_not_apply(cells: Sequence[Cell]) -> str:
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        if cell.status == "n/a":
+            reasons.setdefault((cell.situation, cell.reason), []).append(cell.model)
+    lines = ["\n## Where a situation does not apply\n"]
+    for (situation, reason), models in sorted(reasons.items()):
+        lines.append(f"- {situation}: {_code(reason)} ({', '.join(models)})")
+    return "\n".join(lines if reasons else [*lines, "None."])
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("`", "'") + "`"

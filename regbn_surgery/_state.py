@@ -33,9 +33,8 @@ def preserved(model: nn.Module, *, parameters: bool = False) -> Iterator[None]:
     # Registries (hooks, buffers, children) are changed in place: `transformers` installs hooks in the first forward.
     containers = [
         kept
-        for module, saved in attributes
+        for _, saved in attributes
         for value in saved.values()
-        if value is not module._parameters
         for kept in _contents(value)
     ]
     generators = [

@@ -14,15 +14,15 @@ from torch import nn
 
 from ._analyse import Analysis, ModalityLike, analyse
 from ._errors import CaptureError, InputsError, PlanError, RegBNError, RegBNWarning, RewriteError
-from ._facts import find_facts
+from ._facts import find_facts, needs
 from ._inputs import InputsLike, find_inputs, make_batches, named_tensors
-from ._plan import ResolvePair, decide, rebind
+from ._plan import PairSides, ResolvePair, decide, rebind
 from ._rehearsal import rehearse as rehearsed
 from ._rewrite import perform, refuse_second, undo
 from ._rules import InputSpec, Rules
 from ._rules.schema import ModalitySpec
 from ._state import has_no_values
-from ._types import Inspection, Modality, Plan, Side
+from ._types import Inspection, Modality, Plan
 
 RulesLike = Rules | str | os.PathLike[str] | Mapping[str, Any]
 
@@ -49,8 +49,17 @@ def inspect(
         InputsError: for example inputs that do not fit, or name what is not there.
         CaptureError: where the model does not run on them.
     """
+    return analysed(model, example_inputs, modalities).inspection
+
+
+def analysed(
+    model: nn.Module,
+    example_inputs: InputsLike | None = None,
+    modalities: Mapping[str, Sequence[str] | Mapping[str, Any] | Modality] | None = None,
+) -> Analysis:
+    """`inspect`, with the runs that it was made from."""
     given = None if modalities is None else {name: _modality(name, said) for name, said in modalities.items()}
-    return _analysed(model, example_inputs, given).inspection
+    return _analysed(model, example_inputs, given)
 
 
 def _modality(name: str, said: Sequence[str] | Mapping[str, Any] | Modality) -> ModalityLike:
@@ -113,6 +122,13 @@ def regbnify(
         AlreadyRewrittenError: where the model already carries RegBN.
         RewriteError: where the model could not be rewritten faithfully. In every case `model` is as it was.
     """
+    return operate(model, rules, example_inputs, inplace=inplace)[2]
+
+
+def operate(
+    model: nn.Module, rules: RulesLike | Plan, example_inputs: InputsLike | None = None, *, inplace: bool = False
+) -> tuple[Plan, Analysis, nn.Module]:
+    """`regbnify`, with the plan and the analysis that it was done by: what a report wants, from one analysis."""
     loaded = rules if isinstance(rules, Plan) else Rules.load(rules)
     refuse_second(model)
     _refuse_weightless(model)
@@ -120,7 +136,7 @@ def regbnify(
     made, analysis = prepare(model, loaded, example_inputs)  # type: ignore[arg-type]
     target = model if inplace else _copied(model)
     perform(target, made, analysis)
-    return target
+    return made, analysis, target
 
 
 def unregbnify(model: nn.Module) -> nn.Module:
@@ -148,8 +164,9 @@ def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) 
     refuse_wrapped(model)
     example = find_inputs(model, example_inputs, rules.inputs)
     batches = make_batches(model, example)
-    names = tuple(name for name, _ in named_tensors(model, batches.small))
-    analysis = analyse(model, batches, _spelt(rules.resolve_modalities(names).values()))
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model, batches.small)}
+    modules = [path for path, _ in model.named_modules()]
+    analysis = analyse(model, batches, _spelt(rules.resolve_modalities(shapes, modules).values()))
     facts = find_facts(model, analysis, example)
     made = decide(rules, analysis.inspection, _resolver(analysis), facts)
     for text in made.warnings:
@@ -172,9 +189,9 @@ def _spelt(modalities: Iterable[Modality]) -> Any:
 
 
 def _resolver(analysis: Analysis) -> ResolvePair:
-    def resolve(f: str, g: str) -> tuple[str, Side, Side]:
+    def resolve(f: str, g: str) -> PairSides:
         pair = analysis.pair(f, g)
-        return pair.host, pair.f, pair.g
+        return PairSides(pair.host, pair.f, pair.g, *needs(analysis, pair))
 
     return resolve
 

@@ -7,8 +7,10 @@ import json
 import click
 
 from .._version import __version__
+from . import work
+from .formats import output_options, write_graph
 from .options import ModelRequest, modality_option, model_options
-from .output import debuggable, quiet_stdout, warn, write_text, write_views
+from .output import debuggable, warn, write_text, write_views
 from .rules_commands import RULES_COMMANDS
 
 
@@ -27,8 +29,7 @@ def cli() -> None:
 )
 @model_options
 @modality_option
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout; FILE.svg is a picture.")
+@output_options("table", "tree", "json")
 @debuggable
 def inspect(request: ModelRequest, modalities: dict[str, list[str]], form: str, output: str | None) -> None:
     """List the fusion points of MODEL: where its modalities meet, and what RegBN would cost there.
@@ -36,49 +37,66 @@ def inspect(request: ModelRequest, modalities: dict[str, list[str]], form: str, 
     MODEL is `package.module:factory` or `path/to/file.py:factory`; the factory returns a model, or a pair of model
     and example inputs. A class works too, and `hf:ClassName` or `hf:config.json` for one of transformers.
     """
-    from .._api import inspect as run
-
-    with quiet_stdout():
-        built, inputs = request.load()
-        found = run(built, inputs, modalities or None)
+    found = work.inspected(request, modalities)
     if form == "json":
-        write_text(json.dumps(found.to_dict(), indent=2, ensure_ascii=False), output)
-    else:
+        write_text(json.dumps(found.inspection.to_dict(), indent=2, ensure_ascii=False), output)
+    elif form == "table":
         from .._report.tables import inspection_view
 
-        write_views(lambda width: [inspection_view(found, width)], output)
-    if not found.fusion_points:
+        write_views(lambda width: [inspection_view(found.inspection, width)], output)
+    elif form == "tree":
+        from .._report.tree import tree_view
+
+        write_views(lambda width: [tree_view(found.graph, width)], output)
+    else:
+        write_graph(form, found.graph, None, (), output)
+    if not found.inspection.fusion_points:
         warn("no fusion point: no two modalities of this model meet")
         raise click.exceptions.Exit(1)
 
 
 @cli.command(
-    short_help="Show what rules would do to a model.",
-    epilog="Example: regbn-surgery show model.py:build rules.yaml",
+    short_help="Show what rules do to a model.",
+    epilog="Example: regbn-surgery show model.py:build rules.yaml --format html -o model.html",
 )
 @model_options
 @click.argument("rules")
-@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout; FILE.svg is a picture.")
+@output_options("diff", "table", "tree", "json")
 @debuggable
-def show(request: ModelRequest, rules: str, output: str | None) -> None:
-    """Show what RULES would do to MODEL: each RegBN module, and the code of its host before and after.
+def show(request: ModelRequest, rules: str, form: str, output: str | None) -> None:
+    """Show what RULES do to MODEL: each RegBN module, and the code of its host before and after.
 
     RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed.
     """
     from .._rules import Rules
 
     parsed = Rules.load(rules)  # before torch: a typo should not take seconds to be told
-    from .._api import plan as make_plan
-    from .._api import regbnify
-    from .._report.diff import host_views
-    from .._report.tables import plan_view
-    from .._rewrite import explain
+    done = work.operated(request, parsed)
+    if form in ("diff", "table"):
+        from .._report.diff import host_views
+        from .._report.tables import plan_view, sites_table
 
-    with quiet_stdout():
-        built, inputs = request.load(weights=True)
-        planned = make_plan(built, parsed, inputs)
-        hosts = explain(regbnify(built, parsed, inputs)) if planned.sites else ()
-    write_views(lambda width: [plan_view(planned, width), *host_views(hosts)], output)
+        write_views(
+            lambda width: (
+                [plan_view(done.plan, width), *host_views(done.hosts)]
+                if form == "diff"
+                else [sites_table(done.plan.sites, width)]
+            ),
+            output,
+        )
+    elif form == "tree":
+        from .._report.tree import tree_view
+
+        write_views(lambda width: [tree_view(done.after or done.graph, width)], output)
+    elif form == "json":
+        from .._report.jsonout import surgery_to_dict
+
+        write_text(json.dumps(surgery_to_dict(done.plan, done.hosts), indent=2, ensure_ascii=False), output)
+    else:
+        write_graph(form, done.graph, done.after, done.hosts, output)
+    if not done.plan.sites:
+        warn("nothing would be normalised")
+        raise click.exceptions.Exit(1)
 
 
 for _command in RULES_COMMANDS:

@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +29,12 @@ _NOT_THE_USERS = (
 )
 #: A problem that is not ours to explain: a fault in this program or in the model's own code.
 _UNEXPECTED = 2
+
+
+class NotWrittenError(click.ClickException):
+    """A file that cannot be written: an input that cannot be used."""
+
+    exit_code = _UNEXPECTED
 
 
 def debuggable(command: _Command) -> _Command:
@@ -91,6 +98,30 @@ def quiet_stdout() -> Iterator[None]:
         yield
 
 
+#: Seconds after which a person wants to be told that something is being done.
+_PATIENCE = 1.0
+
+
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Say what is being done, on a terminal, once it takes longer than a second."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    status = Console(stderr=True).status(text)
+    timer = threading.Timer(_PATIENCE, status.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        status.stop()
+
+
 def write_text(text: str, output: str | None) -> None:
     """Write plain text to a file, or to stdout where `output` is None or `-`."""
     if output in (None, "-"):
@@ -100,7 +131,22 @@ def write_text(text: str, output: str | None) -> None:
         with open(str(output), "w", encoding="utf-8") as file:
             file.write(text + "\n")
     except OSError as error:
-        raise click.ClickException(f"cannot write {output!r}: {error.strerror or error}") from error
+        raise NotWrittenError(f"cannot write {output!r}: {error.strerror or error}") from error
+    warn(f"wrote {output}")
+
+
+def write_bytes(content: bytes, output: str | None) -> None:
+    """Write a picture to a file or, where `output` is None or `-`, to a stdout that is no terminal."""
+    if output in (None, "-"):
+        if sys.stdout.isatty():
+            raise click.UsageError("a picture in the terminal is of no use: give -o FILE")
+        sys.stdout.buffer.write(content)
+        return
+    try:
+        with open(str(output), "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise NotWrittenError(f"cannot write {output!r}: {error.strerror or error}") from error
     warn(f"wrote {output}")
 
 

@@ -5,9 +5,11 @@ Keys are only ever added under the same `schema_version`; a removed or changed o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from .._types import FusionPoint, Inspection, Layout, Operand, Side, Site
+from .._types import FusionPoint, Inspection, Layout, Operand, Plan, Side, Site
+from .diff import HostLike
 from .words import all_notes
 
 SCHEMA_VERSION = 1
@@ -25,6 +27,26 @@ def inspection_to_dict(inspection: Inspection) -> dict[str, Any]:
         "modalities": {modality.name: list(modality.roots) for modality in inspection.modalities},
         "fusion_points": [_point(point) for point in inspection.fusion_points],
         "notes": all_notes(inspection),
+    }
+
+
+def surgery_to_dict(plan: Plan, hosts: Sequence[HostLike]) -> dict[str, Any]:
+    """What the surgery did: the plan, and each host with its code before and after."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "plan": plan.to_dict(),
+        "hosts": [
+            {
+                "host": host.host,
+                "class": host.host_class,
+                "tier": host.tier,
+                "modules": [site.name for site in host.sites],
+                "reason": host.reason,
+                "before": host.before,
+                "after": host.after,
+            }
+            for host in hosts
+        ],
     }
 
 

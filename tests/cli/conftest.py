@@ -49,6 +49,13 @@ class FakeLibrary:
     def plan(self, model: Any, rules: Rules, example_inputs: Any = None) -> Any:
         return decide(rules, self.inspect(model, example_inputs))
 
+    def analysed(self, model: Any, example_inputs: Any = None, modalities: Any = None) -> Any:
+        return types.SimpleNamespace(inspection=self.inspect(model, example_inputs, modalities))
+
+    def operate(self, model: Any, rules: Rules, example_inputs: Any = None) -> Any:
+        plan = self.plan(model, rules, example_inputs)
+        return plan, None, plan
+
     def regbnify(self, model: Any, rules: Rules, example_inputs: Any = None, *, inplace: bool = False) -> Any:
         assert not inplace
         return self.plan(model, rules, example_inputs)
@@ -61,7 +68,7 @@ class FakeLibrary:
 def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
     fake = FakeLibrary()
     api, rewrite = types.ModuleType("regbn_surgery._api"), types.ModuleType("regbn_surgery._rewrite")
-    for name in ("inspect", "plan", "regbnify"):
+    for name in ("inspect", "analysed", "plan", "regbnify", "operate"):
         setattr(api, name, getattr(fake, name))
     rewrite.explain = fake.explain  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "regbn_surgery._api", api)

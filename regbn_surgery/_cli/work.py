@@ -1,0 +1,92 @@
+"""What `inspect` and `show` have done before they write: the model loaded, analysed and operated on, once each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from .options import ModelRequest
+from .output import progress, quiet_stdout
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .._analyse import Analysis
+    from .._report.graph import ModelGraph
+    from .._rewrite import HostReport
+    from .._rules import Rules
+    from .._types import Inspection, Plan
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A model that was looked at."""
+
+    analysis: Analysis
+
+    @property
+    def inspection(self) -> Inspection:
+        return self.analysis.inspection
+
+    @cached_property
+    def graph(self) -> ModelGraph:
+        from .._report.graph_of_run import graph_of
+
+        return graph_of(self.analysis)
+
+
+@dataclass(frozen=True)
+class Operated(Inspected):
+    """A model and its copy after the surgery. `model` is None where the rules ask for nothing."""
+
+    plan: Plan
+    model: nn.Module | None
+
+    @cached_property
+    def hosts(self) -> tuple[HostReport, ...]:
+        from .._rewrite import explain
+
+        return () if self.model is None else explain(self.model)
+
+    @cached_property
+    def after(self) -> ModelGraph | None:
+        """The model after surgery, as a run of it shows it."""
+        if self.model is None:
+            return None
+        from .._analyse import run_model
+        from .._report.graph_of_run import graph_after
+
+        with quiet_stdout():
+            trace = run_model(self.model, self.analysis.batches.small, training=False)
+        return graph_after(self.graph, trace, self.plan.sites)
+
+
+def inspected(request: ModelRequest, modalities: Mapping[str, list[str]] | None) -> Inspected:
+    """Load the model and find its fusion points."""
+    with progress("loading torch and the model"), quiet_stdout():
+        from .._api import analysed
+
+        built, inputs = request.load()
+    with progress(f"running {type(built).__name__} and following its modalities"), quiet_stdout():
+        return Inspected(analysed(built, inputs, modalities or None))
+
+
+def operated(request: ModelRequest, rules: Rules) -> Operated:
+    """Load the model, plan, and do the surgery on it."""
+    with progress("loading torch and the model"), quiet_stdout():
+        from .._api import operate
+        from .._rewrite import explain
+
+        built, inputs = request.load(weights=True)
+    with progress(f"putting RegBN into {type(built).__name__}"), quiet_stdout():
+        plan, analysis, model = operate(built, rules, inputs)
+    return Operated(analysis, with_tiers(plan, explain(model)), model if plan.sites else None)
+
+
+def with_tiers(plan: Plan, hosts: tuple[HostReport, ...]) -> Plan:
+    """The plan with the way in which each site went in."""
+    tiers = {(host.host, site.name): host.tier for host in hosts for site in host.sites}
+    sites = tuple(replace(site, tier=tiers.get((site.host, site.name), site.tier)) for site in plan.sites)
+    return replace(plan, sites=sites)

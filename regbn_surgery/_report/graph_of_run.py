@@ -1,0 +1,247 @@
+"""Makes the graph that pictures draw out of an analysed run, and out of a run of the model after surgery."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from .._types import FusionPoint, PlannedSite
+from .graph import Box, Edge, ModelGraph, Node, NodeKind, TensorFact
+from .repeats import with_repeats
+from .shapes import roles_text, shape_text, tensor_text
+from .tables import cost_text
+
+if TYPE_CHECKING:
+    from .._analyse import Analysis
+    from .._capture import Frame, Op, Trace
+
+#: Calls that say nothing about the model: they look at the same numbers in another way.
+VIEWS = frozenset({
+    "view", "reshape", "transpose", "permute", "contiguous", "flatten", "unflatten", "squeeze", "unsqueeze", "expand",
+    "expand_as", "view_as", "t", "to", "type", "type_as", "float", "half", "bfloat16", "int", "long", "clone",
+    "detach", "__getitem__", "chunk", "split", "unbind", "movedim", "swapaxes", "narrow", "select", "mT", "T",
+    "Flatten", "Unflatten", "Identity",
+})  # fmt: skip
+#: A module of these classes is drawn as one node however much happens in it.
+_REGBN = "RegBNSite"
+
+
+def graph_of(analysis: Analysis) -> ModelGraph:
+    """The run in evaluation mode, with lineages and fusion points."""
+    run, inspection = analysis.runs[0], analysis.inspection
+
+    def fact(uid: int) -> TensorFact:
+        info, lineage = run.trace.tensors[uid], run.flow.lineages.get(uid)
+        home, touched = (lineage.home, lineage.touched) if lineage is not None else (frozenset(), frozenset())
+        known = roles_text(run.layout(uid), len(info.shape)) if lineage is not None else ""
+        return _fact(info, "" if set(known) <= {"?", "×"} else known, run.order, home, touched)
+
+    calls = _calls_of_points(analysis)
+    drawn = _Drawing(run.trace, fact, {index: point for point, indices in calls.items() for index in indices})
+    facts = {point.id: _point_facts(point) for point in inspection.fusion_points}
+    return with_repeats(drawn.graph(inspection.model, tuple(m.name for m in inspection.modalities), facts))
+
+
+def graph_after(before: ModelGraph, trace: Trace, sites: Sequence[PlannedSite]) -> ModelGraph:
+    """The same model after surgery: a run of it, with what is known of each call that was there before."""
+    drawn = _Drawing(trace, lambda uid: _fact(trace.tensors[uid], "", (), (), ()), {})
+    plain = drawn.graph(before.title, before.modalities, before.points)
+    places = {f"{site.host}.{site.name}".lstrip("."): site for site in sites}
+    nodes = tuple(_known_again(node, before, places) for node in plain.nodes)
+    by_id = {node.id: node for node in nodes}
+    edges = tuple(_edge_known_again(edge, by_id[edge.source]) for edge in plain.edges)
+    hosts = {site.host for site in sites}
+    changed = tuple(box.id for box in plain.boxes if box.path in hosts)
+    return with_repeats(replace(plain, nodes=nodes, edges=edges, changed=changed))
+
+
+def _known_again(node: Node, before: ModelGraph, places: Mapping[str, PlannedSite]) -> Node:
+    if node.kind == "regbn":
+        site = places.get(node.path)
+        homes = () if site is None else (site.f.home, site.g.home)
+        outputs = tuple(
+            replace(fact, home=homes[i] if i < len(homes) else ()) for i, fact in enumerate(node.outputs[: len(homes)])
+        )
+        details = () if site is None else _site_details(site)
+        return replace(node, outputs=outputs or node.outputs, details=details, source="")
+    known = before.node.get(node.id)
+    if known is None:
+        return node
+    return replace(known, box=node.box)
+
+
+def _edge_known_again(edge: Edge, source: Node) -> Edge:
+    """What flows along it is what its source gives out."""
+    return replace(edge, tensor=source.outputs[edge.port]) if edge.port < len(source.outputs) else edge
+
+
+def _site_details(site: PlannedSite) -> tuple[tuple[str, str], ...]:
+    return (
+        ("rule", site.rule),
+        ("fusion point", site.point or " and ".join(site.pair or ())),
+        ("f (normalised)", tensor_text(site.f.home, site.f.shape, site.f.layout)),
+        ("g", tensor_text(site.g.home, site.g.shape, site.g.layout)),
+        ("reduce", site.reduce),
+        ("replaces", "f and g" if site.replace == "both" else "f only"),
+        ("projection W", "×".join(map(str, site.projection_shape))),
+        *((f"option {name}", str(value)) for name, value in site.options.items()),
+    )
+
+
+def _fact(info: Any, roles: str, order: Sequence[str], home: Iterable[str], touched: Iterable[str]) -> TensorFact:
+    homes, all_touched = set(home), set(touched)
+    return TensorFact(
+        shape_text(info.shape),
+        str(info.dtype).removeprefix("torch."),
+        roles,
+        tuple(name for name in order if name in homes),
+        tuple(name for name in order if name in all_touched),
+    )
+
+
+def _point_facts(point: FusionPoint) -> dict[str, Any]:
+    return {
+        "kind": point.kind,
+        "level": point.level,
+        "owner": point.owner,
+        "owner_class": point.owner_class,
+        "selected_by_default": point.selected_by_default,
+        "source": "" if point.source is None else str(point.source),
+        "operands": [tensor_text(o.home, o.shape, o.layout) for o in point.operands],
+        "costs": list(dict.fromkeys(cost_text(site) for site in point.sites)),
+        "note": point.note,
+    }
+
+
+def _calls_of_points(analysis: Analysis) -> dict[str, list[int]]:
+    """The operations of the evaluation run that belong to each fusion point: found by owner, line and name.
+
+    Several calls of one name in one line are taken in order.
+    """
+    trace = analysis.runs[0].trace
+    candidates: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for point in analysis.inspection.fusion_points:
+        candidates[point.owner, str(point.source), point.op].append(point.id)
+    keys: dict[tuple[str, str, str], dict[Any, None]] = defaultdict(dict)
+    calls: dict[str, list[int]] = defaultdict(list)
+    for meeting in analysis.runs[0].flow.meetings:
+        frame = trace.frames[meeting.op.frame]
+        while frame.path == "?" and frame.parent is not None:
+            frame = trace.frames[frame.parent]
+        place = (frame.path, str(meeting.op.source), meeting.op.name)
+        if place not in candidates:
+            continue
+        keys[place].setdefault(meeting.op.key)
+        which = list(keys[place]).index(meeting.op.key)
+        point_id = candidates[place][min(which, len(candidates[place]) - 1)]
+        calls[point_id] += [meeting.op.index, *(op.index for op, _ in meeting.more)]
+    return calls
+
+
+@dataclass
+class _Drawing:
+    """Goes through a trace once and writes down nodes, edges and boxes."""
+
+    trace: Trace
+    fact: Any
+    points: Mapping[int, str]
+    boxes: dict[int, str] = field(default_factory=dict)  # id of the box of each frame
+    sealed: dict[int, int] = field(default_factory=dict)  # frames inside a RegBN, with the frame of that RegBN
+    producers: dict[int, tuple[str, int]] = field(default_factory=dict)  # which output of which node is each tensor
+    nodes: dict[str, Node] = field(default_factory=dict)
+    edges: dict[tuple[str, str, int], Edge] = field(default_factory=dict)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    drawn: set[int] = field(default_factory=set)  # frames of a RegBN that have their node
+
+    def graph(self, title: str, modalities: tuple[str, ...], points: Mapping[str, Mapping[str, Any]]) -> ModelGraph:
+        frames = self._boxes()
+        for name, uid in self.trace.inputs:
+            self.nodes[f"input {name}"] = Node(f"input {name}", name, "input", "", name, (self.fact(uid),))
+            self.producers[uid] = f"input {name}", 0
+        for op in self.trace.ops:
+            if op.frame in self.sealed:
+                self._regbn(self.trace.frames[self.sealed[op.frame]])
+            else:
+                self._op(op)
+        self._output()
+        return ModelGraph(title, modalities, tuple(self.nodes.values()), tuple(self.edges.values()), frames, points)
+
+    def _boxes(self) -> tuple[Box, ...]:
+        made: list[Box] = []
+        seen: Counter[str] = Counter()
+        for frame in self.trace.frames:
+            parent = frame.parent
+            if parent in self.sealed:
+                self.sealed[frame.index] = self.sealed[parent]
+                continue
+            if frame.class_name == _REGBN:
+                self.sealed[frame.index] = frame.index
+                continue
+            if parent is None:
+                self.boxes[frame.index] = ""
+                made.append(Box("", frame.class_name, frame.class_name, "", ""))
+                continue
+            above = self.trace.frames[parent].path
+            name = frame.path if frame.path != "?" else f"{above}.({frame.class_name})".lstrip(".")
+            seen[name] += 1
+            identity = name if seen[name] == 1 else f"{name} (call {seen[name]})"
+            label = identity.removeprefix(f"{above}.") if above else identity
+            self.boxes[frame.index] = identity
+            made.append(Box(identity, label, frame.class_name, self.boxes[parent], frame.path))
+        return tuple(made)
+
+    def _op(self, op: Op) -> None:
+        box = self.boxes[op.frame]
+        label = op.name if op.module is None else _last(op.module, self.trace.frames[op.frame].path, op.name)
+        name = op.module or f"{box}/{op.name}"
+        self.counts[box, name] += 1
+        count = self.counts[box, name]
+        identity = f"{name}" if count == 1 else f"{name} ({count})"
+        if op.module is not None and identity in self.nodes:  # the same layer, called from another frame
+            identity = f"{identity} in {box}"
+        point = self.points.get(op.index, "")
+        kind: NodeKind = "module" if op.is_module else "op"
+        if point:
+            kind = "fusion"
+        elif op.name in VIEWS:
+            kind = "view"
+        parameters = [p for uid in op.inputs if (p := self.trace.tensors[uid].parameter) and uid not in self.producers]
+        details = (("operation", op.name), *((("reads", ", ".join(parameters)),) if parameters else ()))
+        outputs = tuple(self.fact(uid) for uid in op.outputs)
+        source = "" if op.source is None else f"{op.source} in {op.source.function}"
+        self.nodes[identity] = Node(identity, label, kind, box, op.module or "", outputs, source, point, details)
+        self._connect(identity, op.inputs, op.outputs)
+
+    def _regbn(self, frame: Frame) -> None:
+        if frame.index in self.drawn or frame.parent is None:
+            return
+        self.drawn.add(frame.index)
+        box = self.boxes[frame.parent]
+        self.counts["", frame.path] += 1
+        count = self.counts["", frame.path]
+        identity = f"{frame.path} (RegBN)" if count == 1 else f"{frame.path} (RegBN, call {count})"
+        label = frame.path.rpartition(".")[2]
+        outputs = tuple(self.fact(uid) for uid in frame.outputs)
+        self.nodes[identity] = Node(identity, label, "regbn", box, frame.path, outputs)
+        self._connect(identity, tuple(uid for _, uid in frame.inputs), frame.outputs)
+
+    def _output(self) -> None:
+        outputs = self.trace.frames[0].outputs
+        self.nodes["output"] = Node("output", "output", "output", "", "", tuple(self.fact(uid) for uid in outputs))
+        self._connect("output", outputs, ())
+
+    def _connect(self, identity: str, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        for uid in inputs:
+            source, port = self.producers.get(uid, (identity, 0))
+            if source != identity:
+                self.edges.setdefault((source, identity, uid), Edge(source, identity, self.fact(uid), port))
+        for port, uid in enumerate(outputs):
+            self.producers[uid] = identity, port
+
+
+def _last(module: str, above: str, class_name: str) -> str:
+    """`fc1: Linear`: a layer by its name within its owner, and its class."""
+    name = module.removeprefix(f"{above}.") if above else module
+    return f"{name}: {class_name}"

@@ -1,7 +1,8 @@
 """Run a model's real forward and write down what happened: a `torch.fx` graph and a list of operations."""
 
 from ._intercept import intercepting
-from ._recorder import Recorder, capture
+from ._recorder import Recorder
+from ._run import capture
 from ._source import is_user_file
 from ._trace import Frame, Op, TensorInfo, TensorRef, Trace, ValueRead
 

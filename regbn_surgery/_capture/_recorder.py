@@ -7,9 +7,7 @@ generation are what we use of it.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
 import operator
 import weakref
 from collections import Counter
@@ -20,26 +18,20 @@ from typing import Any
 import torch
 import torch.fx
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _tree
-from .._errors import CaptureError
 from .._types import Source
 from . import _functions as fn
 from ._guards import expect_value
-from ._intercept import intercepting
-from ._placeholders import bind_arguments
+from ._objects import Objects, UnrecordableError, named_tensors
+from ._scopes import FrameScope, Paused
 from ._source import current_source, entering_grad_mode
-from ._trace import Frame, Op, Stranger, TensorInfo, TensorRef, Trace, ValueRead
+from ._trace import Frame, Op, Stranger, Trace, ValueRead
 from ._values import TracedInt, plain
-from ._watch import token, watched
+from ._watch import token
 
 LeafRule = Callable[[nn.Module, str], bool]
-_CONSTANTS = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.layout,
-              torch.memory_format, range)  # fmt: skip
 _TRAITS = ("num_features", "normalized_shape", "in_channels", "out_channels", "in_features",
            "out_features", "embedding_dim", "p", "hidden_size", "embed_dim", "dim")  # fmt: skip
 
@@ -59,47 +51,16 @@ def is_child(module: nn.Module, path: str) -> bool:
     return True
 
 
-class UnrecordableError(CaptureError):
-    """The graph cannot say what the run did (strict captures only)."""
-
-
-class _Mode(TorchFunctionMode):
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self.recorder.on_torch(func, args, kwargs or {})
-
-
-class Recorder:
+class Recorder(Objects):
     """Writes one Trace. Use `capture`, which sets it up; a host is captured with `strict=True` and `is_child`."""
 
     def __init__(self, root: nn.Module, *, leaf: LeafRule = is_torch_leaf, strict: bool = False) -> None:
-        self.root = root
+        super().__init__(root, strict=strict)
         self.leaf = leaf
-        self.strict = strict
-        self.recording = True
         self._entered = False
-        self.graph = torch.fx.Graph()
         self.paths: dict[int, str] = {}
         for path, module in root.named_modules(remove_duplicate=False):
             self.paths.setdefault(id(module), path)
-        self._owned: dict[int, str] = {}
-        for path, tensor in (
-            *root.named_parameters(remove_duplicate=False),
-            *root.named_buffers(remove_duplicate=False),
-        ):
-            self._owned.setdefault(id(tensor), path)
-        self._nodes: dict[int, torch.fx.Node] = {}  # id(object) -> the node that makes it
-        self._aliases: dict[tuple[Any, ...], torch.fx.Node] = {}  # memory -> node, for `.data` and Variable()
-        self._alive: list[Any] = []  # ids stay unique while the objects live
-        self._shapes: dict[int, Callable[[], torch.fx.Node]] = {}  # id(torch.Size) -> what makes its node
-        self._uids: dict[int, int] = {}
-        self._tensors: dict[int, TensorInfo] = {}
-        self._storages: dict[int, int] = {}
         self._ops: list[Op] = []
         self._frames: list[Frame] = []
         self._stack: list[int] = []
@@ -113,137 +74,9 @@ class Recorder:
         self._autocasts: list[torch.fx.Node] = []  # the regions that are open
         self._enclosed: dict[int, torch.Tensor] | None = None  # what a function under vmap takes from around it
         self.settings: dict[str, Any] = {}  # plain attributes of the root that its forward read
-        self.stores: dict[str, Any] = {}  # attributes of the root that its forward wrote
         self.mutated: list[str] = []  # attributes it read whose content it changed
-        self.constants: dict[str, Any] = {}
-        self.strangers: list[tuple[torch.Tensor, str]] = []  # tensors no recorded call made, and where they were met
 
-    # -- what is known about an object ------------------------------------------------------------------------
-
-    def bind(self, value: Any, node: torch.fx.Node) -> None:
-        """From now on `value` is what `node` makes; containers bind their items, so that any of them can be used."""
-        if isinstance(value, _CONSTANTS) or type(value) is torch.Size:
-            return
-        children = _tree.items(value)
-        if children is not None:
-            by_attribute = not isinstance(value, Mapping | list | tuple)
-            for key, child in children:
-                if isinstance(child, _CONSTANTS):
-                    continue
-                get = getattr if by_attribute or (_tree.is_namedtuple(value)) else operator.getitem
-                self.bind(child, self.graph.call_function(get, (node, key)))
-            return
-        self._nodes[id(value)] = node
-        self._alive.append(value)
-        if isinstance(value, PackedSequence):
-            for field in ("data", "batch_sizes", "sorted_indices", "unsorted_indices"):
-                if getattr(value, field) is not None:
-                    self.bind(getattr(value, field), self.graph.call_function(getattr, (node, field)))
-        if isinstance(value, torch.Tensor):
-            self.uid(value)
-            memory = _memory(value)
-            if memory is not None:
-                self._aliases[memory] = node
-
-    def uid(self, tensor: torch.Tensor) -> int:
-        known = self._uids.get(id(tensor))
-        if known is not None:
-            return known
-        uid = self._uids[id(tensor)] = len(self._uids)
-        self._alive.append(tensor)
-        memory = _memory(tensor)
-        storage = self._storages.setdefault(memory[0], len(self._storages)) if memory else -1 - uid
-        shape = tuple(_known_size(n) for n in tensor.shape)
-        self._tensors[uid] = TensorInfo(uid, shape, tensor.dtype, storage, self._owned.get(id(tensor)))
-        return uid
-
-    def number(self, op: Callable[..., Any], operands: tuple[Any, ...]) -> torch.fx.Node:
-        """A node for arithmetic on sizes."""
-        return self.graph.call_function(op, tuple(self.argument(x) for x in operands))
-
-    def argument(self, value: Any) -> Any:
-        """The value as an argument of an fx node."""
-        if isinstance(value, TracedInt):
-            return value.node if value.recorder is self else int(value)
-        if isinstance(value, torch.Tensor):
-            return self._tensor_argument(value)
-        if id(value) in self._nodes:
-            return self._nodes[id(value)]
-        if isinstance(value, _CONSTANTS):
-            return value
-        if isinstance(value, PackedSequence):
-            return self.graph.call_function(PackedSequence, tuple(self.argument(field) for field in value))
-        if type(value) is slice:
-            return slice(*(self.argument(x) for x in (value.start, value.stop, value.step)))
-        if isinstance(value, torch.Size):
-            return self._size_argument(value)
-        children = _tree.items(value)
-        if children is None:
-            return self._opaque_argument(value)
-        arguments = {key: self.argument(child) for key, child in children}
-        if type(value) is list or type(value) is tuple:
-            return type(value)(arguments.values())
-        if type(value) is dict:
-            return arguments
-        if isinstance(value, list | tuple) and not _tree.is_namedtuple(value):
-            return self.graph.call_function(type(value), (list(arguments.values()),))
-        return self.graph.call_function(type(value), (), {str(key): x for key, x in arguments.items()})
-
-    def _size_argument(self, value: torch.Size) -> Any:
-        whole = self._shapes.get(id(value))
-        if whole is not None:
-            return whole()
-        return self.graph.call_function(torch.Size, (tuple(self.argument(x) for x in value),))
-
-    def _tensor_argument(self, value: torch.Tensor) -> torch.fx.Node:
-        node = self._nodes.get(id(value))
-        if node is None and id(value) in self._owned:
-            node = self.graph.get_attr(self._owned[id(value)])
-        if node is None:
-            node = self._aliases.get(_memory(value) or ())
-        if node is None:
-            node = self._attribute_node(value)
-        if node is None:
-            if self.strict and value.requires_grad:
-                raise UnrecordableError(
-                    f"{self._where()} uses a tensor of shape {tuple(value.shape)} that needs a gradient and comes "
-                    "neither from its arguments nor from its parameters"
-                )
-            self.strangers.append((value, self._where()))
-            node = self._constant("tensor", value.detach())
-        self.bind(value, node)
-        return node
-
-    def _attribute_node(self, value: Any) -> torch.fx.Node | None:
-        """A node for an object that the root holds as a plain attribute: read anew at every call."""
-        for name, held in vars(self.root).items():
-            if held is value and name not in self.stores:
-                return self.graph.create_node("get_attr", name)
-        return None
-
-    def _opaque_argument(self, value: Any) -> torch.fx.Node:
-        attribute = self._attribute_node(value)
-        if attribute is not None:
-            return attribute
-        stateless = isinstance(value, type) or callable(value) or type(value).__module__ in ("enum", "torch")
-        if self.strict and not stateless and not _is_enum(value):
-            raise UnrecordableError(
-                f"{self._where()} makes or uses a {type(value).__module__}.{type(value).__qualname__} object, "
-                "which a graph cannot hold"
-            )
-        return self._constant("object", value)
-
-    def _constant(self, label: str, value: Any) -> torch.fx.Node:
-        name = f"regbn_const_{label}_{len(self.constants)}"
-        self.constants[name] = value
-        node = self.graph.create_node("get_attr", name)
-        self._nodes[id(value)] = node
-        self._alive.append(value)
-        return node
-
-    def _where(self) -> str:
-        source = current_source()
-        return f"{source} (`{source.function}`)" if source else f"the forward of {type(self.root).__name__}"
+    # -- what the watched root and its sizes tell ---------------------------------------------------------------
 
     def on_setting(self, name: str, value: Any) -> None:
         """The root's forward read a plain attribute of the root: the graph holds for this value of it."""
@@ -277,7 +110,7 @@ class Recorder:
         path = self.paths.get(id(module))
         if path is not None and self.leaf(module, path):
             return self._leaf_call(call, module, path, args, kwargs)
-        with _FrameScope(self, module, path if path is not None else "?", args, kwargs) as frame:
+        with FrameScope(self, module, path if path is not None else "?", args, kwargs) as frame:
             frame.output = call(module, *args, **kwargs)
         return frame.output
 
@@ -334,7 +167,7 @@ class Recorder:
             self._calls[parent][path] += 1
         name = type(module).__name__
         key = self._key(parent, name, current_source()) if parent is not None else (name, "", 0, 0)
-        inputs = tuple((name, self.uid(tensor)) for name, tensor in _named_tensors(module, args, kwargs))
+        inputs = tuple((name, self.uid(tensor)) for name, tensor in named_tensors(module, args, kwargs))
         reads = tuple(self.uid(tensor) for tensor in _tree.tensors((args, dict(kwargs))))
         self._frames.append(Frame(index, path, name, parent, call, key, len(self._ops), inputs, reads))
         self._calls[index] = Counter()
@@ -426,9 +259,6 @@ class Recorder:
             if not torch._C._functorch.is_functorch_wrapped_tensor(tensor) and self._is_known(tensor):
                 self._enclosed[id(tensor)] = tensor
 
-    def _is_known(self, tensor: torch.Tensor) -> bool:
-        return id(tensor) in self._nodes or id(tensor) in self._owned
-
     def _on_read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> None:
         """What follows holds for this value only: noted, and in strict captures looked at again in every run."""
         source = current_source()
@@ -437,10 +267,6 @@ class Recorder:
             read = self.graph.call_method(name, *self._arguments(args, kwargs))
             where = str(source) if source else self._where()
             self._impure.add(self.graph.call_function(expect_value, (read, self._held(value), where)))
-
-    def _held(self, value: Any) -> Any:
-        """A value as a graph can hold it: plain ones written out, an array as a constant."""
-        return value if isinstance(value, bool | int | float) else self._constant("value", copy.deepcopy(value))
 
     def _set_grad_mode(self, enabled: bool) -> None:
         """`with no_grad():` puts back on leaving what was there on entering: in the graph, too, and not what was
@@ -496,23 +322,6 @@ class Recorder:
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return tuple(self.argument(x) for x in args), {key: self.argument(x) for key, x in kwargs.items()}
 
-    def _sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if id(args[0]) not in self._nodes and id(args[0]) not in self._owned:
-            return output
-        if id(args[0]) in self._owned:
-            return output  # the shape of a parameter is a constant of the model
-        if not all(isinstance(n, int) for n in (output if isinstance(output, tuple) else (output,))):
-            return output  # a fake's size that depends on values
-        tensor = args[0]
-        base = _ShapeNode(self, tensor)
-        if isinstance(output, int):
-            dim = int(kwargs["dim"] if "dim" in kwargs else args[1])
-            return TracedInt(output, functools.partial(base.size, dim % max(tensor.dim(), 1)), self)
-        traced = torch.Size([TracedInt(n, functools.partial(base.size, i), self) for i, n in enumerate(output)])
-        self._shapes[id(traced)] = base
-        self._alive.append(traced)
-        return traced
-
     # -- records ----------------------------------------------------------------------------------------------
 
     def _record(
@@ -552,23 +361,13 @@ class Recorder:
         self._keys[frame][line] += 1
         return (*line, nth)
 
-    def _template(self, value: Any) -> Any:
-        def change(_: str, leaf: Any) -> Any:
-            if isinstance(leaf, torch.Tensor):
-                return TensorRef(self.uid(leaf))
-            return plain(leaf)
-
-        if isinstance(value, tuple):
-            return tuple(_tree.rebuild(item, change) if _simple(item) else plain(item) for item in value)
-        return {key: _tree.rebuild(item, change) if _simple(item) else plain(item) for key, item in value.items()}
-
     def _note_effect(self, what: str) -> None:
         if self.strict:
             raise UnrecordableError(f"{self._where()} {what}; a graph would not do it again")
         self._effects.append(f"{self._where()} {what}")
 
-    def paused(self) -> _Paused:
-        return _Paused(self)
+    def paused(self) -> Paused:
+        return Paused(self)
 
     def finish(self, output: Any, inputs: tuple[tuple[str, int], ...]) -> Trace:
         if self.mutated:
@@ -601,152 +400,6 @@ def _first(count: int, call: Callable[..., Any]) -> Callable[..., Any]:
         return call(*args[:count], **kwargs)
 
     return vmap
-
-
-class _ShapeNode:
-    """The node of `tensor.shape`, made when first asked for: most shapes are looked at and dropped."""
-
-    __slots__ = ("node", "recorder", "tensor")
-
-    def __init__(self, recorder: Recorder, tensor: torch.Tensor) -> None:
-        self.recorder = recorder
-        self.tensor = tensor
-        self.node: torch.fx.Node | None = None
-
-    def __call__(self) -> torch.fx.Node:
-        if self.node is None:
-            self.node = self.recorder.graph.call_function(getattr, (self.recorder.argument(self.tensor), "shape"))
-        return self.node
-
-    def size(self, dim: int) -> torch.fx.Node:
-        return self.recorder.graph.call_function(operator.getitem, (self(), dim))
-
-
-class _FrameScope:
-    def __init__(self, recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> None:
-        self.recorder = recorder
-        self.output: Any = None
-        with torch._C.DisableTorchFunction():
-            recorder.open_frame(module, path, args, kwargs)
-
-    def __enter__(self) -> _FrameScope:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        with torch._C.DisableTorchFunction():
-            self.recorder.close_frame(self.output)
-
-
-class _Paused:
-    """Inside a leaf nothing is recorded and the function mode is off, so that torch takes its fast paths as usual."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-        stack: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-        on_top = bool(stack) and isinstance(stack[-1], _Mode)
-        self.popped = _pop_mode_temporarily() if on_top else nullcontext()
-
-    def __enter__(self) -> None:
-        self.recorder.recording = False
-        self.popped.__enter__()
-
-    def __exit__(self, *exc: Any) -> None:
-        self.popped.__exit__(*exc)
-        self.recorder.recording = True
-
-
-def capture(
-    root: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    *,
-    leaf: LeafRule = is_torch_leaf,
-    strict: bool = False,
-    forward: Callable[..., Any] | None = None,
-) -> tuple[Trace, Any]:
-    """Run `root` (its hooks included, or `forward` alone where given) and return the trace and the run's own output.
-
-    Raises:
-        CaptureError: in strict captures, where the graph could not repeat what the run did.
-    """
-    recorder = Recorder(root, leaf=leaf, strict=strict)
-    trace, output = _record_run(recorder, args, kwargs, forward)
-    if strict and recorder.strangers:
-        again = Recorder(root, leaf=leaf, strict=True)
-        _record_run(again, args, kwargs, forward)
-        _refuse_newcomers(recorder, again)
-    return trace, output
-
-
-def _record_run(
-    recorder: Recorder, args: tuple[Any, ...], kwargs: Mapping[str, Any], forward: Callable[..., Any] | None
-) -> tuple[Trace, Any]:
-    root = recorder.root
-    bind_arguments(recorder, forward or root.forward, args, dict(kwargs))
-    named = _named_tensors(root, args, kwargs)
-    inputs = tuple((name, recorder.uid(tensor)) for name, tensor in named)
-    recorder._entered = forward is not None
-    run = root if forward is None else forward
-    watching = watched(root, recorder) if recorder.strict else nullcontext()
-    with watching, _FrameScope(recorder, root, "", args, kwargs) as frame, intercepting(recorder), _Mode(recorder):
-        frame.output = run(*args, **kwargs)
-    return recorder.finish(frame.output, inputs), frame.output
-
-
-def _refuse_newcomers(first: Recorder, second: Recorder) -> None:
-    """A tensor from outside is a constant if another run uses the very same one; else it is computed out of sight."""
-    held = {id(tensor) for tensor, _ in second.strangers}
-    for tensor, where in first.strangers:
-        if id(tensor) not in held:
-            raise UnrecordableError(
-                f"{where} uses a tensor of shape {tuple(tensor.shape)} that is made anew in every run, out of sight of "
-                "the capture: by numpy, a scripted function, torch.func or an extension"
-            )
-
-
-def _named_tensors(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[tuple[str, torch.Tensor]]:
-    try:
-        named = _tree.bind(module.forward, args, kwargs)
-    except (
-        TypeError,
-        ValueError,
-    ):  # a forward without a signature, or a call that will fail by itself in a moment
-        named = {**{str(i): x for i, x in enumerate(args)}, **kwargs}
-    return [(name, leaf) for name, leaf in _tree.leaves(named) if isinstance(leaf, torch.Tensor)]
-
-
-def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
-    """What identifies the memory a tensor looks at; None where it has none of its own (sparse, nested, batched)."""
-    if tensor.layout is not torch.strided or type(tensor) not in (torch.Tensor, nn.Parameter, FakeTensor):
-        return None
-    if not all(isinstance(n, int) for n in tensor.shape):
-        return None
-    try:
-        storage = tensor.untyped_storage()._cdata
-    except NotImplementedError:  # inside `torch.func.vmap` and the like
-        return None
-    return (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-
-
-def _known_size(size: int | torch.SymInt) -> int:
-    """A size as a number; -1 for one that depends on values which a fake does not have."""
-    if isinstance(size, int):
-        return size
-    known: int | None = size.node.maybe_as_int()
-    return -1 if known is None else known
-
-
-def _simple(value: Any) -> bool:
-    """Whether a container may be rebuilt without running a constructor of the user's."""
-    return isinstance(value, torch.Tensor) or type(value) in (list, tuple, dict) or _tree.items(value) is None
-
-
-def _is_enum(value: Any) -> bool:
-    import enum
-
-    return isinstance(value, enum.Enum)
 
 
 def _eliminate_dead_code(graph: torch.fx.Graph, impure: set[torch.fx.Node]) -> None:

@@ -1,0 +1,276 @@
+"""From the objects of a run to the nodes of its graph that make them: tensors, sizes, containers, constants."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.fx
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import _tree
+from .._errors import CaptureError
+from ._source import current_source
+from ._trace import TensorInfo, TensorRef
+from ._values import TracedInt, plain
+
+_CONSTANTS = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.layout,
+              torch.memory_format, range)  # fmt: skip
+
+
+class UnrecordableError(CaptureError):
+    """The graph cannot say what the run did (strict captures only)."""
+
+
+class Objects:
+    """What is known about the objects that a run of `root` has seen; the graph is written as they are asked for."""
+
+    def __init__(self, root: nn.Module, *, strict: bool) -> None:
+        self.root = root
+        self.strict = strict
+        self.recording = True
+        self.graph = torch.fx.Graph()
+        self._owned: dict[int, str] = {}
+        for path, tensor in (
+            *root.named_parameters(remove_duplicate=False),
+            *root.named_buffers(remove_duplicate=False),
+        ):
+            self._owned.setdefault(id(tensor), path)
+        self._nodes: dict[int, torch.fx.Node] = {}  # id(object) -> the node that makes it
+        self._aliases: dict[tuple[Any, ...], torch.fx.Node] = {}  # memory -> node, for `.data` and Variable()
+        self._alive: list[Any] = []  # ids stay unique while the objects live
+        self._shapes: dict[int, Callable[[], torch.fx.Node]] = {}  # id(torch.Size) -> what makes its node
+        self._uids: dict[int, int] = {}
+        self._tensors: dict[int, TensorInfo] = {}
+        self._storages: dict[int, int] = {}
+        self.stores: dict[str, Any] = {}  # attributes of the root that its forward wrote
+        self.constants: dict[str, Any] = {}
+        self.strangers: list[tuple[torch.Tensor, str]] = []  # tensors no recorded call made, and where they were met
+
+    def bind(self, value: Any, node: torch.fx.Node) -> None:
+        """From now on `value` is what `node` makes; containers bind their items, so that any of them can be used."""
+        if isinstance(value, _CONSTANTS) or type(value) is torch.Size:
+            return
+        children = _tree.items(value)
+        if children is not None:
+            by_attribute = not isinstance(value, Mapping | list | tuple)
+            for key, child in children:
+                if isinstance(child, _CONSTANTS):
+                    continue
+                get = getattr if by_attribute or (_tree.is_namedtuple(value)) else operator.getitem
+                self.bind(child, self.graph.call_function(get, (node, key)))
+            return
+        self._nodes[id(value)] = node
+        self._alive.append(value)
+        if isinstance(value, PackedSequence):
+            for field in ("data", "batch_sizes", "sorted_indices", "unsorted_indices"):
+                if getattr(value, field) is not None:
+                    self.bind(getattr(value, field), self.graph.call_function(getattr, (node, field)))
+        if isinstance(value, torch.Tensor):
+            self.uid(value)
+            memory = _memory(value)
+            if memory is not None:
+                self._aliases[memory] = node
+
+    def uid(self, tensor: torch.Tensor) -> int:
+        known = self._uids.get(id(tensor))
+        if known is not None:
+            return known
+        uid = self._uids[id(tensor)] = len(self._uids)
+        self._alive.append(tensor)
+        memory = _memory(tensor)
+        storage = self._storages.setdefault(memory[0], len(self._storages)) if memory else -1 - uid
+        shape = tuple(_known_size(n) for n in tensor.shape)
+        self._tensors[uid] = TensorInfo(uid, shape, tensor.dtype, storage, self._owned.get(id(tensor)))
+        return uid
+
+    def number(self, op: Callable[..., Any], operands: tuple[Any, ...]) -> torch.fx.Node:
+        """A node for arithmetic on sizes."""
+        return self.graph.call_function(op, tuple(self.argument(x) for x in operands))
+
+    def argument(self, value: Any) -> Any:
+        """The value as an argument of an fx node."""
+        if isinstance(value, TracedInt):
+            return value.node if value.recorder is self else int(value)
+        if isinstance(value, torch.Tensor):
+            return self._tensor_argument(value)
+        if id(value) in self._nodes:
+            return self._nodes[id(value)]
+        if isinstance(value, _CONSTANTS):
+            return value
+        if isinstance(value, PackedSequence):
+            return self.graph.call_function(PackedSequence, tuple(self.argument(field) for field in value))
+        if type(value) is slice:
+            return slice(*(self.argument(x) for x in (value.start, value.stop, value.step)))
+        if isinstance(value, torch.Size):
+            return self._size_argument(value)
+        children = _tree.items(value)
+        if children is None:
+            return self._opaque_argument(value)
+        arguments = {key: self.argument(child) for key, child in children}
+        if type(value) is list or type(value) is tuple:
+            return type(value)(arguments.values())
+        if type(value) is dict:
+            return arguments
+        if isinstance(value, list | tuple) and not _tree.is_namedtuple(value):
+            return self.graph.call_function(type(value), (list(arguments.values()),))
+        return self.graph.call_function(type(value), (), {str(key): x for key, x in arguments.items()})
+
+    def _size_argument(self, value: torch.Size) -> Any:
+        whole = self._shapes.get(id(value))
+        if whole is not None:
+            return whole()
+        return self.graph.call_function(torch.Size, (tuple(self.argument(x) for x in value),))
+
+    def _tensor_argument(self, value: torch.Tensor) -> torch.fx.Node:
+        node = self._nodes.get(id(value))
+        if node is None and id(value) in self._owned:
+            node = self.graph.get_attr(self._owned[id(value)])
+        if node is None:
+            node = self._aliases.get(_memory(value) or ())
+        if node is None:
+            node = self._attribute_node(value)
+        if node is None:
+            if self.strict and value.requires_grad:
+                raise UnrecordableError(
+                    f"{self._where()} uses a tensor of shape {tuple(value.shape)} that needs a gradient and comes "
+                    "neither from its arguments nor from its parameters"
+                )
+            self.strangers.append((value, self._where()))
+            node = self._constant("tensor", value.detach())
+        self.bind(value, node)
+        return node
+
+    def _attribute_node(self, value: Any) -> torch.fx.Node | None:
+        """A node for an object that the root holds as a plain attribute: read anew at every call."""
+        for name, held in vars(self.root).items():
+            if held is value and name not in self.stores:
+                return self.graph.create_node("get_attr", name)
+        return None
+
+    def _opaque_argument(self, value: Any) -> torch.fx.Node:
+        attribute = self._attribute_node(value)
+        if attribute is not None:
+            return attribute
+        stateless = isinstance(value, type) or callable(value) or type(value).__module__ in ("enum", "torch")
+        if self.strict and not stateless and not _is_enum(value):
+            raise UnrecordableError(
+                f"{self._where()} makes or uses a {type(value).__module__}.{type(value).__qualname__} object, "
+                "which a graph cannot hold"
+            )
+        return self._constant("object", value)
+
+    def _constant(self, label: str, value: Any) -> torch.fx.Node:
+        name = f"regbn_const_{label}_{len(self.constants)}"
+        self.constants[name] = value
+        node = self.graph.create_node("get_attr", name)
+        self._nodes[id(value)] = node
+        self._alive.append(value)
+        return node
+
+    def _held(self, value: Any) -> Any:
+        """A value as a graph can hold it: plain ones written out, an array as a constant."""
+        return value if isinstance(value, bool | int | float) else self._constant("value", copy.deepcopy(value))
+
+    def _sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if id(args[0]) not in self._nodes and id(args[0]) not in self._owned:
+            return output
+        if id(args[0]) in self._owned:
+            return output  # the shape of a parameter is a constant of the model
+        if not all(isinstance(n, int) for n in (output if isinstance(output, tuple) else (output,))):
+            return output  # a fake's size that depends on values
+        tensor = args[0]
+        base = _ShapeNode(self, tensor)
+        if isinstance(output, int):
+            dim = int(kwargs["dim"] if "dim" in kwargs else args[1])
+            return TracedInt(output, functools.partial(base.size, dim % max(tensor.dim(), 1)), self)
+        traced = torch.Size([TracedInt(n, functools.partial(base.size, i), self) for i, n in enumerate(output)])
+        self._shapes[id(traced)] = base
+        self._alive.append(traced)
+        return traced
+
+    def _is_known(self, tensor: torch.Tensor) -> bool:
+        return id(tensor) in self._nodes or id(tensor) in self._owned
+
+    def _template(self, value: Any) -> Any:
+        def change(_: str, leaf: Any) -> Any:
+            if isinstance(leaf, torch.Tensor):
+                return TensorRef(self.uid(leaf))
+            return plain(leaf)
+
+        if isinstance(value, tuple):
+            return tuple(_tree.rebuild(item, change) if _simple(item) else plain(item) for item in value)
+        return {key: _tree.rebuild(item, change) if _simple(item) else plain(item) for key, item in value.items()}
+
+    def _where(self) -> str:
+        source = current_source()
+        return f"{source} (`{source.function}`)" if source else f"the forward of {type(self.root).__name__}"
+
+
+class _ShapeNode:
+    """The node of `tensor.shape`, made when first asked for: most shapes are looked at and dropped."""
+
+    __slots__ = ("node", "recorder", "tensor")
+
+    def __init__(self, recorder: Objects, tensor: torch.Tensor) -> None:
+        self.recorder = recorder
+        self.tensor = tensor
+        self.node: torch.fx.Node | None = None
+
+    def __call__(self) -> torch.fx.Node:
+        if self.node is None:
+            self.node = self.recorder.graph.call_function(getattr, (self.recorder.argument(self.tensor), "shape"))
+        return self.node
+
+    def size(self, dim: int) -> torch.fx.Node:
+        return self.recorder.graph.call_function(operator.getitem, (self(), dim))
+
+
+def named_tensors(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[tuple[str, torch.Tensor]]:
+    try:
+        named = _tree.bind(module.forward, args, kwargs)
+    except (
+        TypeError,
+        ValueError,
+    ):  # a forward without a signature, or a call that will fail by itself in a moment
+        named = {**{str(i): x for i, x in enumerate(args)}, **kwargs}
+    return [(name, leaf) for name, leaf in _tree.leaves(named) if isinstance(leaf, torch.Tensor)]
+
+
+def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+    """What identifies the memory a tensor looks at; None where it has none of its own (sparse, nested, batched)."""
+    if tensor.layout is not torch.strided or type(tensor) not in (torch.Tensor, nn.Parameter, FakeTensor):
+        return None
+    if not all(isinstance(n, int) for n in tensor.shape):
+        return None
+    try:
+        storage = tensor.untyped_storage()._cdata
+    except NotImplementedError:  # inside `torch.func.vmap` and the like
+        return None
+    return (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+def _known_size(size: int | torch.SymInt) -> int:
+    """A size as a number; -1 for one that depends on values which a fake does not have."""
+    if isinstance(size, int):
+        return size
+    known: int | None = size.node.maybe_as_int()
+    return -1 if known is None else known
+
+
+def _simple(value: Any) -> bool:
+    """Whether a container may be rebuilt without running a constructor of the user's."""
+    return isinstance(value, torch.Tensor) or type(value) in (list, tuple, dict) or _tree.items(value) is None
+
+
+def _is_enum(value: Any) -> bool:
+    return isinstance(value, enum.Enum)

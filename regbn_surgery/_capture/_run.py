@@ -1,0 +1,71 @@
+"""`capture`: one run of a module under a recorder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+from torch import nn
+
+from ._intercept import intercepting
+from ._objects import UnrecordableError, named_tensors
+from ._placeholders import bind_arguments
+from ._recorder import LeafRule, Recorder, is_torch_leaf
+from ._scopes import FrameScope, FunctionMode
+from ._trace import Trace
+from ._watch import watched
+
+
+def capture(
+    root: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    leaf: LeafRule = is_torch_leaf,
+    strict: bool = False,
+    forward: Callable[..., Any] | None = None,
+) -> tuple[Trace, Any]:
+    """Run `root` (its hooks included, or `forward` alone where given) and return the trace and the run's own output.
+
+    Raises:
+        CaptureError: in strict captures, where the graph could not repeat what the run did.
+    """
+    recorder = Recorder(root, leaf=leaf, strict=strict)
+    trace, output = _record_run(recorder, args, kwargs, forward)
+    if strict and recorder.strangers:
+        again = Recorder(root, leaf=leaf, strict=True)
+        _record_run(again, args, kwargs, forward)
+        _refuse_newcomers(recorder, again)
+    return trace, output
+
+
+def _record_run(
+    recorder: Recorder, args: tuple[Any, ...], kwargs: Mapping[str, Any], forward: Callable[..., Any] | None
+) -> tuple[Trace, Any]:
+    root = recorder.root
+    bind_arguments(recorder, forward or root.forward, args, dict(kwargs))
+    named = named_tensors(root, args, kwargs)
+    inputs = tuple((name, recorder.uid(tensor)) for name, tensor in named)
+    recorder._entered = forward is not None
+    run = root if forward is None else forward
+    watching = watched(root, recorder) if recorder.strict else nullcontext()
+    with (
+        watching,
+        FrameScope(recorder, root, "", args, kwargs) as frame,
+        intercepting(recorder),
+        FunctionMode(recorder),
+    ):
+        frame.output = run(*args, **kwargs)
+    return recorder.finish(frame.output, inputs), frame.output
+
+
+def _refuse_newcomers(first: Recorder, second: Recorder) -> None:
+    """A tensor from outside is a constant if another run uses the very same one; else it is computed out of sight."""
+    held = {id(tensor) for tensor, _ in second.strangers}
+    for tensor, where in first.strangers:
+        if id(tensor) not in held:
+            raise UnrecordableError(
+                f"{where} uses a tensor of shape {tuple(tensor.shape)} that is made anew in every run, out of sight of "
+                "the capture: by numpy, a scripted function, torch.func or an extension"
+            )

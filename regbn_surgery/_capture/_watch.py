@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .._state import is_plain_object
+from ._subclass import quiet_subclass
 
 if TYPE_CHECKING:
     from ._recorder import Recorder
@@ -62,14 +63,8 @@ def watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
         if self is module:
             recorder.on_store(name, value)
 
-    body = {
-        "__getattribute__": read,
-        "__setattr__": write,
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-    }
-    object.__setattr__(module, "__class__", type(cls)(cls.__name__, (cls,), body))
+    body = {"__getattribute__": read, "__setattr__": write}
+    object.__setattr__(module, "__class__", quiet_subclass(cls, body))
     try:
         yield
     finally:

@@ -51,7 +51,7 @@ class HoistHook:
             g = self._find(spec.g[0], args, kwargs)
             if not isinstance(f, Tensor) or not isinstance(g, Tensor):
                 continue  # a call without the other modality, such as self-attention: nothing meets
-            site = module.get_submodule(spec.site)
+            site = getattr(module, spec.site)
             assert isinstance(site, RegBNSite)
             f_new, g_new = site(f, g, **self._masks(spec, site, f, g, args, kwargs))
             args, kwargs = self._replace(spec.f, f, f_new, args, kwargs)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import inspect
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from torch import nn
 
 from .._capture import Trace, capture
 from .._capture._recorder import is_child
+from .._capture._subclass import quiet_subclass
 from .._errors import CaptureError, RegBNBypassedError, RewriteError, UnseenCallError
 from .._state import preserved, random_state, seeded
 from ._bypass import continues_from_cache, tell_passed_by
@@ -75,10 +78,10 @@ class HostSurgery:
         if role == NO_ROLE:
             return original(*args, **kwargs)
         if self.interposing:
-            return interposed(host, self.path, original_class(host).forward, self._sites(role), args, kwargs)
+            return interposed(host, self.path, unbound_forward(host), self._sites(role), args, kwargs)
         variant = self._variant(host, role, args, kwargs)
         if variant is None:
-            return interposed(host, self.path, original_class(host).forward, self._sites(role), args, kwargs)
+            return interposed(host, self.path, unbound_forward(host), self._sites(role), args, kwargs)
         if not variant.sites:
             return original(*args, **kwargs)
         with _modes_restored():
@@ -190,9 +193,7 @@ class HostSurgery:
         try:
             with self._trial(host), identity(host):
                 own_args, own_kwargs = own_arguments(args, kwargs)
-                found = interposed(
-                    host, self.path, original_class(host).forward, self._sites(role), own_args, own_kwargs
-                )
+                found = interposed(host, self.path, unbound_forward(host), self._sites(role), own_args, own_kwargs)
         except RegBNBypassedError:
             raise
         except RewriteError as error:
@@ -258,7 +259,38 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 
 
 def original_forward(host: nn.Module) -> Any:
-    return original_class(host).forward.__get__(host)
+    return unbound_forward(host).__get__(host)
+
+
+def unbound_forward(host: nn.Module) -> Any:
+    """The forward that the host had before the surgery, of its class or, where it had one, its own."""
+    own = host.__dict__.get("forward")
+    before = own.before if isinstance(own, InstanceForward) else None
+    return original_class(host).forward if before is None else _Unbound(before)
+
+
+class _Unbound:
+    """A forward that is bound already, to be bound once more."""
+
+    def __init__(self, forward: Any) -> None:
+        self.forward = forward
+
+    def __get__(self, host: nn.Module, owner: Any = None) -> Any:
+        return self.forward
+
+
+class InstanceForward:
+    """Stands as `forward` on an instance that keeps its very class: one that has a forward of its own, or a class that
+    asks which class it is. `before` is the forward that stood there; None where the class' served."""
+
+    def __init__(self, host: nn.Module, before: Any) -> None:
+        self.host = host
+        self.before = before
+        self.__signature__ = inspect.signature(before or type(host).forward.__get__(host))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        surgery: HostSurgery = self.host.__dict__[ATTRIBUTE]
+        return surgery.run(self.host, args, kwargs)
 
 
 _classes: dict[Any, type[nn.Module]] = {}
@@ -284,13 +316,10 @@ def rewritten_class(cls: Any, methods: tuple[str, ...] = ()) -> type[nn.Module]:
     body = {
         "forward": forward,
         "__reduce_ex__": reduce,
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
         "_regbn_original_class": cls,
         **{name: _rewritten_method(cls, name) for name in methods},
     }
-    derived: type[nn.Module] = type(cls)(cls.__name__, (cls,), body)
+    derived: type[nn.Module] = quiet_subclass(cls, body)
     return _classes.setdefault((cls, methods), derived)
 
 
@@ -321,7 +350,8 @@ def install(host: nn.Module, surgery: HostSurgery) -> None:
     Raises:
         RewriteError: where its forward is not its class' (something has wrapped the instance already).
     """
-    if "forward" in host.__dict__:
+    own = host.__dict__.get("forward")
+    if own is not None and not _is_its_own(own, host):
         raise RewriteError(
             f"The forward of {type(host).__name__} at `{surgery.path}` has been replaced on the instance (a hook of "
             "another library?). Put RegBN in first, and wrap the model afterwards."
@@ -330,15 +360,54 @@ def install(host: nn.Module, surgery: HostSurgery) -> None:
     for site in surgery.sites:
         refuse_methods(site, site.methods, type(host))
     host.__dict__[ATTRIBUTE] = surgery
+    if _asks_its_class(type(host)):  # while it is captured it has another class, too
+        surgery.interposing = f"{type(host).__name__}.forward asks which class it is, by identity"
+    if own is not None or surgery.interposing:
+        host.__dict__["forward"] = InstanceForward(host, own)
+        if not methods:
+            return
+        del host.__dict__[ATTRIBUTE], host.__dict__["forward"]
+        if own is not None:
+            host.__dict__["forward"] = own
+        raise RewriteError(
+            f"`methods: [{', '.join(methods)}]`: {type(host).__name__} at `{surgery.path}` has to keep its very class, "
+            "so that only its forward can be exchanged"
+        )
     object.__setattr__(host, "__class__", rewritten_class(type(host), methods))
+
+
+def _is_its_own(forward: Any, host: nn.Module) -> bool:
+    """Whether a forward on the instance is a method of the instance, perhaps with arguments filled in: then its class
+    put it there, and no other library that will want to take it away again."""
+    while isinstance(forward, functools.partial):
+        forward = forward.func
+    return inspect.ismethod(forward) and forward.__self__ is host
+
+
+def _asks_its_class(cls: type[nn.Module]) -> bool:
+    """Whether the forward asks for the class by identity, to which a class of the instance's own is another answer."""
+    try:
+        source = inspect.getsource(inspect.unwrap(cls.forward))
+    except (OSError, TypeError):
+        return False
+    return re.search(r"\btype\(self\)\s*(is|==|!=|in|not)\b|self\.__class__\s*(is|==|!=|in|not)\b", source) is not None
 
 
 def uninstall(host: nn.Module) -> None:
     """Take everything away that `install` and the variants put on the host."""
     if ATTRIBUTE not in host.__dict__:
         return
+    # Wrappers such as accelerate's leave a bound method on the instance when they are taken off again.
+    left = getattr(host.__dict__.get("forward"), "__func__", None)
+    if left is not None and left is vars(type(host)).get("forward"):
+        del host.__dict__["forward"]
     object.__setattr__(host, "__class__", original_class(host))
     del host.__dict__[ATTRIBUTE]
+    own = host.__dict__.get("forward")
+    if isinstance(own, InstanceForward):
+        del host.__dict__["forward"]
+        if own.before is not None:
+            host.__dict__["forward"] = own.before
 
 
 __all__ = ["ATTRIBUTE", "HostSurgery", "install", "original_class", "uninstall"]

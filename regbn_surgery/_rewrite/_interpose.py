@@ -127,7 +127,7 @@ class _Passage(TorchFunctionMode):
             written = [self.stretches.get((site.name, earlier), self) for earlier in site.scatter.written]
             if self in written:
                 break  # this time a stretch was filled otherwise
-            module = self.host.get_submodule(site.name)
+            module = getattr(self.host, site.name)
             self.reached = True
             with leaving(self):
                 return run_scatter(module, site.scatter, site.into_is_f, func, args, kwargs, tuple(written))
@@ -195,7 +195,7 @@ class _Passage(TorchFunctionMode):
         known = self.results.get(site.name)
         if known is not None and known[0] is f and known[1] is g:
             return known
-        module = self.host.get_submodule(site.name)
+        module = getattr(self.host, site.name)
         self.reached = True
         with leaving(self):
             f_new, g_new = module(f, g)

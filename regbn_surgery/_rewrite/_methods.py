@@ -81,7 +81,7 @@ class _MethodPassage(TorchFunctionMode):
         self, site: LocalSite, tags: list[frozenset[Tag]], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         self.reached.add(site.name)
-        module = self.host.get_submodule(site.name)
+        module = getattr(self.host, site.name)
         with leaving(self):
             if site.scatter is not None:
                 return run_scatter(module, site.scatter, site.into_is_f, func, args, kwargs, ())

@@ -66,7 +66,13 @@ def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
 
 
 def sites_of(model: nn.Module) -> list[RegBNSite]:
-    return [module for module in model.modules() if isinstance(module, RegBNSite)]
+    """Every site in `model`, those included that one of its modules uses and another one keeps."""
+    found: dict[int, RegBNSite] = {}
+    for module in model.modules():
+        for candidate in (module, *vars(module).values()):
+            if isinstance(candidate, RegBNSite):
+                found.setdefault(id(candidate), candidate)
+    return list(found.values())
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from ._guard import ATTRIBUTE, Guard, on_the_stack
 from ._guard import RECORD as RECORD
 from ._hoist import HoistHook, HoistSpec, positions_of
 from ._host import HostSurgery, install, original_class, original_forward, uninstall
+from ._keep import forget, keep
 from ._local import LocalSite
 from ._roles import NO_ROLE, RoleReset, Roles
 from ._scatter import PositionSite
@@ -151,9 +152,7 @@ def undo(model: nn.Module) -> None:
                 if isinstance(hook, HoistHook | RoleReset | Guard):
                     del registry[key]
                     with_kwargs.pop(key, None)
-        for name, child in list(module._modules.items()):
-            if isinstance(child, RegBNSite):
-                del module._modules[name]
+        forget(module)
     model.__dict__.pop(RECORD, None)
 
 
@@ -249,7 +248,7 @@ def _install(model: nn.Module, operations: Sequence[Operation], writes_parameter
     for (path, tier), members in by_host.items():
         host = model.get_submodule(path)
         for operation in members:
-            _add_site(host, operation.planned, operation.recipe)
+            keep(model, path, operation.planned.name, _site_module(operation.planned, operation.recipe))
         roles = _roles(model, members)
         if tier == 1:
             specs = tuple(_spec(operation) for operation in members)
@@ -260,17 +259,6 @@ def _install(model: nn.Module, operations: Sequence[Operation], writes_parameter
             surgery = HostSurgery(path, sites, roles, writes_parameters)
             install(host, surgery)
             _guard(host, surgery)
-
-
-def _add_site(host: nn.Module, planned: PlannedSite, recipe: Recipe | None) -> None:
-    if hasattr(host, planned.name):
-        raise RewriteError(
-            f"{type(host).__name__} at `{planned.host}` already has an attribute {planned.name!r}; "
-            "give the rule another id"
-        )
-    site = _site_module(planned, recipe)
-    device = next((tensor.device for tensor in (*host.parameters(), *host.buffers())), torch.device("cpu"))
-    host.add_module(planned.name, site.to(device).train(host.training))
 
 
 def _site_module(planned: PlannedSite, recipe: Recipe | None) -> RegBNSite:
@@ -392,23 +380,32 @@ def _learning(hosts: list[nn.Module]) -> Iterator[None]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             role = surgery.roles.next() if surgery.roles is not None else 0
             with on_the_stack(surgery.token):
-                if role != NO_ROLE and not surgery.interposing:
-                    host.__dict__.pop("forward")
-                    try:
+                _put(host, before[host])
+                try:
+                    if role != NO_ROLE and not surgery.interposing:
                         surgery.learn(host, role, args, kwargs)
-                    finally:
-                        host.__dict__["forward"] = forward
-                return original_forward(host)(*args, **kwargs)
+                    original = original_forward(host)
+                finally:
+                    host.__dict__["forward"] = forward
+                return original(*args, **kwargs)
 
         return forward
 
+    before = {host: host.__dict__.get("forward") for host in hosts}
     for host in hosts:
         host.__dict__["forward"] = learner(host)
     try:
         yield
     finally:
         for host in hosts:
-            host.__dict__.pop("forward", None)
+            _put(host, before[host])
+
+
+def _put(host: nn.Module, forward: Any) -> None:
+    """What stood as `forward` on the instance before; None where nothing did."""
+    host.__dict__.pop("forward", None)
+    if forward is not None:
+        host.__dict__["forward"] = forward
 
 
 def _check(model: nn.Module, runs: list[tuple[Inputs, bool]], expected: list[Any], writes: bool) -> None:

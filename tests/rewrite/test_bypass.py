@@ -90,9 +90,32 @@ def test_features_of_one_branch_and_calls_from_outside_are_nobodys_bypass() -> N
     assert dict(calls) == {"regbn_x": 1}
 
 
+def test_two_methods_that_each_want_one_branch_and_a_trainer_around_the_model_bypass_nothing() -> None:
+    class Encodes(Captioner):
+        def encode_a(self, a: Tensor) -> Tensor:
+            return self.enc_a(a)
+
+    class Trainer(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def align(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.model.enc_a(a).mean() - self.model.enc_b(b).mean()
+
+    rewritten = operated(Encodes)
+    for _ in range(2):
+        rewritten.encode_a(vectors()["a"])
+        rewritten.encode_b(vectors()["b"])
+    assert Trainer(rewritten).align(**vectors()).isfinite()
+    with pytest.raises(RegBNBypassedError):
+        rewritten.generate(**vectors())
+
+
 def test_a_backward_pass_that_computes_again_is_nobodys_bypass() -> None:
     class Again(Captioner):
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            assert a.sum().item() < 1e9, "what keeps the forward as it is"
             f = checkpoint(self.enc_a, a, use_reentrant=False)
             g = checkpoint(self.enc_b, b, use_reentrant=False)
             return self.head(torch.cat([f, g], dim=-1))

@@ -1,0 +1,76 @@
+"""Which module keeps the RegBN of a site among its children.
+
+The host itself, unless its forward goes over its children: an `nn.Sequential` of somebody's own would run RegBN as one
+more layer. Then the nearest module around it that does not keeps it, and the host knows it as a plain attribute.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import torch
+from torch import nn
+
+from .._errors import RewriteError
+from ._site import RegBNSite
+
+_GOES_OVER = re.compile(r"self\.(children|named_children|_modules|modules|named_modules)\b|\bin self\s*[:)\]]")
+
+
+def keep(model: nn.Module, path: str, name: str, site: RegBNSite) -> None:
+    """Give the host at `path` the site by the name `name`.
+
+    Raises:
+        RewriteError: where the name is taken, or nothing around the host could keep the site.
+    """
+    host = model.get_submodule(path)
+    if hasattr(host, name):
+        raise RewriteError(
+            f"{type(host).__name__} at `{path}` already has an attribute {name!r}; give the rule another id"
+        )
+    device = next((tensor.device for tensor in (*host.parameters(), *host.buffers())), torch.device("cpu"))
+    site.to(device).train(host.training)
+    if not goes_over_children(host):
+        host.add_module(name, site)
+        return
+    keeper, inner = path, ""
+    while keeper:
+        keeper, _, last = keeper.rpartition(".")
+        inner = f"{last}_{inner}" if inner else last
+        around = model.get_submodule(keeper)
+        if not goes_over_children(around):
+            if hasattr(around, f"{name}_{inner}"):
+                raise RewriteError(f"{type(around).__name__} at `{keeper}` already has an attribute {name}_{inner!r}")
+            around.add_module(f"{name}_{inner}", site)
+            host.__dict__[name] = site
+            return
+    if not _is_container(host):  # perhaps it minds no further child: the self-check will tell
+        host.add_module(name, site)
+        return
+    raise RewriteError(
+        f"the forward of {type(host).__name__} at `{path}` goes over its own children, and RegBN would be one of them. "
+        "Make it a child of another module, which then keeps the RegBN, and rewrite that."
+    )
+
+
+def forget(module: nn.Module) -> None:
+    """Take every site out of the children and attributes of `module`."""
+    for held in (module._modules, module.__dict__):
+        for name, value in list(held.items()):
+            if isinstance(value, RegBNSite):
+                del held[name]
+
+
+def goes_over_children(module: nn.Module) -> bool:
+    if _is_container(module):
+        return True
+    try:
+        source = inspect.getsource(inspect.unwrap(type(module).forward))
+    except (OSError, TypeError):
+        return False
+    return _GOES_OVER.search(source) is not None
+
+
+def _is_container(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)

@@ -58,7 +58,9 @@ class Known:
             return False
         if self.variant.leaks:
             return sizes in self.exact
-        return all(size in seen or is_free(seen) for seen, size in zip(self.seen, sizes, strict=True))
+        # A symbolic size, of an export with dynamic shapes, stands for any: asking it for its value would pin it down.
+        pairs = zip(self.seen, sizes, strict=True)
+        return all(isinstance(size, torch.SymInt) or size in seen or is_free(seen) for seen, size in pairs)
 
 
 def is_free(seen: set[int]) -> bool:

@@ -23,6 +23,7 @@ def _one_thread() -> None:
 #: What `make test` leaves to `make test-all`: a second look at what other tests look at, at a price.
 _SLOW = (
     "test_zoo.py::test_surgery[stage2-",
+    "[stage3-",
     "test_by_hand.py::test_by_hand[",
     "test_ranks_equal_one_process_with_the_joined_batch[4]",
     "test_zoo.py::test_modalities_left_to_default[",
@@ -40,6 +41,9 @@ _KEPT = (
     "stage2-hf_whisper]",
     "stage2-hf_git]",
     "stage2-three_modalities]",
+    "test_fusion_points[stage3-hf_gemma3]",
+    "test_fusion_points[stage3-hf_owlvit]",
+    "test_sites[stage3-hf_sam]",
     "[BranchOnValue]",
     "[GradientReversal]",
     "test_surgery[0]",

@@ -352,7 +352,10 @@ class Writer(Steps):
                 scope.body.append(form.format(result.name, value.name))
                 result = replace(result, home=result.home | value.home)
                 continue
-            self._join_point(scope, kind, result, value)
+            if way == "product" and (result.squashed or value.squashed):
+                self._point(scope, kind, result, value)  # one of the two may count as the other's gate
+            else:
+                self._join_point(scope, kind, result, value)
             if way == "sum":
                 call = self.rng.choice(
                     [
@@ -378,7 +381,8 @@ class Writer(Steps):
     def _modulation(self, scope: Scope, values: list[Value]) -> Value:
         x, source = values
         tail = {"vec": "", "seq": "[:, None]", "first": "[None]", "map": "[:, :, None, None]"}[x.layout]
-        home = x.home | source.home if x.layout == "vec" else x.home
+        # A vector beside a single position is no smaller than it: nothing is left whose home it could keep.
+        home = x.home | source.home if x.layout == "vec" or x.size == 1 else x.home
         self._point(scope, "product", x, source)
         if self.rng.random() < 0.5:
             gate = scope.module(f"nn.Linear({source.channels}, {x.channels})", "gate")

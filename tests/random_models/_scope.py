@@ -22,6 +22,7 @@ class Value:
     layout: str
     channels: int
     size: int = 0
+    squashed: bool = False  # through a sigmoid or the like, and no layer since: as an operand of a product, a gate
 
 
 @dataclass
@@ -72,7 +73,7 @@ def marked(lines: list[str]) -> list[str]:
         if pending is not None:
             target, call = line.split(" = ", 1)
             for old, new in zip(pending, fresh, strict=True):
-                call = re.sub(rf"\b{re.escape(old)}\b", new, call)
+                call = re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", new, call)
             line, pending = f"{target} = {call}", None
         written.append(line)
     return written

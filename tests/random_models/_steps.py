@@ -66,7 +66,9 @@ class Steps:
         return replace(value, name=name)
 
     def _apply(self, scope: Scope, value: Value, module: str) -> Value:
-        return self._statement(scope, value, f"self.{scope.module(module)}({value.name})")
+        made = self._statement(scope, value, f"self.{scope.module(module)}({value.name})")
+        layer = module.startswith(("nn.Linear", "nn.Conv", "nn.LayerNorm", "nn.BatchNorm", "nn.GroupNorm"))
+        return replace(made, squashed=False) if layer else made
 
     def _mixing(self, value: Value, out: int | None = None) -> str:
         out = out or value.channels
@@ -85,7 +87,8 @@ class Steps:
             return self._apply(
                 scope, v, self.rng.choice(["nn.ReLU()", "nn.GELU()", "nn.SiLU()", "nn.ReLU(inplace=False)"])
             )
-        return self._statement(scope, v, call.format(v.name))
+        squashed = v.squashed or "tanh" in call or "sigmoid" in call
+        return replace(self._statement(scope, v, call.format(v.name)), squashed=squashed)
 
     def _step_dropout(self, scope: Scope, v: Value) -> Value:
         if self.rng.random() < 0.5:
@@ -106,7 +109,8 @@ class Steps:
             "{0}.softmax(-1)",
             "{0}.sort(dim=-1).values",
         ]
-        return self._statement(scope, v, self.rng.choice(forms).format(v.name))
+        call = self.rng.choice(forms)
+        return replace(self._statement(scope, v, call.format(v.name)), squashed=v.squashed or "softmax" in call)
 
     def _step_functional(self, scope: Scope, v: Value) -> Value:
         """Layers spelled as functions of parameters."""
@@ -227,7 +231,7 @@ class Steps:
         scope.body.append(f"for layer in self.{name}:")
         body = self.rng.choice(["{0} = layer({0}).tanh()", "{0} = {0} + layer({0})"])
         scope.body.append("    " + body.format(out.name))
-        return out
+        return replace(out, squashed="tanh" in body)
 
     def _step_block(self, scope: Scope, v: Value) -> Value:
         """A nested submodule, sometimes in a Sequential."""

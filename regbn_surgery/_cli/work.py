@@ -60,7 +60,7 @@ class Operated(Inspected):
 
         with quiet_stdout():
             trace = run_model(self.model, self.analysis.batches.small, training=False)
-        return graph_after(self.graph, trace, self.plan.sites)
+        return graph_after(self.graph, trace, self.hosts)
 
 
 def inspected(request: ModelRequest, modalities: Mapping[str, list[str]] | None) -> Inspected:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .._types import FusionPoint, PlannedSite
+from .diff import HostLike
 from .graph import Box, Edge, ModelGraph, Node, NodeKind, TensorFact
 from .repeats import with_repeats
 from .shapes import roles_text, shape_text, tensor_text
@@ -24,8 +25,6 @@ VIEWS = frozenset({
     "detach", "__getitem__", "chunk", "split", "unbind", "movedim", "swapaxes", "narrow", "select", "mT", "T",
     "Flatten", "Unflatten", "Identity",
 })  # fmt: skip
-#: A module of these classes is drawn as one node however much happens in it.
-_REGBN = "RegBNSite"
 
 
 def graph_of(analysis: Analysis) -> ModelGraph:
@@ -44,28 +43,26 @@ def graph_of(analysis: Analysis) -> ModelGraph:
     return with_repeats(drawn.graph(inspection.model, tuple(m.name for m in inspection.modalities), facts))
 
 
-def graph_after(before: ModelGraph, trace: Trace, sites: Sequence[PlannedSite]) -> ModelGraph:
+def graph_after(before: ModelGraph, trace: Trace, hosts: Sequence[HostLike]) -> ModelGraph:
     """The same model after surgery: a run of it, with what is known of each call that was there before."""
-    drawn = _Drawing(trace, lambda uid: _fact(trace.tensors[uid], "", (), (), ()), {})
+    places = {f"{host.host}.{site.name}".lstrip("."): site for host in hosts for site in host.sites}
+    drawn = _Drawing(trace, lambda uid: _fact(trace.tensors[uid], "", (), (), ()), {}, frozenset(places))
     plain = drawn.graph(before.title, before.modalities, before.points)
-    places = {f"{site.host}.{site.name}".lstrip("."): site for site in sites}
     nodes = tuple(_known_again(node, before, places) for node in plain.nodes)
     by_id = {node.id: node for node in nodes}
     edges = tuple(_edge_known_again(edge, by_id[edge.source]) for edge in plain.edges)
-    hosts = {site.host for site in sites}
-    changed = tuple(box.id for box in plain.boxes if box.path in hosts)
+    changed = tuple(box.id for box in plain.boxes if box.path in {host.host for host in hosts})
     return with_repeats(replace(plain, nodes=nodes, edges=edges, changed=changed))
 
 
 def _known_again(node: Node, before: ModelGraph, places: Mapping[str, PlannedSite]) -> Node:
     if node.kind == "regbn":
-        site = places.get(node.path)
-        homes = () if site is None else (site.f.home, site.g.home)
-        outputs = tuple(
-            replace(fact, home=homes[i] if i < len(homes) else ()) for i, fact in enumerate(node.outputs[: len(homes)])
-        )
-        details = () if site is None else _site_details(site)
-        return replace(node, outputs=outputs or node.outputs, details=details, source="")
+        site = places[node.path]
+        homes: tuple[tuple[str, ...], ...] = (site.f.home, site.g.home)
+        if len(node.outputs) == 1:  # what a scatter makes of both
+            homes = (tuple(name for name in before.modalities if any(name in home for home in homes)),)
+        outputs = tuple(replace(fact, home=home) for fact, home in zip(node.outputs, homes, strict=False))
+        return replace(node, outputs=outputs, details=_site_details(site), source="")
     known = before.node.get(node.id)
     if known is None:
         return node
@@ -147,6 +144,7 @@ class _Drawing:
     trace: Trace
     fact: Any
     points: Mapping[int, str]
+    regbn: frozenset[str] = frozenset()  # paths of modules drawn as one node however much happens in them
     boxes: dict[int, str] = field(default_factory=dict)  # id of the box of each frame
     sealed: dict[int, int] = field(default_factory=dict)  # frames inside a RegBN, with the frame of that RegBN
     producers: dict[int, tuple[str, int]] = field(default_factory=dict)  # which output of which node is each tensor
@@ -176,7 +174,7 @@ class _Drawing:
             if parent in self.sealed:
                 self.sealed[frame.index] = self.sealed[parent]
                 continue
-            if frame.class_name == _REGBN:
+            if frame.path in self.regbn:
                 self.sealed[frame.index] = frame.index
                 continue
             if parent is None:

@@ -103,13 +103,13 @@ def first_of_each(graph: ModelGraph) -> ModelGraph:
 
     keep = {node.id: moved(node.id) for node in graph.nodes}
     kept = {node.id for node in graph.nodes if keep[node.id] == node.id}
-    edges: dict[tuple[str, str], Edge] = {}
+    edges: dict[tuple[object, ...], Edge] = {}
     for edge in graph.edges:
         here, there = places(graph.node[edge.source].box), places(graph.node[edge.target].box)
         if any(there.get(row, member) != member for row, member in here.items()):
             continue
         source, target = keep[edge.source], keep[edge.target]
-        edges.setdefault((source, target), replace(edge, source=source, target=target))
+        edges.setdefault((source, target, edge.port, edge.tensor), replace(edge, source=source, target=target))
     nodes = tuple(node for node in graph.nodes if node.id in kept)
     used = {box for node in nodes for box in graph.ancestors(node.box)}
     return replace(graph, nodes=nodes, edges=tuple(edges.values()), boxes=tuple(b for b in graph.boxes if b.id in used))

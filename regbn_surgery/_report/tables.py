@@ -157,5 +157,7 @@ def _notes(notes: Sequence[str]) -> Iterator[RenderableType]:
         yield Text("\nnotes:")
         for note in notes:
             grid = Table.grid(padding=(0, 1))
+            grid.add_column()
+            grid.add_column(overflow="fold")
             grid.add_row(Text("-"), Text(note))
             yield Padding(grid, (0, 0, 0, 1))

@@ -119,7 +119,7 @@ class _Tree:
 
     def _outputs(self, node: Node) -> Text:
         text = Text()
-        for fact in node.outputs[:2]:
+        for fact in node.outputs if node.kind == "regbn" else node.outputs[:1]:
             text.append(", " if text else "").append_text(_stream(self.graph, fact.home)).append(f" {fact.shape}")
         return text
 

@@ -10,6 +10,8 @@ from torch import nn
 
 from ._analyse import Analysis
 from ._analyse._causal import causal_modalities
+from ._analyse._pairs import Pair
+from ._capture import Trace
 from ._inputs import Inputs, InputsLike, as_inputs, shared_axis
 from ._plan import Facts
 from ._state import has_no_values
@@ -36,6 +38,23 @@ def references_of(analysis: Analysis) -> tuple[str, ...]:
     made += [(frame.start, frame.path) for frame in trace.frames if frame.parent is not None and frame.path != "?"]
     modules = dict.fromkeys(path for _, path in sorted(made, key=lambda item: item[0]))
     return (*(f"input:{name}" for name, _ in trace.inputs), *(f"module:{path}" for path in modules))
+
+
+def needs(analysis: Analysis, pair: Pair) -> tuple[bool, bool]:
+    """Whether g of a pair is computed from f, and f from g."""
+    if pair.recipe is None:  # two inputs
+        return False, False
+    trace = analysis.runs[0].trace
+    f, g = (take.uid for take in pair.recipe.takes)
+    return _leads(trace, f, g), _leads(trace, g, f)
+
+
+def _leads(trace: Trace, start: int, end: int) -> bool:
+    reached = {start}
+    for op in trace.ops:
+        if not reached.isdisjoint(op.inputs):
+            reached.update(op.outputs)
+    return end in reached and end != start
 
 
 def batch_of(model: nn.Module, example: InputsLike) -> int | None:

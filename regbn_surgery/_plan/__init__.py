@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .facts import Facts
 from .fingerprint import rebind
-from .placing import ResolvePair
+from .placing import PairSides, ResolvePair
 from .planner import decide
 
-__all__ = ["Facts", "ResolvePair", "decide", "rebind"]
+__all__ = ["Facts", "PairSides", "ResolvePair", "decide", "rebind"]

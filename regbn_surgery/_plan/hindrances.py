@@ -54,6 +54,22 @@ def size_problems(site: PlannedSite, stated: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def cycle_problems(pair: tuple[str, str], g_needs_f: bool, f_needs_g: bool, replace: str) -> list[str]:
+    """A normalised tensor goes to all its readers, so what they lead to cannot take part in normalising it."""
+    f, g = pair
+    if g_needs_f:
+        return [
+            f"`{g}` is computed from `{f}`, so the normalised `{f}` would depend on itself; name a g that does not "
+            "come from f, or match the fusion point, where only the operands of the call are replaced"
+        ]
+    if f_needs_g and replace == "both":
+        return [
+            f"`{f}` is computed from `{g}`, so the normalised `{g}` would depend on itself; `replace: f` leaves it as "
+            "it is"
+        ]
+    return []
+
+
 def causal_problems(site: PlannedSite, allowed: bool) -> list[str]:
     if not site.g.causal or allowed:
         return []
@@ -74,8 +90,9 @@ def option_problems(site: PlannedSite) -> list[str]:
     gib = m * n * _BYTES / 2**30
     if options.projection != "dense" or gib <= options.max_dense_gib:
         return []
+    size = f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 2**10:.2f} MiB"
     smaller = "" if site.reduce == "mean" else " or `reduce: mean`"
     return [
-        f"the projection would have {m} x {n} entries, {gib:.1f} GiB, above max_dense_gib={options.max_dense_gib:g}; "
+        f"the projection would have {m} x {n} entries, {size}, above max_dense_gib={options.max_dense_gib:g}; "
         f"set `regbn: {{projection: low_rank}}`{smaller}, or raise `max_dense_gib`"
     ]

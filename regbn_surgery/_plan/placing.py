@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._errors import PlanError
 from .._rules import references
@@ -19,10 +19,21 @@ from .._rules.schema import Override, Rule
 from .._types import FusionPoint, PlannedSite, Reduce, Side
 from .direction import directed_sites
 from .facts import Facts, mark_causal
-from .hindrances import causal_problems, obstacles, option_problems, size_problems, unknown_layout
+from .hindrances import causal_problems, cycle_problems, obstacles, option_problems, size_problems, unknown_layout
 
-#: Finds the host of a pair and the tensors to take there: ("input:gray", "input:colored") -> (host, f, g).
-ResolvePair = Callable[[str, str], tuple[str, Side, Side]]
+
+class PairSides(NamedTuple):
+    """A pair of points, found: where RegBN would go, what it takes, and whether one is computed from the other."""
+
+    host: str
+    f: Side
+    g: Side
+    g_needs_f: bool = False
+    f_needs_g: bool = False
+
+
+#: Finds a pair by its references, "input:gray" and "module:audio.layer1". Raises PlanError.
+ResolvePair = Callable[[str, str], PairSides]
 
 
 @dataclass(frozen=True)
@@ -105,18 +116,20 @@ class Placer:
         try:
             if pair[0] == pair[1]:
                 raise PlanError(f"f and g are both `{pair[0]}`; there would be nothing left of it")
-            host, f, g = self.resolve(*pair)
+            found = self.resolve(*pair)
         except PlanError as error:
             self.problems.append(f"{start}: {error}")
             return
+        f, g = mark_causal(found.f, self.facts), mark_causal(found.g, self.facts)
+        cycle = cycle_problems(pair, found.g_needs_f, found.f_needs_g, self._said(order, "replace") or "both")
+        self.problems += [f"{start}: {text}" for text in cycle]
         unknown = [text for side, ref in zip((f, g), pair, strict=True) for text in unknown_layout(side, ref)]
         if unknown:
             self.problems += [f"{start}: {text}" for text in unknown]
             return
         usual: Reduce = "mean" if f.layout.sequence or g.layout.sequence else "flatten"
         reduce = self._said(order, "reduce") or usual
-        f, g = mark_causal(f, self.facts), mark_causal(g, self.facts)
-        self._add(order, host, f, g, reduce, where, pair=pair)
+        self._add(order, found.host, f, g, reduce, where, pair=pair)
 
     def _said(self, order: Order, name: str) -> Any:
         """What the most particular of override, rule and defaults says, or None."""

@@ -15,7 +15,7 @@ from .._rules.checks import unknown_modality
 from .._rules.document import Rules
 from .._rules.matching import Selection, select, spell_homes
 from .._rules.problems import Path, Problem, did_you_mean, listing, render
-from .._rules.schema import InputSpec, Rule
+from .._rules.schema import InputSpec, Match, Rule
 from .._types import Decision, FusionPoint, Inspection, Plan
 from .advice import advise
 from .facts import Facts, with_causality
@@ -102,7 +102,7 @@ class _Planner:
                 reason = f"excluded by exclude[{index}] ({where})"
                 self.decisions.setdefault(point.id, Decision(point.id, "skip", None, reason))
             if not selection.points:
-                self._finding(f"{where}: exclude[{index}] matches no fusion point" + self._nearest(selection))
+                self._finding(f"{where}: exclude[{index}] matches no fusion point" + self._nearest(selection, match))
 
     def _apply(self, index: int, rule: Rule) -> None:
         assert rule.match is not None
@@ -112,7 +112,7 @@ class _Planner:
         won = [point for point in selection.points if point.id not in self.decisions]
         allows_none = rule.expect is not None and rule.expect.min == 0
         if not selection.points and not allows_none:
-            self._finding(f"{where}: rule `{rule.id}` matches no fusion point" + self._nearest(selection))
+            self._finding(f"{where}: rule `{rule.id}` matches no fusion point" + self._nearest(selection, rule.match))
         elif not won and not allows_none:
             takers = (f"`{p.id}` by {_taker(self.decisions[p.id])}" for p in selection.points)
             self._finding(
@@ -167,11 +167,14 @@ class _Planner:
         else:
             self.warnings.append(text)
 
-    def _nearest(self, selection: Selection) -> str:
+    def _nearest(self, selection: Selection, match: Match) -> str:
         if not self.points:
             return "; the model has none: no two of its modalities meet" + "".join(
                 f"\n    {note}" for note in self.inspection.notes
             )
+        hints = [did_you_mean(text, [p.owner for p in self.points.values()]) for text in match.owner or ()]
+        hints += [did_you_mean(text, self.points) for text in match.point or ()]
+        hint = next((text for text in hints if text), "")
         nearest = sorted(selection.failed.items(), key=lambda item: len(item[1]))[:3]
         lines = [f"\n    nearest: `{point}`: {'; '.join(clauses)}" for point, clauses in nearest]
         found = [
@@ -180,7 +183,7 @@ class _Planner:
         ]
         if len(self.points) > len(found):
             found.append(f"\n    and {len(self.points) - len(found)} more")
-        return ":" + "".join(lines + found)
+        return (hint or ":") + "".join(lines + found)
 
     def _raise(self) -> None:
         problems = [*self.problems, *self.placer.problems]

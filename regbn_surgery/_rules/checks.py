@@ -14,7 +14,7 @@ from ..nn.options import RegBNOptions
 from . import references
 from .patterns import PatternError, compile_pattern
 from .problems import Path, Problem, did_you_mean, listing
-from .validate import show
+from .validate import boolean_hint, show
 
 SIZES = ("f_num_channels", "g_num_channels", "f_layer_dim", "g_layer_dim")
 #: Options that are keys of the rule itself, since they change where tensors are taken and put back.
@@ -22,7 +22,6 @@ RULE_LEVEL = ("reduce", "replace", "fit")
 #: What only a rule that normalises can say.
 _TREATMENT = ("normalize", "against", "pairs", "regbn", *RULE_LEVEL, "methods", "allow_noncausal")
 _INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
-_YAML_1_1 = {"on": "true", "yes": "true", "off": "false", "no": "false"}
 
 
 def check(value: Any) -> list[Problem]:
@@ -124,8 +123,9 @@ def _check_modalities(modalities: dict[str, Any]) -> Iterator[Problem]:
             for text, where in _texts(spec.get(key), path if short else (*path, key)):
                 yield from _check_pattern(text, where)
                 for other, stretch in owners.get((key, text), []):
-                    if text_ := overlap(stretch, spec.get("slice")):
-                        yield Problem(where, f"`{text}` already belongs to modality `{other}`; {text_}")
+                    why = overlap(stretch, spec.get("slice")) if key == "inputs" else "name each module once"
+                    if why:
+                        yield Problem(where, f"`{text}` already belongs to modality `{other}`; {why}")
                 owners.setdefault((key, text), []).append((name, spec.get("slice")))
 
 
@@ -236,8 +236,8 @@ def _check_shape(rule: dict[str, Any], path: Path) -> Iterator[Problem]:
                 )
     pair = _mapping(rule.get("pair"))
     f, g = pair.get("f"), pair.get("g")
-    if isinstance(f, str) and isinstance(g, str):
-        for wrong in references.wrongs(f, g):
+    if isinstance(f, str) or isinstance(g, str):  # the other may be missing, which is told elsewhere
+        for wrong in references.wrongs(f if isinstance(f, str) else None, g if isinstance(g, str) else None):
             yield Problem((*path, "pair", *filter(None, [wrong.letter])), wrong.text)
     count = _mapping(rule.get("expect"))
     low, high = count.get("min", 0), count.get("max")
@@ -298,9 +298,8 @@ def _option_error(options: dict[str, Any]) -> str | None:
     try:
         RegBNOptions(**options)
     except RegBNOptionError as error:
-        words = [value for value in options.values() if isinstance(value, str) and value.lower() in _YAML_1_1]
-        hint = f"; write `{_YAML_1_1[words[0].lower()]}` (YAML 1.2 reads `{words[0]}` as text)" if words else ""
-        return f"{error}{hint}"
+        hints = (boolean_hint(value) for value in options.values())
+        return f"{error}{next((hint for hint in hints if hint), '')}"
     return None
 
 

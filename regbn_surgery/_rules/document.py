@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -14,7 +14,7 @@ from . import checks
 from .patterns import matches
 from .presets import preset_names, preset_path
 from .problems import Marks, Path, Problem, did_you_mean, listing, render
-from .schema import Document, InputSpec, Match, ModalitySpec, Override, Rule, Treatment
+from .schema import Document, InputSpec, Match, ModalitySpec, Override, Rule, Slice, Treatment
 from .shadows import shadowed
 from .validate import validate
 from .yaml_tree import DEEPEST, read_tree
@@ -125,37 +125,33 @@ class Rules:
         """Changes to single fusion points, by id."""
         return self.document.overrides
 
-    def resolve_modalities(self, inputs: tuple[str, ...]) -> dict[str, Modality]:
+    def resolve_modalities(
+        self, inputs: Mapping[str, tuple[int, ...]], modules: Iterable[str] | None = None
+    ) -> dict[str, Modality]:
         """Each modality with the model's input names that belong to it (globs resolved), in input order.
 
-        Patterns of modules stay as they are: which modules there are, the analysis knows. Raises `RulesError` for
-        a name or glob that fits no input, and for an input in two modalities.
+        `inputs` are the model's with their shapes, `modules` the paths of its modules, where they are known. Raises
+        `RulesError` for a name or glob that fits no input or module, for an input in two modalities, and for a slice
+        that reaches beyond its axis.
         """
         problems: list[Problem] = []
-        owners: dict[str, list[str]] = {}
-        out: dict[str, Modality] = {}
+        found = {name: _inputs_of(name, spec, tuple(inputs), problems) for name, spec in self.modalities.items()}
+        paths = None if modules is None else list(modules)
         for name, spec in self.modalities.items():
-            where: Path = ("modalities", name, "inputs")
-            chosen: set[str] = set()
-            for pattern in spec.inputs:
-                # A name stands for all that it holds: `batch` for `batch.audio` and `batch.video`.
-                hits = {item for item in inputs if matches(pattern, item) or item.startswith(pattern + ".")}
-                if not hits:
-                    hint = did_you_mean(pattern, inputs)
-                    problems.append(
-                        Problem(where, f"no input is called `{pattern}`{hint} (the model's: {listing(inputs)})")
-                    )
-                chosen |= hits
-            for item in sorted(chosen):
-                for other in owners.setdefault(item, []):
-                    if why := checks.overlap(_stretch(self.modalities[other]), _stretch(spec)):
-                        problems.append(Problem(where, f"input `{item}` already belongs to modality `{other}`; {why}"))
-                owners[item].append(name)
-            cut = (spec.slice.dim, *spec.slice.range) if spec.slice is not None else None
-            out[name] = Modality(name, tuple(item for item in inputs if item in chosen), spec.modules, cut)
+            problems += _clashes(name, found, self.modalities)
+            problems += _too_long(name, spec, {item: inputs[item] for item in found[name]})
+            for index, pattern in enumerate(spec.modules if paths is not None else ()):
+                if not any(matches(pattern, path) for path in paths or ()):
+                    named = [path for path in paths or () if path]
+                    hint = did_you_mean(pattern.removesuffix(".**"), named) or f" (it has {listing(named)})"
+                    text = f"no module is called `{pattern}`{hint}"
+                    problems.append(Problem(("modalities", name, "modules", index), text))
         if problems:
             raise RulesError(render(problems, self.marks, {}))
-        return out
+        return {
+            name: Modality(name, found[name], spec.modules, None if spec.slice is None else _cut(spec.slice))
+            for name, spec in self.modalities.items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values, fit for JSON, YAML and `from_dict`."""
@@ -164,6 +160,47 @@ class Rules:
     def where(self, *path: str | int, key: bool = False) -> str:
         """`file:line:column` of a value, for messages."""
         return self.marks.at(path, key=key)
+
+
+def _inputs_of(name: str, spec: ModalitySpec, inputs: tuple[str, ...], problems: list[Problem]) -> tuple[str, ...]:
+    chosen: set[str] = set()
+    for index, pattern in enumerate(spec.inputs):
+        # A name stands for all that it holds: `batch` for `batch.audio` and `batch.video`.
+        hits = {item for item in inputs if matches(pattern, item) or item.startswith(pattern + ".")}
+        if not hits:
+            text = f"no input is called `{pattern}`{did_you_mean(pattern, inputs)} (the model's: {listing(inputs)})"
+            problems.append(Problem(("modalities", name, "inputs", index), text))
+        chosen |= hits
+    return tuple(item for item in inputs if item in chosen)
+
+
+def _clashes(name: str, found: Mapping[str, tuple[str, ...]], specs: Mapping[str, ModalitySpec]) -> Iterator[Problem]:
+    """Inputs that an earlier modality has already."""
+    earlier = list(found)[: list(found).index(name)]
+    for item in found[name]:
+        for other in earlier:
+            why = checks.overlap(_stretch(specs[other]), _stretch(specs[name])) if item in found[other] else None
+            if why:
+                text = f"input `{item}` already belongs to modality `{other}`; {why}"
+                yield Problem(("modalities", name, "inputs"), text)
+
+
+def _too_long(name: str, spec: ModalitySpec, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Problem]:
+    if spec.slice is None:
+        return
+    dim, low, high = _cut(spec.slice)
+    for item, shape in shapes.items():
+        spelt = "×".join(str(size) for size in shape)
+        if not -len(shape) <= dim < len(shape):
+            text = f"input `{item}` has {len(shape)} axes ({spelt}); there is no axis {dim}"
+            yield Problem(("modalities", name, "slice", "dim"), text)
+        elif low >= shape[dim] or (high or 0) > shape[dim]:
+            text = f"input `{item}` has {shape[dim]} along axis {dim} ({spelt}); the range reaches beyond it"
+            yield Problem(("modalities", name, "slice", "range"), text)
+
+
+def _cut(cut: Slice) -> tuple[int, int, int | None]:
+    return cut.dim, *cut.range
 
 
 def _stretch(spec: ModalitySpec) -> dict[str, Any] | None:

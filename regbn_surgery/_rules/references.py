@@ -35,8 +35,14 @@ def is_template(reference: str) -> bool:
     return "\\" in reference and not is_pattern(reference)
 
 
-def wrongs(f: str, g: str) -> Iterator[Wrong]:
-    """Everything that can be said against a pair without a model."""
+def wrongs(f: str | None, g: str | None) -> Iterator[Wrong]:
+    """Everything that can be said against a pair without a model; None is a reference that is missing."""
+    if f is None or g is None:
+        if f is not None or g is not None:
+            letter, own = ("f", f) if f is not None else ("g", g or "")
+            if not is_pattern(own or "") and not is_template(own or ""):
+                yield from (Wrong(letter, text) for text in _wrong_reference(own or "", ""))
+        return
     if f == g:
         yield Wrong("", "f and g are the same tensor; there would be nothing left of it")
     if is_pattern(f) and is_pattern(g):

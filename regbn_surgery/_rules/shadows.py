@@ -23,7 +23,8 @@ def shadowed(document: Document) -> Iterator[Problem]:
             yield Problem(
                 ("rules", index, "match"),
                 f"{taker} already takes every fusion point that this rule matches, so it would never decide one; "
-                "put it first, narrow the other, or remove it",
+                + ("narrow that" if taker.startswith("exclude") else "put this one first, narrow the other")
+                + ", or remove this one",
                 at_key=True,
             )
 

@@ -18,7 +18,6 @@ _EXPECTED = {
     "int_type": "a whole number",
     "float_type": "a number",
     "string_type": "text",
-    "bool_type": "true or false",
     "model_type": "a mapping (`key: value`)",
     "model_attributes_type": "a mapping (`key: value`)",
     "dict_type": "a mapping (`key: value`)",
@@ -30,7 +29,8 @@ _REMEDY = {
     "id": "every rule has an `id`; it names the new modules (`regbn_<id>`) in the model and its checkpoints",
     "rules": "a rules file has at least one rule",
     "shape": "state the shape with its batch axis, as in `shape: [8, 3, 32, 32]`",
-    "inputs": "list the inputs that belong to the modality, as in `inputs: [pixel_values]`",
+    "dim": "the axis that is cut, as in `slice: {dim: 1, range: [0, 8]}`",
+    "range": "the stretch of the axis, as in `slice: {dim: 1, range: [0, 8]}`",
     "f": "a pair names both f (normalised) and g (against which)",
     "g": "a pair names both f (normalised) and g (against which)",
 }
@@ -59,12 +59,17 @@ def _problem(detail: ErrorDetails, value: Any) -> Problem:
     path = _real(path, value)
     found = show(detail["input"])
     if path == ("version",):
+        found += " as text; remove the quotes" if isinstance(detail["input"], str) and found == "`1`" else ""
         return Problem(path, f"this release reads version 1 of the rules language; found {found}")
     if path == ("strict",):
         return Problem(
             path,
             f"`strict` is true (a rule that matches nothing is an error) or `warn` (a warning); found {found}",
         )
+    if kind == "tuple_type" and path[-1:] == ("range",):
+        return Problem(path, _limit(detail, found, path))
+    if kind == "bool_type":
+        return Problem(path, f"expected true or false; found {found}{boolean_hint(detail['input'])}")
     if kind == "literal_error":
         return Problem(path, _not_among(detail))
     if kind in _EXPECTED:
@@ -88,11 +93,14 @@ def _limit(detail: ErrorDetails, found: str, path: Path) -> str:
     kind = detail["type"]
     limits = detail.get("ctx", {})
     if path and path[-1] == "range":
-        return f"a range is two whole numbers, [low, high], high left out; found {found}"
+        open_end = ", or null for all the rest" if "slice" in path else ""
+        return f"a range is two whole numbers, [low, high], high left out{open_end}; found {found}"
     if path and path[-1] == "between" and kind == "too_short":
         return f"`between` names at least two modalities that meet; found {found}"
     if kind == "too_short":
         return "the list is empty; leave the key out or give it a value"
+    if kind == "string_pattern_mismatch" and "methods" in path:
+        return f"a method is named without brackets and arguments, as in `methods: [generate]`; found {found}"
     if kind == "string_pattern_mismatch":
         return f"an id is made of letters, digits, `_`, `-` and `.` (it becomes part of a module name); found {found}"
     if kind == "string_too_short":
@@ -151,6 +159,16 @@ def _strip(annotation: Any) -> Any:
             annotation = parts[0]
         else:
             return annotation
+
+
+#: Words that YAML 1.1 took for booleans.
+_YAML_1_1 = {"on": "true", "yes": "true", "off": "false", "no": "false"}
+
+
+def boolean_hint(value: Any) -> str:
+    """`; write `true` ...` for a word that other readers of YAML take for a boolean."""
+    word = _YAML_1_1.get(value.lower()) if isinstance(value, str) else None
+    return f"; write `{word}` (YAML 1.2 reads `{value}` as text)" if word else ""
 
 
 def show(value: Any) -> str:

@@ -16,7 +16,7 @@ from yaml.composer import Composer
 from yaml.events import AliasEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.parser import Parser
-from yaml.reader import Reader
+from yaml.reader import Reader, ReaderError
 from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
@@ -67,7 +67,7 @@ class _Loader(Reader, Scanner, Parser, Composer, _CoreResolver):
         if isinstance(event, AliasEvent):
             raise _Refused(
                 problem=f"aliases (`*{event.anchor}`) are not used in rules files; write the value out, or put "
-                "what all rules share under `defaults:`",
+                "what all rules share under `defaults:`; a glob that starts with `*` is put in quotes",
                 problem_mark=mark,
             )
         if self._depth >= DEEPEST:
@@ -108,8 +108,10 @@ def read_tree(data: bytes, name: str) -> Tree:
         context = f"{error.context}: " if error.context else ""
         prefix = "" if isinstance(error, _Refused) else "not YAML: "
         return _unreadable(name, f"{prefix}{context}{error.problem}", place)
-    except yaml.YAMLError as error:  # the reader's own: control characters
-        return _unreadable(name, "not YAML: " + str(error).replace("\n", " "))
+    except ReaderError as error:  # control characters
+        position = error.position
+        place = (text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position))
+        return _unreadable(name, f"not YAML: the character U+{error.character:04X} may not stand there", place)
     if node is None:
         return _unreadable(name, "the file is empty; a rules file starts with `version: 1`")
     builder = _Builder(name)

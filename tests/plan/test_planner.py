@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from regbn_surgery import NothingMatchedError, PlanError, RulesError
-from regbn_surgery._plan import decide
+from regbn_surgery._plan import PairSides, decide
 from regbn_surgery._rules import Rules
-from regbn_surgery._types import Inspection, Plan, Side
+from regbn_surgery._types import Inspection, Plan
 
 from .fakes import MAP, TOKENS, UNKNOWN, inspection, point, side, site
 
@@ -309,9 +309,9 @@ class TestPairs:
     def test_a_pair_is_resolved_by_the_caller(self):
         asked = []
 
-        def resolve(f: str, g: str) -> tuple[str, Side, Side]:
+        def resolve(f: str, g: str) -> PairSides:
             asked.append((f, g))
-            return "", side("gray", (8, 1, 28, 28), MAP), side("colored", (8, 3, 28, 28), MAP)
+            return PairSides("", side("gray", (8, 1, 28, 28), MAP), side("colored", (8, 3, 28, 28), MAP))
 
         plan = decide(rules_of({**self.RULE, "replace": "f"}), two_points(), resolve)
         (planned,) = plan.sites
@@ -323,21 +323,21 @@ class TestPairs:
         assert [d.action for d in plan.decisions] == ["leave", "leave"]
 
     def test_tokens_are_averaged_by_default(self):
-        def resolve(f: str, g: str) -> tuple[str, Side, Side]:
-            return "", side("gray", (8, 7, 32), TOKENS), GRAY
+        def resolve(f: str, g: str) -> PairSides:
+            return PairSides("", side("gray", (8, 7, 32), TOKENS), GRAY)
 
         assert decide(rules_of(self.RULE), two_points(), resolve).sites[0].reduce == "mean"
 
     def test_what_cannot_be_resolved_is_told_with_the_rule(self):
-        def resolve(f: str, g: str) -> tuple[str, Side, Side]:
+        def resolve(f: str, g: str) -> PairSides:
             raise PlanError(f"there is no input `{f}`")
 
         with pytest.raises(PlanError, match=r"rules\[0\]\.pair: rule `early`: there is no input"):
             decide(rules_of(self.RULE), two_points(), resolve)
 
     def test_unknown_layout(self):
-        def resolve(f: str, g: str) -> tuple[str, Side, Side]:
-            return "", side("gray", (8, 28, 28), UNKNOWN), GRAY
+        def resolve(f: str, g: str) -> PairSides:
+            return PairSides("", side("gray", (8, 28, 28), UNKNOWN), GRAY)
 
         with pytest.raises(PlanError, match="channel axis of input:gray"):
             decide(rules_of(self.RULE), two_points(), resolve)

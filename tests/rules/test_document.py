@@ -209,11 +209,11 @@ def test_modalities_are_resolved_to_inputs():
     rules = Rules.from_dict(
         {"version": 1, "modalities": {"a": ["x*"], "b": "batch"}, "rules": [{"id": "r", "match": {}}]}
     )
-    inputs = ("x2", "batch.u", "x1", "batch.v")
+    inputs = dict.fromkeys(("x2", "batch.u", "x1", "batch.v"), (2, 3))
     found = rules.resolve_modalities(inputs)
     assert found == {"a": Modality("a", ("x2", "x1")), "b": Modality("b", ("batch.u", "batch.v"))}
     with pytest.raises(RulesError, match=r"no input is called `batch`; did you mean `batches`\?"):
-        rules.resolve_modalities(("x", "batches"))
+        rules.resolve_modalities({"x": (2,), "batches": (2,)})
 
 
 def test_loading_needs_no_torch():

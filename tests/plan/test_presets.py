@@ -1,0 +1,68 @@
+"""Each preset on models of its kind, compared as a whole: what a plan says is what people go by.
+
+`UPDATE_GOLDEN=1 pytest tests/plan/test_presets.py` writes the plans anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import regbn_surgery
+from regbn_surgery import Rules
+from regbn_surgery._rules import preset_names
+from regbn_surgery._types import Plan
+from regbn_surgery.nn import RegBN
+
+from ..zoo import CASES
+
+GOLDEN = Path(__file__).parent / "golden"
+MODELS = {case.name: case for case in CASES}
+PAIRS = [
+    ("early", "early_concat"),
+    ("late", "graph_and_image"),
+    ("late", "three_modalities"),
+    ("layer-wise", "fusenet"),
+    ("layer-wise", "slowfast"),
+    ("cross-attention", "cross_attention_batch_first"),
+    ("cross-attention", "hf_whisper"),
+    ("token-concat", "hf_visual_bert"),
+]
+
+
+def test_every_preset_is_tried() -> None:
+    assert set(preset_names()) == {preset for preset, _ in PAIRS}
+
+
+@pytest.mark.parametrize(("preset", "name"), PAIRS, ids=lambda value: value)
+def test_the_plan_is_as_agreed(preset: str, name: str) -> None:
+    if name.startswith("hf_"):
+        pytest.importorskip("transformers", reason="the model is one of transformers")
+    case = MODELS[name]
+    plan = regbn_surgery.plan(case.model(), preset, case.example)
+    assert plan.sites
+    assert not [note for note in plan.notes if "fails" in note]
+    path = GOLDEN / f"{preset}-{name}.json"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(plan.to_json() + "\n", encoding="utf-8")
+    assert plan.to_json() + "\n" == path.read_text(encoding="utf-8")
+    assert Plan.from_json(path.read_text(encoding="utf-8")) == plan
+
+
+@pytest.mark.parametrize(("preset", "name"), PAIRS[:4], ids=lambda value: value)
+def test_a_stored_plan_is_applied_as_it_is(preset: str, name: str) -> None:
+    case = MODELS[name]
+    stored = Plan.from_dict(json.loads((GOLDEN / f"{preset}-{name}.json").read_text(encoding="utf-8")))
+    model = regbn_surgery.regbnify(case.model(), stored, case.example)
+    expected = sorted(f"{site.host}.{site.name}.regbn".lstrip(".") for site in stored.sites)
+    assert sorted(path for path, module in model.named_modules() if isinstance(module, RegBN)) == expected
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_presets_say_the_same_as_dict_and_file(preset: str) -> None:
+    rules = Rules.load(preset)
+    assert Rules.from_dict(rules.to_dict()) == rules

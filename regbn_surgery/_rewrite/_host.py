@@ -307,6 +307,10 @@ def rewritten_class(cls: Any, methods: tuple[str, ...] = ()) -> type[nn.Module]:
         surgery: HostSurgery = self.__dict__[ATTRIBUTE]
         return surgery.run(self, args, kwargs)
 
+    # Who unwraps functions (accelerate, taking its own wrapper off) must not unwrap this one: RegBN would be gone.
+    forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+    del forward.__wrapped__  # type: ignore[attr-defined]
+
     def reduce(self: nn.Module, protocol: Any) -> Any:
         made = cls.__reduce_ex__(self, protocol)
         if made[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
@@ -379,6 +383,8 @@ def install(host: nn.Module, surgery: HostSurgery) -> None:
 def _is_its_own(forward: Any, host: nn.Module) -> bool:
     """Whether a forward on the instance is a method of the instance, perhaps with arguments filled in: then its class
     put it there, and no other library that will want to take it away again."""
+    if "_original_forward" in host.__dict__:  # where accelerate keeps the forward that it will put back
+        return False
     while isinstance(forward, functools.partial):
         forward = forward.func
     return inspect.ismethod(forward) and forward.__self__ is host

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.checkpoint import checkpoint
 
 from regbn_surgery._rewrite import identity
-from tests.zoo._running import call, tensors_of
+from tests.zoo._running import call, copied, tensors_of
 
 from ._subject import (
     SEED,
@@ -38,7 +38,7 @@ def compiled(subject: Subject) -> None:
     example = subject.example()
     for train in (False, True):
         eager = warmed(subject.rewritten(), example).train(train)
-        model = copy.deepcopy(eager)
+        model = copied(eager)
 
         def original(train: bool = train) -> Any:
             return _graphs(subject.original().train(train), example)
@@ -124,7 +124,7 @@ def gradient_checkpointing(subject: Subject) -> None:
     example = subject.example()
     the_original_must("bear checkpointing", lambda: _checkpointed(subject.original().train(), example))
     plain = warmed(subject.rewritten(), example).train()
-    model = copy.deepcopy(plain)
+    model = copied(plain)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         loss_of(call(plain, copy.deepcopy(example))).backward()

@@ -161,6 +161,10 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+            for stream in (self.process.stdin, self.process.stdout):
+                assert stream is not None
+                with contextlib.suppress(BrokenPipeError):  # what was still to be written is lost with the worker
+                    stream.close()
             self.process = None
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +21,29 @@ from tests.zoo import CASES, ZooCase
 from tests.zoo._running import call, copied, tensors_of
 
 SEED = 5
-BY_NAME = {case.name: case for case in CASES}
+
+
+def _pmr() -> ZooCase:
+    """The two-branch CNN of examples/pmr, loaded by its path, under a name by which it can be pickled."""
+    path = Path(__file__).parents[2] / "examples" / "pmr" / "model.py"
+    spec = importlib.util.spec_from_file_location("pmr_model", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)
+    return ZooCase(
+        name="pmr",
+        build=module.TwoBranchClassifier,
+        inputs=lambda batch: (torch.rand(batch, 1, 28, 28), torch.rand(batch, 3, 28, 28)),
+        modalities={"gray": ["gray"], "colored": ["colored"]},
+        points=(),
+        normalize="gray",
+        rules=({"id": "late", "match": {"kind": "concat"}, "normalize": "gray", "against": "colored"},),
+    )
+
+
+#: The zoo, and the example that this repository is about.
+BY_NAME = {case.name: case for case in (*CASES, _pmr())}
 
 
 class DoesNotApplyError(Exception):

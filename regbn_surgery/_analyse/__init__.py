@@ -22,7 +22,9 @@ from ._flow import follow
 from ._layouts import channel_axes, compare_batches, compare_lengths, layout_of, same_calls
 from ._notes import find_notes
 from ._pairs import Pair, resolve_pair
-from ._points import Recipe, Run, find_points
+from ._points import find_points
+from ._runs import Run
+from ._sites import Recipe
 from ._sources import ModalityLike, Sources, find_sources, input_lineages, matches_input, module_lineages
 
 #: What a model's own code raises when it is run in a way it does not support.

@@ -61,6 +61,15 @@ class Meeting:
     outer: bool = False  # an outer sum or product: each operand is stretched along the other's axes
     more: list[tuple[Op, tuple[Met, ...]]] = field(default_factory=list)  # calls that belong to the same point
 
+    def all_operands(self) -> list[Met]:
+        """Those of every call that belongs to it, scores left out."""
+        operands = list(self.operands)
+        for _, more in self.more:
+            operands.extend(
+                met for met in more if met.lineage.axes is None and all(met.info.uid != m.info.uid for m in operands)
+            )
+        return operands
+
 
 class Meetings:
     """The meetings of a run, noted as it is followed. `_flow` tells it of every operation, and of every lineage."""

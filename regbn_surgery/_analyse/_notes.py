@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .._types import FusionPoint
-from ._points import Found, Run
+from ._points import Found
+from ._runs import Run
 from ._sources import Sources
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from .._errors import PlanError
 from .._types import Side
 from ._anchors import FrameView, Take
-from ._points import Recipe, Run
+from ._runs import Run
+from ._sites import Recipe
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,246 @@
+"""Where at a fusion point RegBN can go: the pairs of tensors, how they lie, and the recipe by which each is taken."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .._types import Reduce, Side, Site
+from ._anchors import Event, FrameView, Key, Take
+from ._axes import concat_dim
+from ._families import CONCATS
+from ._flow import Meeting, Met
+from ._lineage import comparable
+from ._masks import find_mask
+from ._runs import Run, layer_behind, ordered, producer
+from ._scatter import Scatter, scatter_sides
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to put RegBN at a site, for the rewrite: which calls of the owner, what to take, what to replace.
+
+    `leaf` is the path of the torch module whose arguments the two sides are (an `nn.MultiheadAttention`). `cycle` is
+    the role of each call of the owner within one call of the module `caller`, where roles differ; else None. `mask`
+    is the argument that masks the positions of side `mask_side`.
+    """
+
+    owner: str
+    key: Key
+    takes: tuple[Take, Take]
+    leaf: str | None
+    leaf_arguments: tuple[tuple[str, ...], tuple[str, ...]] | None
+    role: int
+    cycle: tuple[int, ...] | None
+    caller: str
+    mask: str | None
+    mask_side: int
+    repeats: bool  # the call stands in a loop: each of its rounds is this site
+    whole_input: tuple[bool, bool]  # whether nothing else in the owner reads that argument
+    mask_leaves_out: bool = False  # whether True in the mask marks what to leave out, not what to keep
+    makers: tuple[str | None, str | None] = (None, None)  # the nearest layer that each side comes out of
+    scatter: Scatter | None = None  # of a point of that kind: its calls, in other words
+
+
+def find_sites(run: Run, meeting: Meeting, role: int) -> list[tuple[Site, Recipe]]:
+    frame = run.trace.frames[meeting.op.frame]
+    view = FrameView(frame, run.trace, run.flow, run.layout)
+    event = view.event_of(meeting.op)
+    if meeting.op.name in ("MultiheadAttention", "TransformerDecoderLayer", "TransformerDecoder", "Transformer"):
+        pairs = _leaf_pairs(meeting)
+    elif meeting.kind == "attention":
+        pairs = _attention_pairs(meeting)
+    else:
+        pairs = _operand_pairs(meeting)
+    return [_site(run, meeting, view, event, pair, role) for pair in pairs]
+
+
+Pair = tuple[tuple[Met, ...], tuple[Met, ...]]
+
+
+def _operand_pairs(meeting: Meeting) -> list[Pair]:
+    """Every pair of operands that meet, in operand order; nested homes are a pair where a mixed stream re-enters."""
+    operands = meeting.operands
+    pairs: list[Pair] = [((a,), (b,)) for a, b in itertools.combinations(operands, 2) if not comparable(a.home, b.home)]
+    return pairs or [((a,), (b,)) for a, b in itertools.combinations(operands, 2) if a.home != b.home or meeting.level]
+
+
+def _attention_pairs(meeting: Meeting) -> list[Pair]:
+    """The query, and the key and the values together."""
+    query = meeting.operands[0]
+    others = [met for met in meeting.all_operands() if met is not query]
+    same = [met for met in others if comparable(met.home, query.home)]
+    other = [met for met in others if not comparable(met.home, query.home)]
+    return [((query, *same), tuple(other))] if other else []
+
+
+def _leaf_pairs(meeting: Meeting) -> list[Pair]:
+    query = next((met for met in meeting.operands if met.position == 0), meeting.operands[0])
+    other = tuple(met for met in meeting.operands if not comparable(met.home, query.home))
+    return [((query,), other)] if other else []
+
+
+def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role: int) -> tuple[Site, Recipe]:
+    """The tensor written into and what is written; neither is an argument of the call that a reader could be given."""
+    op, host = meeting.op, view.frame.path
+    found = scatter_sides(op, tuple(side[0].position for side in pair), run.trace, run.layout)
+    obstacle = found.obstacle
+    sides, takes = [], []
+    words = (f"what {op.name} writes into", f"what {op.name} writes")
+    for (met, *_), (shape, layout), anchor in zip(pair, (found.into, found.source), words, strict=True):
+        dtype = str(met.info.dtype).removeprefix("torch.")
+        sides.append(Side(ordered(run, met.home), shape, dtype, layout, anchor))
+        if not layout.known:
+            obstacle = obstacle or f"the layout of {anchor} is not known: {'; '.join(layout.evidence)}"
+        at = (op.key, met.position)
+        takes.append(Take(met.info.uid, at, (at,)))
+    if host == "?":
+        obstacle = "the owner is made inside forward, so that nothing could be put into it for good"
+    scatter = found.scatter
+    in_sequence = any(side.layout.sequence or scatter.axis in side.layout.spatial_dims for side in sides)
+    reduce: Reduce = "mean" if not scatter.written or in_sequence else "flatten"
+    site = Site(host, (sides[0], sides[1]), reduce, role, None, obstacle)
+    recipe = Recipe(
+        owner=host,
+        key=op.key,
+        takes=(takes[0], takes[1]),
+        leaf=None,
+        leaf_arguments=None,
+        role=role,
+        cycle=None,
+        caller="",
+        mask=None,
+        mask_side=1,
+        repeats=False,
+        whole_input=(False, False),
+        makers=(layer_behind(run, takes[0].uid), layer_behind(run, takes[1].uid)),
+        scatter=scatter,
+    )
+    return site, recipe
+
+
+def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair, role: int) -> tuple[Site, Recipe]:
+    if meeting.kind == "scatter":
+        return _scatter_site(run, meeting, view, pair, role)
+    leaf = meeting.op.module
+    takes, gate, obstacle = [], None, None
+    for i, side in enumerate(pair):
+        take, reason = _take(meeting, view, event, side, leaf)
+        takes.append(take)
+        obstacle = obstacle or reason
+        if not take.readers:
+            gate = i
+    sides = tuple(_side(run, view, take, event, side) for take, side in zip(takes, pair, strict=True))
+    for found in sides:
+        if not found.layout.known:
+            obstacle = obstacle or f"the layout of {found.anchor} is not known: {'; '.join(found.layout.evidence)}"
+    host = view.frame.path
+    if host == "?":
+        obstacle = "the owner is made inside forward, so that nothing could be put into it for good"
+    site = Site(host, (sides[0], sides[1]), _reduce(meeting, sides), role, gate, obstacle)
+    arguments = _leaf_arguments(meeting, pair) if leaf is not None else None
+    whole = tuple(
+        take.argument is not None
+        and all((reader.key, position) in take.readers for reader, position in view.readers.get(take.uid, ()))
+        for take in takes
+    )
+    mask = find_mask(meeting, view, sides)
+    recipe = Recipe(
+        owner=host,
+        key=meeting.op.key,
+        takes=(takes[0], takes[1]),
+        leaf=leaf if arguments else None,
+        leaf_arguments=arguments,
+        role=role,
+        cycle=None,
+        caller="",
+        mask=mask.name if mask is not None else None,
+        mask_side=mask.side if mask is not None else 1,
+        repeats=False,
+        whole_input=(whole[0], whole[1]),
+        makers=(layer_behind(run, takes[0].uid), layer_behind(run, takes[1].uid)),
+        mask_leaves_out=mask is not None and mask.leaves_out,
+    )
+    return site, recipe
+
+
+def _take(
+    meeting: Meeting, view: FrameView, event: Event, side: tuple[Met, ...], leaf: str | None
+) -> tuple[Take, str | None]:
+    uids = tuple(met.info.uid for met in side)
+    if meeting.kind == "attention" and leaf is None:
+        stream = view.stream_before_projection(uids)
+        if stream is None and len(set(uids)) > 1:
+            # Keys and values come by ways of their own (a position code on the keys alone): fit on the keys, replace
+            # neither, as for torch's own attention.
+            keys = view.stream_before_projection(uids[:1])
+            if keys is not None:
+                return view.read_only(keys), None
+        if stream is None:
+            first = Take(uids[0], (event.key, side[0].position), (), None)
+            return first, "no [B, L, C] stream before the attention's projections was found in its owner"
+        return view.take(stream, uids, event), None
+    if leaf is not None and len(set(uids)) > 1:
+        # Key and value are different tensors (a position code on the keys alone): fit on the keys, replace neither.
+        return view.read_only(uids[0]), None
+    if meeting.gate is not None and side[0].position == meeting.gate:
+        return view.read_only(view.before_squash(uids[0])), None
+    if meeting.kind in ("matmul", "bilinear") and leaf is None:
+        behind = view.argument_behind(uids[0])
+        if behind is not None:
+            return view.take(behind, uids, event), None
+    if meeting.outer:
+        return view.take(view.before_broadcast(uids[0]), uids, event), None
+    if meeting.kind == "similarity":
+        stream = view.before_normalisation(uids[0])
+        readers = tuple((reader.key, position) for reader, position in view.readers[stream])
+        return view.taken(stream, readers[0], readers), None
+    readers = tuple((event.key, position) for position, uid in enumerate(event.inputs) if uid in uids)
+    return view.taken(uids[0], readers[0], readers), None
+
+
+def _leaf_arguments(meeting: Meeting, pair: Pair) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Names of the leaf module's arguments that each side is: what a pre-hook on the leaf replaces."""
+    names = {
+        "MultiheadAttention": ("query", "key", "value"),
+        "TransformerDecoderLayer": ("tgt", "memory"),
+        "TransformerDecoder": ("tgt", "memory"),
+        "Transformer": ("src", "tgt"),
+        "Bilinear": ("input1", "input2"),
+    }.get(meeting.op.name)
+    if names is None or any(met.position >= len(names) for side in pair for met in side):
+        return None
+    first, second = (tuple(names[met.position] for met in side) for side in pair)
+    return first, second
+
+
+def _side(run: Run, view: FrameView, take: Take, event: Event, side: tuple[Met, ...]) -> Side:
+    info = run.trace.tensors[take.uid]
+    # An operand written to in place has another lineage after the call than it had at it.
+    met = next((met.lineage for met in side if met.info.uid == take.uid), None)
+    home = (met or run.flow.lineages[take.uid]).home
+    if take.argument is not None:
+        anchor = f"argument `{take.argument}`"
+    elif take.uid in event.inputs:
+        anchor = f"operand {event.inputs.index(take.uid)} of {event.key[0]}"
+    else:
+        anchor = producer(run, take.uid)
+    return Side(
+        home=ordered(run, home),
+        shape=info.shape,
+        dtype=str(info.dtype).removeprefix("torch."),
+        layout=run.layout(take.uid),
+        anchor=anchor,
+    )
+
+
+def _reduce(meeting: Meeting, sides: Sequence[Side]) -> Reduce:
+    """`mean` wherever tokens are met, whose number need not be the same in f and g or from batch to batch."""
+    if meeting.kind == "attention" or any(side.layout.sequence for side in sides):
+        return "mean"
+    if meeting.op.name in CONCATS and meeting.op.name != "stack":
+        dim = concat_dim(meeting.op, len(sides[0].shape))
+        if any(side.layout.known and dim in side.layout.spatial_dims for side in sides):
+            return "mean"
+    return "flatten"

@@ -74,6 +74,8 @@ def well_opened(graph: ModelGraph, most: int = 60) -> frozenset[str]:
     heapq.heapify(queue)
     while queue:
         unmarked, _, size, identity = heapq.heappop(queue)
+        if unmarked and size > 1 and graph.box[identity].repeats:
+            continue  # one name for all of them says more
         if shown + size - 1 > (most // 2 if unmarked else 3 * most):
             continue
         opened.add(identity)

@@ -11,7 +11,8 @@ const state = {
   found: [], at: -1, x: 0, y: 0, k: 1,
 };
 let model = models[state.which], shown = null;
-const drawn = new Map(); // id -> {g, rect} of each node and box on screen
+const drawn = new Map(); // id -> {g, rect} of each node and box that is drawn
+let lines = []; // {g, rect} of each edge
 
 function make(tag, attributes = {}, text = null) {
   const element = document.createElementNS(SVG, tag);
@@ -77,6 +78,7 @@ function drawBox(id, rect) {
 function draw() {
   shown = arrange(model.view(state.open, state.all));
   drawn.clear();
+  lines = [];
   const boxes = document.createDocumentFragment(), edges = document.createDocumentFragment();
   const nodes = document.createDocumentFragment();
   for (const [id, rect] of shown.boxes) { const g = drawBox(id, rect); drawn.set(id, { g, rect }); boxes.append(g); }
@@ -86,6 +88,7 @@ function draw() {
     const path = make("path", { class: `edge ${stream(edge.home)} ${changed ? "changed" : ""}`, d: curve(points) });
     path.append(make("title", {}, edge.tensors.slice(0, 6).map((t) => `${t.shape} ${t.dtype} ${t.roles}`.trim()).join("\n")));
     edges.append(path);
+    lines.push({ g: path, rect: extent(points) });
   }
   for (const [id, rect] of shown.nodes) { const g = drawNode(id, rect); drawn.set(id, { g, rect }); nodes.append(g); }
   $("boxes").replaceChildren(boxes);
@@ -94,6 +97,11 @@ function draw() {
   document.body.dataset.shown = String(shown.nodes.size);
   mark();
   move();
+}
+
+function extent(points) {
+  const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]), x = Math.min(...xs), y = Math.min(...ys);
+  return { x: x - 4, y: y - 4, w: Math.max(...xs) - x + 8, h: Math.max(...ys) - y + 8 };
 }
 
 function mark() {
@@ -127,12 +135,14 @@ function move() {
 
 // Of a large picture only what is on screen is kept in the document's layout.
 function cull() {
-  if (drawn.size < 400) { if (cull.used) for (const { g } of drawn.values()) g.style.display = ""; cull.used = false; return; }
-  cull.used = true;
+  const all = [...drawn.values(), ...lines];
+  const much = all.length > 600;
+  if (!much && !cull.used) return;
+  cull.used = much;
   const { width, height } = $("stage").getBoundingClientRect();
-  const [left, top, right, bottom] = [-state.x / state.k, -state.y / state.k, (width - state.x) / state.k, (height - state.y) / state.k];
-  for (const { g, rect } of drawn.values()) {
-    const out = rect.x > right || rect.x + rect.w < left || rect.y > bottom || rect.y + rect.h < top;
+  const left = -state.x / state.k, top = -state.y / state.k, right = left + width / state.k, bottom = top + height / state.k;
+  for (const { g, rect } of all) {
+    const out = much && (rect.x > right || rect.x + rect.w < left || rect.y > bottom || rect.y + rect.h < top);
     const wanted = out ? "none" : "";
     if (g.style.display !== wanted) g.style.display = wanted;
   }
@@ -266,7 +276,10 @@ function describePoint(panel, id, point) {
 function describeHost(panel, host) {
   panel.append(html("h3", "", `what the surgery did to ${host.host || "the model"} (tier ${host.tier})`));
   const pre = html("pre");
-  for (const line of host.diff.split("\n")) pre.append(html("span", { "+": "add", "-": "cut", "@": "at" }[line[0]] || "", `${line}\n`));
+  for (const line of host.diff.split("\n")) {
+    const kind = /^(\+\+\+|---|@)/.test(line) ? "at" : { "+": "add", "-": "cut" }[line[0]] || "";
+    pre.append(html("span", kind, `${line}\n`));
+  }
   panel.append(pre);
 }
 

@@ -182,8 +182,8 @@ def solve_by_inverses(
     """Solve for lambda with matrix inverses alone, for devices on which a decomposition would make the host wait."""
     largest = _largest_eigenvalue(K)
     floor = torch.where(largest > 0, K.shape[-1] * limits.eps * largest, 1.0)
-    T = K @ K if constraint == "smoother" or T is None else T
     span = _span(K, floor)
+    T = K @ K if constraint == "smoother" or T is None else span @ T @ span  # K F F^T is not symmetric
 
     def spanned(shift: Tensor) -> Tensor:
         """(K + shift I)^-1 in the span of K alone: elsewhere T is rounding, which a small shift would lift."""

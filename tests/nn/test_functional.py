@@ -114,6 +114,7 @@ def test_root_from_any_spectrum(seed: int, size: int, decades: float, log_scale:
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @settings(max_examples=40, deadline=None)
 @example(shape=(1, 2, 1, 1, 1, 2.0, 1.0))  # frobenius, rank 1: rounding of T over the square of a small lambda
+@example(shape=(101130, 7, 1, 1, 12, -1.0, 0.2))  # the same in the bracket
 @given(shape=shapes)
 def test_inverses_find_what_eigenvectors_find(constraint: str, shape: tuple) -> None:
     """The two ways to the root, of which other devices take the one without a decomposition."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from regbn_surgery import RegBN, Rules
+from regbn_surgery import RegBN, RewriteError, Rules, regbnify
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -94,3 +94,18 @@ def test_links() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (root / target).exists(), f"README.md points to {target}, which does not exist"
+
+
+def test_the_page_on_models(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its blocks run one after another, as a reader would run them, and say what the page says they do."""
+    text = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(code, names)
+    out = capsys.readouterr().out
+    assert out.count("concat, late") == 2
+    inspect, late, example, longer = (names[name] for name in ("inspect", "Late", "example", "longer"))
+    point = inspect(late(), [example, longer]).fusion_points[0]  # type: ignore[operator]
+    assert point.sites[0].reduce == "flatten"  # both branches are means already
+    with pytest.raises(RewriteError, match="meta device"):
+        regbnify(names["huge"], "late", example)  # type: ignore[arg-type]

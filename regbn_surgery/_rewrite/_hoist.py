@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from .. import _tree
 from .._errors import RewriteError
+from ._growing import called_with
 from ._roles import Roles
-from ._site import RegBNSite, keep_mask
+from ._site import RegBNSite
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class HoistHook:
                 continue  # a call without the other modality, such as self-attention: nothing meets
             site = getattr(module, spec.site)
             assert isinstance(site, RegBNSite)
-            f_new, g_new = site(f, g, **self._masks(spec, site, f, g, args, kwargs))
+            with called_with(args, kwargs):
+                f_new, g_new = site(f, g, **self._masks(spec, site, f, g, args, kwargs))
             args, kwargs = self._replace(spec.f, f, f_new, args, kwargs)
             if spec.replace_g:
                 args, kwargs = self._replace(spec.g, g, g_new, args, kwargs)
@@ -65,14 +67,8 @@ class HoistHook:
     ) -> dict[str, Tensor]:
         if spec.mask is None:
             return {}
-        masked, axes = (f, site.f_axes) if spec.mask_of == "f" else (g, site.g_axes)
-        if len(axes) != 3:
-            return {}
-        keep = keep_mask(self._find(spec.mask, args, kwargs), masked.shape[axes[2]], spec.padding)
-        if keep is None or keep.shape[0] not in (1, masked.shape[axes[0]]):
-            return {}
-        keep = keep.expand(masked.shape[axes[0]], -1)
-        return {f"{spec.mask_of}_mask": keep}
+        keep = site.kept(self._find(spec.mask, args, kwargs), f, g, spec.mask_of, spec.padding)
+        return {f"{spec.mask_of}_mask": keep} if keep is not None else {}
 
     def _find(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         root, *rest = name.split(".")

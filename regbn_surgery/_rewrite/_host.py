@@ -24,9 +24,10 @@ from .._capture._recorder import is_child
 from .._capture._subclass import quiet_subclass
 from .._errors import CaptureError, RegBNBypassedError, RewriteError, UnseenCallError
 from .._state import preserved, random_state, seeded
-from ._bypass import continues_from_cache, tell_passed_by
+from ._bypass import refuse_going_on, remember_caches, tell_passed_by
 from ._calls import Key, Known, key_of, kind_of, own_arguments, sizes_of, spelled
 from ._compare import difference
+from ._growing import called_with
 from ._guard import ATTRIBUTE, on_the_stack
 from ._interpose import interposed
 from ._local import LocalSite, Variant, build_variant
@@ -62,7 +63,7 @@ class HostSurgery:
         """The host's forward, with RegBN in it."""
         if torch.compiler.is_compiling():
             return self._run(host, args, kwargs)
-        with on_the_stack(self.token):
+        with on_the_stack(self.token), called_with(args, kwargs):
             return self._run(host, args, kwargs)
 
     def run_method(self, host: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -83,14 +84,16 @@ class HostSurgery:
         if variant is None:
             return interposed(host, self.path, unbound_forward(host), self._sites(role), args, kwargs)
         if not variant.sites:
+            if not torch.compiler.is_compiling():
+                refuse_going_on(host, self.path, self._sites(role), args, kwargs)
             return original(*args, **kwargs)
         with _modes_restored():
             result = variant.function(host, *args, **kwargs)
-        if not variant.stores:
-            return result
-        output, stores = result
+        output, stores = result if variant.stores else (result, {})
         for name, value in stores.items():
             setattr(host, name, value)
+        if not torch.compiler.is_compiling():
+            remember_caches(args, kwargs, output)
         return output
 
     def _sites(self, role: int) -> tuple[LocalSite, ...]:
@@ -159,7 +162,7 @@ class HostSurgery:
         sites = self._sites(role)
         variant = build_variant(host, trace, sites)
         if not variant.sites:
-            tell_passed_by(host, self.path, sites, args, kwargs, continues_from_cache(args, kwargs))
+            tell_passed_by(host, self.path, sites, args, kwargs)
         else:
             self._check(host, variant, args, kwargs, output)
         return self._remember(key_of(host, role, args, kwargs), variant, sizes_of(args, kwargs))

@@ -23,7 +23,7 @@ from .._capture import _functions as fn
 from .._capture import intercepting
 from .._capture._source import current_source
 from .._errors import RewriteError
-from ._bypass import continues_from_cache, tell_passed_by
+from ._bypass import remember_caches, tell_passed_by
 from ._local import LocalSite
 from ._scatter import run_scatter
 
@@ -58,6 +58,8 @@ class _Passage(TorchFunctionMode):
         self.held: dict[tuple[str, str], Tensor] = {}  # (site, "f" or "g") -> the tensor to take
         self.results: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}  # site -> f, g, f', g'
         self.originals: dict[int, Tensor] = {}
+        self.arguments: dict[str, Any] = {}  # of the host, by dotted name
+        self.mask: Any = None  # of the torch module that attends, while it is called
         self.stretches: dict[tuple[str, Key], Any] = {}  # (site, earlier call that filled a part) -> the index it used
         self.inside = False
         self.reached = False
@@ -106,6 +108,8 @@ class _Passage(TorchFunctionMode):
         line = (name, source.file if source else "", source.line if source else 0)
         key: Key = (*line, self.keys[line])
         self.keys[line] += 1
+        attends = name == "MultiheadAttention"
+        self.mask = kwargs.get("key_padding_mask", args[3] if len(args) > 3 else None) if attends else None
         now: dict[int, Tensor] = {}
         for site in self.sites:
             args, kwargs = self._substitute(site, key, args, kwargs, now)
@@ -135,7 +139,7 @@ class _Passage(TorchFunctionMode):
 
     def start(self, arguments: dict[str, Any]) -> None:
         """Take what the sites take from the host's own arguments."""
-        leaves = dict(_tree.leaves(arguments))
+        leaves = self.arguments = dict(_tree.leaves(arguments))
         for site in self.sites:
             for side, take in (("f", site.f), ("g", site.g)):
                 tensor = leaves.get(take.argument) if take.argument is not None else None
@@ -198,7 +202,7 @@ class _Passage(TorchFunctionMode):
         module = getattr(self.host, site.name)
         self.reached = True
         with leaving(self):
-            f_new, g_new = module(f, g)
+            f_new, g_new = module(f, g, mask=self.arguments.get(site.mask or "", self.mask))
         result = self.results[site.name] = (f, g, f_new, g_new)
         return result
 
@@ -222,11 +226,12 @@ def interposed(
     forward = forward.__get__(host)
     passage = _Passage(host, sites)
     passage.start(_tree.bind(forward, args, kwargs))
-    continued = continues_from_cache(args, kwargs)
     with intercepting(passage), passage:
         output = forward(*args, **kwargs)
-    if not passage.reached:
-        tell_passed_by(host, path, sites, args, kwargs, continued)
+    if passage.reached:
+        remember_caches(args, kwargs, output)
+    else:
+        tell_passed_by(host, path, sites, args, kwargs)
     return output
 
 

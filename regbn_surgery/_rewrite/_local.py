@@ -19,7 +19,7 @@ from torch import nn
 
 from .._analyse import Take
 from .._analyse._scatter import Scatter
-from .._capture import Op, Trace
+from .._capture import Op, TensorRef, Trace
 from .._errors import RewriteError
 from ._scatter import insert_scatter
 
@@ -41,6 +41,8 @@ class LocalSite:
     into_is_f: bool = True  # of a scatter: whether the tensor written into is f
     makers: tuple[str | None, str | None] = (None, None)  # of the host's layers, those that f and g come out of
     methods: tuple[str, ...] = ()  # beside `forward`, in which the two meet as well
+
+    mask: str | None = None  # argument of the host (or of its torch module that attends) that masks one of the sides
 
     @property
     def point_call(self) -> str:
@@ -142,7 +144,9 @@ def _insert(trace: Trace, events: dict[Key, Op], site: LocalSite, current: Curre
         )
     _refuse_hazard(site.name, late, after, order)
     with graph.inserting_after(after):
-        call = graph.create_node("call_module", site.name, (f, g), name=site.name)
+        mask = _mask(trace, events, site, order, after)
+        given: dict[str, Any] = {} if mask is None else {"mask": mask}
+        call = graph.create_node("call_module", site.name, (f, g), given, name=site.name)
     with graph.inserting_after(call):
         g_new = graph.create_node("call_function", operator.getitem, (call, 1), name=f"{site.name}_g")
         f_new = graph.create_node("call_function", operator.getitem, (call, 0), name=f"{site.name}_f")
@@ -157,6 +161,19 @@ def _insert(trace: Trace, events: dict[Key, Op], site: LocalSite, current: Curre
     if not g_readers:
         graph.erase_node(g_new)
     return True
+
+
+def _mask(
+    trace: Trace, events: dict[Key, Op], site: LocalSite, order: dict[torch.fx.Node, int], after: torch.fx.Node
+) -> torch.fx.Node | None:
+    """The node of the mask over a side's positions, where this call has one."""
+    uid = dict(trace.inputs).get(site.mask or "")
+    attending = events.get(site.f.at[0])
+    if uid is None and attending is not None:
+        given = attending.kwargs.get(site.mask or "", attending.args[3] if len(attending.args) > 3 else None)
+        uid = given.uid if isinstance(given, TensorRef) and attending.name == "MultiheadAttention" else None
+    nodes = (node for op in trace.ops for i, node in zip(op.inputs, op.input_nodes, strict=True) if i == uid)
+    return next((node for node in nodes if node is not None and order.get(node, -1) in range(order[after] + 1)), None)
 
 
 def _insert_scatter(trace: Trace, events: dict[Key, Op], site: LocalSite, scatter: Scatter) -> bool:

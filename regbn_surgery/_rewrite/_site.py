@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._errors import RegBNShapeError
 from .._types import PlannedSite, Side
 from ..nn import RegBN
+from ._growing import refuse_growing_g
 
 
 class RegBNSite(nn.Module):
@@ -21,8 +22,11 @@ class RegBNSite(nn.Module):
     unchanged where the site replaces f alone.
     """
 
-    def __init__(self, planned: PlannedSite, replace_g: bool) -> None:
+    def __init__(self, planned: PlannedSite, replace_g: bool, masking: tuple[str, bool] | None = None) -> None:
+        """`masking`: which side ("f" or "g") a `mask` given to forward is of, and whether True in it leaves out."""
         super().__init__()
+        self.masking = masking
+        self.causal_g = planned.g.causal is True
         self.f_axes = _to_channels_first(planned.f)
         self.g_axes = _to_channels_first(planned.g)
         self.replace_g = replace_g
@@ -35,7 +39,7 @@ class RegBNSite(nn.Module):
         self.calls = 0  # how often the site was reached, for the self-check
 
     def forward(
-        self, f: Tensor, g: Tensor, f_mask: Tensor | None = None, g_mask: Tensor | None = None
+        self, f: Tensor, g: Tensor, f_mask: Tensor | None = None, g_mask: Tensor | None = None, mask: Any = None
     ) -> tuple[Tensor, Tensor]:
         if self.bypass:
             self.calls += 1
@@ -46,9 +50,23 @@ class RegBNSite(nn.Module):
                     f"{name} has {tensor.dim()} axes, {list(tensor.shape)}, where RegBN was put in for {len(axes)}: "
                     "the host was called with tensors of another rank than in the example inputs"
                 )
+        if self.causal_g and len(self.g_axes) > 2 and not torch.compiler.is_compiling():
+            refuse_growing_g(g.shape[self.g_axes[2]])
+        if self.masking is not None and mask is not None:
+            keep = self.kept(mask, f, g, *self.masking)
+            f_mask, g_mask = (keep, None) if self.masking[0] == "f" else (None, keep)
         f_new, g_new = self.regbn(f.permute(self.f_axes), g.permute(self.g_axes), f_mask=f_mask, g_mask=g_mask)
         back = f_new.permute(_inverse(self.f_axes))
         return back, (g_new.permute(_inverse(self.g_axes)) if self.replace_g else g)
+
+    def kept(self, mask: Any, f: Tensor, g: Tensor, side: str, leaves_out: bool) -> Tensor | None:
+        """What a mask over the positions of one side keeps, `[B, length]`; None where it does not fit that side."""
+        tensor, axes = (f, self.f_axes) if side == "f" else (g, self.g_axes)
+        if len(axes) != 3:
+            return None
+        batch, length = tensor.shape[axes[0]], tensor.shape[axes[2]]
+        keep = keep_mask(mask, length, leaves_out)
+        return keep.expand(batch, -1) if keep is not None and keep.shape[0] in (1, batch) else None
 
     def extra_repr(self) -> str:
         return f"f_axes={self.f_axes}, g_axes={self.g_axes}"

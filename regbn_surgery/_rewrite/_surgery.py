@@ -263,13 +263,20 @@ def _install(model: nn.Module, operations: Sequence[Operation], writes_parameter
 
 def _site_module(planned: PlannedSite, recipe: Recipe | None) -> RegBNSite:
     if recipe is None or recipe.scatter is None or recipe.scatter.written:
-        return RegBNSite(planned, _replaces_g(planned))
+        return RegBNSite(planned, _replaces_g(planned), _masking(planned, recipe))
     if planned.reduce != "mean":
         raise RewriteError(
             f"rule `{planned.rule}` at `{planned.point}` asks for reduce: {planned.reduce}, but how many positions "
             "the call writes to differs from sample to sample; leave `reduce` at mean there"
         )
     return PositionSite(planned, _replaces_g(planned), into_is_f=_orient(recipe, planned)[0] == 0)
+
+
+def _masking(planned: PlannedSite, recipe: Recipe | None) -> tuple[str, bool] | None:
+    """Which side of a generated or interposed site is masked, and whether True in the mask leaves out."""
+    if recipe is None or recipe.mask is None or planned.reduce != "mean":
+        return None
+    return ("f" if recipe.mask_side == _orient(recipe, planned)[0] else "g"), recipe.mask_leaves_out
 
 
 def _roles(model: nn.Module, members: list[Operation]) -> Roles | None:
@@ -295,7 +302,14 @@ def _spec(operation: Operation) -> HoistSpec:
     mask_of = "f" if recipe.mask_side == i else "g"
     leaves_out = recipe.mask_leaves_out
     return HoistSpec(
-        planned.name, names[i], names[j], _replaces_g(planned), recipe.role, recipe.mask, mask_of, leaves_out
+        planned.name,
+        names[i],
+        names[j],
+        _replaces_g(planned),
+        recipe.role,
+        recipe.mask,
+        mask_of,
+        leaves_out,
     )
 
 
@@ -315,6 +329,7 @@ def _local(operation: Operation) -> LocalSite:
         i == 0,
         (_within(operation.host, recipe.makers[i]), _within(operation.host, recipe.makers[j])),
         planned.methods,
+        recipe.mask,
     )
 
 

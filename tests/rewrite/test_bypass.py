@@ -309,6 +309,23 @@ def test_a_call_in_which_nothing_meets_runs_as_it_always_did_and_says_so(looks: 
     torch.testing.assert_close(found, model(tokens()["b"]))
 
 
+@both_ways
+@pytest.mark.filterwarnings("ignore:.*without coming by any of its RegBN sites")
+def test_a_text_alone_is_generated_with_a_cache_as_it_always_was(looks: bool) -> None:
+    """Nothing has met in what the cache holds; where something has, even a known kind of call is refused."""
+    model, rewritten = joint(looks)
+    ours, theirs = Cache(), Cache()
+    for i in range(3):
+        found = rewritten(tokens()["b"][:, i : i + 1], past_key_values=ours)
+        torch.testing.assert_close(found, model(tokens()["b"][:, i : i + 1], past_key_values=theirs))
+    assert ours.get_seq_length() == theirs.get_seq_length() == 3
+    met = Cache()
+    rewritten(**tokens(), past_key_values=met)
+    for _ in range(2):
+        with pytest.raises(RegBNBypassedError, match="go on from a cache"):
+            rewritten(tokens()["b"][:, :1], past_key_values=met)
+
+
 # -- BLIP-2 -----------------------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from . import _functions as fn
 from ._guards import expect_value
 from ._objects import Objects, UnrecordableError, named_tensors
 from ._scopes import FrameScope, Paused
-from ._source import current_source, entering_grad_mode
+from ._source import current_source, entering_grad_mode, kind_of_module
 from ._trace import Frame, Op, Stranger, Trace, ValueRead
 from ._values import TracedInt, plain
 from ._watch import token
@@ -148,7 +148,7 @@ class Recorder(Objects):
         traits["parametrised"] = next(module.parameters(), None) is not None
         self._record(
             node,
-            type(module).__name__,
+            kind_of_module(module),
             type(module),
             args,
             kwargs,
@@ -165,7 +165,7 @@ class Recorder(Objects):
         if parent is not None:
             call = self._calls[parent][path]
             self._calls[parent][path] += 1
-        name = type(module).__name__
+        name = kind_of_module(module)
         key = self._key(parent, name, current_source()) if parent is not None else (name, "", 0, 0)
         inputs = tuple((name, self.uid(tensor)) for name, tensor in named_tensors(module, args, kwargs))
         reads = tuple(self.uid(tensor) for tensor in _tree.tensors((args, dict(kwargs))))

@@ -7,6 +7,7 @@ import sys
 from types import FrameType
 
 import torch
+from torch import nn
 
 from .._types import Source
 
@@ -38,3 +39,12 @@ def entering_grad_mode() -> bool:
             return False
         frame = frame.f_back
     return True
+
+
+#: Where torch makes classes that stand before a module's own: parametrizations, FSDP2.
+_IN_FRONT = ("torch.nn.utils.parametrize", "torch.distributed.")
+
+
+def kind_of_module(module: nn.Module) -> str:
+    """The name of the module's class, whatever torch has put before it (`Linear` for a `ParametrizedLinear`)."""
+    return next(cls.__name__ for cls in type(module).__mro__ if not cls.__module__.startswith(_IN_FRONT))

@@ -58,9 +58,14 @@ class Known:
             return False
         if self.variant.leaks:
             return sizes in self.exact
-        # A symbolic size, of an export with dynamic shapes, stands for any: asking it for its value would pin it down.
-        pairs = zip(self.seen, sizes, strict=True)
-        return all(isinstance(size, torch.SymInt) or size in seen or is_free(seen) for seen, size in pairs)
+        return all(
+            is_symbolic(size) or size in seen or is_free(seen) for seen, size in zip(self.seen, sizes, strict=True)
+        )
+
+
+def is_symbolic(size: object) -> bool:
+    """Whether a size stands for any, in an export with dynamic shapes: to ask for its value would pin it down."""
+    return isinstance(size, torch.SymInt)
 
 
 def is_free(seen: set[int]) -> bool:

@@ -312,7 +312,7 @@ def rewritten_class(cls: Any, methods: tuple[str, ...] = ()) -> type[nn.Module]:
 
     # Who unwraps functions (accelerate, taking its own wrapper off) must not unwrap this one: RegBN would be gone.
     forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
-    del forward.__wrapped__  # type: ignore[attr-defined]
+    del forward.__wrapped__
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         made = cls.__reduce_ex__(self, protocol)

@@ -21,7 +21,7 @@ from .. import _tree
 from .._analyse import Take
 from .._capture import _functions as fn
 from .._capture import intercepting
-from .._capture._source import current_source
+from .._capture._source import current_source, kind_of_module
 from .._errors import RewriteError
 from ._bypass import remember_caches, tell_passed_by
 from ._local import LocalSite
@@ -89,7 +89,7 @@ class _Passage(TorchFunctionMode):
             with leaving(self):
                 return call(module, *args, **kwargs)
 
-        return self._event(type(module).__name__, run, args, kwargs)
+        return self._event(kind_of_module(module), run, args, kwargs)
 
     def on_function(self, call: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.inside or cls is CheckpointFunction:

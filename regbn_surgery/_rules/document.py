@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
+import yaml
+
 from .._errors import RulesError
 from .._types import Modality
 from . import checks
@@ -156,6 +158,11 @@ class Rules:
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values, fit for JSON, YAML and `from_dict`."""
         return self.document.model_dump(mode="json", exclude_unset=True)
+
+    def to_yaml(self) -> str:
+        """The same as the text of a rules file, without its comments; `from_text` reads it back."""
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+        return text
 
     def where(self, *path: str | int, key: bool = False) -> str:
         """`file:line:column` of a value, for messages."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 
 _LONGEST = 500
 
@@ -34,7 +35,9 @@ def matches(pattern: str, name: str) -> bool:
 
 def _regular_expression(text: str) -> re.Pattern[str]:
     try:
-        return re.compile(text)
+        with warnings.catch_warnings():  # of what a later Python may read otherwise: this one reads it as it does
+            warnings.simplefilter("ignore", FutureWarning)
+            return re.compile(text)
     except re.error as error:
         where = f" at position {error.pos}" if error.pos is not None else ""
         raise PatternError(f"bad regular expression `{text}`: {error.msg}{where}") from error

@@ -29,6 +29,11 @@ _NORMALISING = frozenset({
     "norm", "normalize", "vector_norm", "linalg_vector_norm", "linalg_norm", "sum", "sqrt", "rsqrt", "pow", "square",
     "clamp", "clamp_min", "expand_as", "expand", "__pow__",
 })  # fmt: skip
+#: Of queries and keys after their projection, as linear and bilinear attention have them.
+_ACTIVATIONS = frozenset({
+    "relu", "ReLU", "gelu", "GELU", "elu", "ELU", "silu", "SiLU", "leaky_relu", "LeakyReLU", "tanh", "Tanh", "sigmoid",
+    "Sigmoid", "softplus", "Softplus", "exp", "relu_", "softmax", "Softmax",
+})  # fmt: skip
 _TRANSPARENT = ax.VIEWS | ax.PERMUTES | ax.CASTS | ax.DROPOUTS
 
 
@@ -220,7 +225,13 @@ class FrameView:
         name = event.op.name if event.op is not None else event.key[0]
         if "norm" in name.lower():  # queries and keys normalised per head
             return True
-        return name in _TRANSPARENT | _SCALING | ax.SPLITS | {"cat", "stack", "__getitem__", "cos", "sin"}
+        return name in _TRANSPARENT | _SCALING | _ACTIVATIONS | ax.SPLITS | {
+            "cat",
+            "stack",
+            "__getitem__",
+            "cos",
+            "sin",
+        }
 
 
 def _numel(shape: tuple[int, ...]) -> int:

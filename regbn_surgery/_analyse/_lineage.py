@@ -100,8 +100,8 @@ def carry_axes(lineage: Lineage, move: Movement | None) -> Lineage:
     axes = []
     for source in move.source:
         homes = [lineage.axes[i] for i in source if lineage.axes[i]]
-        if incomparable(homes):
-            return collapsed
+        if incomparable(homes):  # still the scores of that meeting, laid out otherwise: one softmax over all pairs
+            return replace(collapsed, scores=lineage.scores)
         axes.append(union(homes))
     gone = {i for i, home in enumerate(lineage.axes) if home} - {i for source in move.source for i in source}
     if gone & move.mixed:  # a Linear along the positions of one stream turns them into features of the other

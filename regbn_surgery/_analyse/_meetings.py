@@ -319,7 +319,7 @@ class Meetings:
         for m in operands:
             self._mixed(m.lineage)
         if outcome is None:
-            return self._join(op, "matmul", operands)
+            return self._weighed_at_once(op, operands) or self._join(op, "matmul", operands)
         lineage = self._fused(operands, outcome.home)
         if outcome.weighed is not None:
             self._weigh(outcome.weighed, op, outcome.values)
@@ -332,6 +332,14 @@ class Meetings:
         kind: Kind = "similarity" if between_samples or cosine else "matmul"
         meeting = self._meet(op, kind, operands, outcome.home)
         return replace(lineage, axes=outcome.axes, scores=meeting if outcome.axes else None)
+
+    def _weighed_at_once(self, op: Op, operands: tuple[Met, ...]) -> Lineage | None:
+        """`einsum("bvk,bvq,bqk->bk", v, weights, q)`: scores that weigh both their streams in one product."""
+        scores = next((m for m in operands if m.lineage.scores is not None), None)
+        if scores is None or scores.lineage.scores is None or len(operands) < 3:
+            return None
+        self._weigh(scores.lineage.scores, op, tuple(m for m in operands if m is not scores))
+        return self._fused(operands, union(m.home for m in operands))
 
     def _attention(self, op: Op, operands: tuple[Met, ...]) -> Lineage:
         asks = 1 if op.name == "Transformer" else 0  # `Transformer(src, tgt)`: what comes out is the target

@@ -140,3 +140,16 @@ def test_attention_by_cosine_is_attention() -> None:
 
     assert told(forward, QV) == [("attention", {"a", "b"})]
     assert homes(forward, QV) == ["a"]
+
+
+@pytest.mark.parametrize("over", ["all pairs", "rows"])
+def test_both_streams_weighed_at_once_are_one_attention(over: str) -> None:
+    """A bilinear attention network's pooling, with one softmax over all pairs or one for each row."""
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        scores = torch.einsum("bqd,bkd->bqk", a, b)
+        flat = scores.flatten(1).softmax(1).view_as(scores)
+        return torch.einsum("bqd,bqk,bkd->bd", a, flat if over == "all pairs" else scores.softmax(-1), b)
+
+    assert told(forward, QV) == [("attention", {"a", "b"})]
+    assert homes(forward, QV) == ["a+b"]

@@ -106,15 +106,19 @@ def test_what_is_left_after_a_sum_belongs_to_whose_axis_is_left() -> None:
     "move",
     [
         None,
-        Movement(((0,), (1, 2)), frozenset()),
         Movement(((0,), (1,), ()), frozenset({2})),
         Movement(((0,),), frozenset()),
     ],
-    ids=["unknown", "merged", "a Linear along positions", "all gone"],
+    ids=["unknown", "a Linear along positions", "all gone"],
 )
 def test_scores_whose_axes_are_lost_belong_to_all(move: Movement | None) -> None:
     found = carry_axes(SCORES, move)
     assert (found.home, found.axes, found.scores) == (AB, None, None)
+
+
+def test_scores_laid_out_in_one_row_are_still_those_of_their_meeting() -> None:
+    found = carry_axes(SCORES, Movement(((0,), (1, 2)), frozenset()))
+    assert (found.home, found.axes, found.scores) == (AB, None, SCORES.scores)
 
 
 def test_plain_forgets_the_shape() -> None:

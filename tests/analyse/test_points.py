@@ -210,3 +210,13 @@ def test_keys_and_values_of_different_ways_are_fitted_on_the_keys_and_left_alone
     (site,) = point.sites
     assert [side.anchor for side in site.sides] == ["argument `query`", "argument `key`"]
     assert (site.gate, site.obstacle) == (1, None)
+
+
+def test_activations_after_the_projections_are_seen_through() -> None:
+    def cross(self: Any, x: Tensor, context: Tensor) -> Tensor:
+        q, k = torch.nn.functional.elu(self.q(x)) + 1, self.k(context).relu()
+        return (q @ k.mT).softmax(-1) @ self.v(context)
+
+    inner = make(cross, q=nn.Linear(8, 6), k=nn.Linear(8, 6), v=nn.Linear(8, 8))
+    (point,) = points(lambda self, a, b: a + self.cross(a, b), TOKENS, cross=inner)
+    assert [side.anchor for side in point.sites[0].sides] == ["argument `x`", "argument `context`"]

@@ -25,11 +25,23 @@ from ._steps import Steps
 
 PointKey = tuple[str, str, frozenset[Home]]
 
+#: `Mapped` is a module of its own since the forward that calls vmap itself cannot be generated.
 _HEADER = """
 import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Mapped(nn.Module):
+    def __init__(self, function, dim):
+        super().__init__()
+        self.function, self.dim = function, dim
+
+    def forward(self, x):
+        return torch.func.vmap(self.function, in_dims=self.dim, out_dims=self.dim)(x)
+
 """
 _serial = itertools.count()
 
@@ -73,6 +85,7 @@ class Writer(Steps):
         self.seed = seed
         self.points: Counter[PointKey] = Counter()
         self.joins: list[Join] = []
+        self.scores: list[str] = []  # of the root's forward, which returns them as they are
         self.auxiliary: list[tuple[str, Value]] = []  # streams that some scope may give a head of their own
 
     # -- the whole model --------------------------------------------------------------------------------------
@@ -187,9 +200,11 @@ class Writer(Steps):
             "layers",
             "bias",
             "return",
+            "compare",
+            "linear_attend",
         ]
         way = self.rng.choice(ways)
-        if way in ("twice", "swapped", "layers", "bias", "return"):
+        if way in ("twice", "swapped", "layers", "bias", "return", "compare", "linear_attend"):
             made: list[Value] = getattr(self, f"_meet_{way}")(scope, x, y)
             return made
         if way == "join":
@@ -312,7 +327,8 @@ class Writer(Steps):
             if layout == "vec" and self.channels % 2 == 0 and self.rng.random() < 0.3:
                 tokens = replace(joined, layout="seq", size=len(values))
                 return self._mix_tokens(scope, self._statement(scope, tokens, f"torch.stack([{names}], dim=1)"))
-            call = f"torch.stack([{names}], {dim}).{self.rng.choice(['mean', 'sum'])}({dim})"
+            pool = self.rng.choice(["mean({0})", "sum({0})", "amax({0})", "max({0}).values", "logsumexp({0})"])
+            call = f"torch.stack([{names}], {dim}).{pool.format(dim)}"
             return self._project(scope, self._statement(scope, joined, call), self.channels)
         if way == "bilinear":
             self._join_point(scope, "bilinear", *values)
@@ -359,6 +375,9 @@ class Writer(Steps):
             if way == "sum":
                 call = self.rng.choice(
                     [
+                        "torch.maximum({0}, {1})",
+                        "torch.lerp({0}, {1}, 0.3)",
+                        "torch.logaddexp({0}, {1})",
                         "{0} + {1}",
                         "torch.add({0}, {1})",
                         "{0} - {1}",
@@ -433,8 +452,12 @@ class Writer(Steps):
         c = self.channels
         q, k, v = (scope.module(f"nn.Linear({c}, {c})", label) for label in ("q", "k", "v"))
         lines = [f"q = self.{q}({x.name})", f"k = self.{k}({y.name})", f"v = self.{v}({y.name})"]
-        way = self.rng.choice(["matmul", "bmm", "bmm_swapped", "einsum", "sdpa", "heads", "heads_einsum"])
+        ways = ["matmul", "bmm", "bmm_swapped", "einsum", "sdpa", "heads", "heads_einsum", "cosine", "additive", "rows"]
+        way = self.rng.choice(ways)
         out = scope.fresh("z")
+        if way == "rows" and self.rng.random() < 0.5:  # keys with a code of their positions, values without
+            code = scope.module(f"nn.Parameter(torch.randn(1, 1, {c}))", "code")
+            lines[1] = f"k = self.{k}({y.name} + self.{code})"
         if way == "matmul":
             lines += [f"w = torch.softmax(q @ k.transpose(1, 2) / math.sqrt({c}), -1)", f"{out} = torch.matmul(w, v)"]
         elif way == "bmm":
@@ -445,6 +468,16 @@ class Writer(Steps):
         elif way == "einsum":
             lines += ['w = torch.einsum("bqc,bkc->bqk", q, k).softmax(-1)',
                       f'{out} = torch.einsum("bqk,bkc->bqc", w, v)']  # fmt: skip
+        elif way == "cosine":
+            lines += ["w = (5 * F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(1, 2)).softmax(-1)",
+                      f"{out} = w @ v"]  # fmt: skip
+        elif way == "additive":
+            score = scope.module(f"nn.Linear({c}, 1, bias=False)", "score")
+            lines += [f"w = self.{score}(torch.tanh(q[:, :, None] + k[:, None])).squeeze(-1).softmax(-1)",
+                      f"{out} = torch.bmm(w, v)"]  # fmt: skip
+        elif way == "rows":
+            lines += ["w = torch.einsum('bqc,bkc->bqk', q, k).softmax(-1)",
+                      f"{out} = (w[..., None] * v[:, None]).sum(2)"]  # fmt: skip
         elif way == "sdpa":
             lines += [f"{out} = F.scaled_dot_product_attention(q, k, v)"]
         else:
@@ -563,6 +596,45 @@ class Writer(Steps):
         self._join_point(scope, "sum", joined, again)
         return [self._statement(scope, joined, f"{joined.name} + {again.name}")]
 
+    def _meet_compare(self, scope: Scope, x: Value, y: Value) -> list[Value]:
+        """The matrix of similarities of a contrastive loss, beside the branches that go on."""
+        if scope.path:
+            return self._joined(scope, [x, y])
+        pooled = [self._widened(scope, self._as(scope, value, "vec"), self.channels) for value in (x, y)]
+        name, cls = scope.fresh("match"), f"Match{next(self.serial)}"
+        inner = Scope(scope.under(name))
+        self._point(inner, "similarity", x, y)
+        form = self.rng.choice(
+            [
+                "F.normalize(a0, dim=-1) @ F.normalize(a1, dim=-1).t()",
+                "torch.einsum('ic,jc->ij', a0 / a0.norm(dim=-1, keepdim=True), a1)",
+                "F.cosine_similarity(a0, a1, dim=-1)",
+                "-torch.cdist(a0, a1)",
+            ]
+        )
+        inner.body.append(f"return {form}")
+        self._class(cls, inner, "self, a0, a1")
+        scope.init.append(f"self.{name} = {cls}()")
+        scores = scope.fresh()
+        scope.body.append(f"{scores} = self.{name}({pooled[0].name}, {pooled[1].name})")
+        self.scores.append(scores)
+        return [x, y]
+
+    def _meet_linear_attend(self, scope: Scope, x: Value, y: Value) -> list[Value]:
+        """Keys and values of one stream are summed up before the other's queries read them; a residual around it."""
+        x, y = (self._widened(scope, self._as(scope, value, "seq"), self.channels) for value in (x, y))
+
+        def write(inner: Scope, values: list[Value]) -> Value:
+            a, b = values
+            self._point(inner, "matmul", a, b)
+            c = self.channels
+            q, kv = inner.module(f"nn.Linear({c}, {c})", "q"), inner.module(f"nn.Linear({c}, {2 * c})", "kv")
+            inner.body.append(f"k, v = self.{kv}({b.name}).chunk(2, dim=-1)")
+            inner.body.append("summary = k.softmax(dim=1).transpose(1, 2) @ v")
+            return self._statement(inner, a, f"{a.name} + self.{q}({a.name}).softmax(-1) @ summary")
+
+        return [self._owner(scope, [x, y], write), y]
+
     def _again(self, scope: Scope, pure: Value, mixed: Value) -> Value:
         """A stream meets one that holds it already, by a way of its own: a re-entry, for sums and concatenations."""
         mixed = self._widened(scope, self._as(scope, mixed, "vec"), self.channels)
@@ -584,6 +656,7 @@ class Writer(Steps):
             pooled = self._pooled(scope, value)
             head = scope.module(f"nn.Linear({pooled.channels}, 3)", "head")
             results.append(f"self.{head}({pooled.name})")
+        results.extend(self.scores)
         if len(results) == 1 and self.rng.random() < 0.6:
             scope.body.append(f"return {results[0]}")
         elif self.rng.random() < 0.5:

@@ -45,6 +45,8 @@ class Steps:
             "cast",
             "functional",
             "roll",
+            "checkpoint",
+            "mapped",
         ]
         special = {
             "vec": ["slice", "unsqueeze", "loop", "block", "shared", "regroup", "normalize", "batchnorm"],
@@ -111,6 +113,17 @@ class Steps:
         ]
         call = self.rng.choice(forms)
         return replace(self._statement(scope, v, call.format(v.name)), squashed=v.squashed or "softmax" in call)
+
+    def _step_checkpoint(self, scope: Scope, v: Value) -> Value:
+        name = scope.module(self._mixing(v))
+        return replace(
+            self._statement(scope, v, f"checkpoint(self.{name}, {v.name}, use_reentrant=False)"), squashed=False
+        )
+
+    def _step_mapped(self, scope: Scope, v: Value) -> Value:
+        """A function of one sample, mapped over the batch."""
+        form = self.rng.choice(["lambda row: row * 2 - 1", "lambda row: row - row.mean()", "torch.abs"])
+        return self._apply(scope, v, f"Mapped({form}, {1 if v.layout == 'first' else 0})")
 
     def _step_functional(self, scope: Scope, v: Value) -> Value:
         """Layers spelled as functions of parameters."""

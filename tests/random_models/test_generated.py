@@ -75,10 +75,11 @@ def test_the_generator_reaches_every_kind_of_meeting() -> None:
     """A generator that stopped writing attention would leave its tests green."""
     made = [generate(seed) for seed in range(300)]
     kinds = {kind for one in made for _, kind, _ in one.points}
-    assert kinds == {"concat", "sum", "product", "matmul", "bilinear", "attention"}
+    assert kinds == {"concat", "sum", "product", "matmul", "bilinear", "attention", "similarity"}
     text = "\n".join(one.source for one in made)
     for word in ("ModuleList", "einsum", "scaled_dot_product_attention", "batch_first=False", "torch.bmm",
-                 "chunk(2, 0)", "+= ", "for stage in", "def mix", "interpolate", "nn.LSTM", "*, m0"):  # fmt: skip
+                 "chunk(2, 0)", "+= ", "checkpoint(", "Mapped(torch", "cdist", "summary", "torch.maximum",
+                 "tanh(q[:, :, None]", "for stage in", "def mix", "interpolate", "nn.LSTM", "*, m0"):  # fmt: skip
         assert word in text, word
     assert sum(len(one.points) == 0 for one in made) < 60
     assert any(len(homes) > 2 for one in made for _, _, homes in one.points)

@@ -279,10 +279,6 @@ CASES = (
         # The second product weighs both streams by the scores of the first: one attention.
         points=(point("attention", "attention", pooled(side("image", 12), side("text", 10)), calls=2),),
         normalize="image",
-        pending=dict.fromkeys(
-            ("points", "levels", "sites", "surgery"),
-            "one softmax over all pairs: scores flattened over both their axes",
-        ),
     ),
     ZooCase(
         name="correlation_volume",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ._recipe import Recipe
     from ._recipe_files import load_regbn, save_regbn
     from ._rules import Rules
+    from ._types import Plan
     from .nn import RegBN
 
 _HOME = {
@@ -62,6 +63,7 @@ _HOME = {
     **dict.fromkeys(("load_regbn", "save_regbn"), "._recipe_files"),
     "Inputs": "._inputs",
     "Recipe": "._recipe",
+    "Plan": "._types",
     "Rules": "._rules",
     "RegBN": ".nn",
 }
@@ -72,6 +74,7 @@ __all__ = [
     "Inputs",
     "InputsError",
     "NothingMatchedError",
+    "Plan",
     "PlanError",
     "Recipe",
     "RecipeError",

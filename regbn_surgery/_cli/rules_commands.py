@@ -6,6 +6,7 @@ Everything slow is imported inside them, and a rules file is read before torch i
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +15,7 @@ from .options import ModelRequest, modality_option, model_options
 from .output import debuggable, quiet_stdout, warn, write_text, write_views
 
 if TYPE_CHECKING:
+    from .._rules import Rules
     from .._types import Plan
 
 _OUTPUT = click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
@@ -37,11 +39,7 @@ def plan(request: ModelRequest, rules: str, form: str, output: str | None) -> No
     from .._rules import Rules
 
     parsed = Rules.load(rules)
-    from .._api import plan as make_plan
-
-    with quiet_stdout():
-        built, inputs = request.load()
-        planned = make_plan(built, parsed, inputs)
+    planned = _plan(request, parsed)
     if form == "text":
         from .._report.tables import plan_view
 
@@ -51,6 +49,16 @@ def plan(request: ModelRequest, rules: str, form: str, output: str | None) -> No
     else:
         write_text(_yaml(planned), output)
     _finish(planned)
+
+
+def _plan(request: ModelRequest, parsed: Rules) -> Plan:
+    from .._api import plan as make_plan
+    from .._errors import RegBNWarning
+
+    with quiet_stdout(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RegBNWarning)  # they are in the plan, from which they are told below
+        built, inputs = request.load()
+        return make_plan(built, parsed, inputs)
 
 
 def _yaml(planned: Plan) -> str:
@@ -90,11 +98,7 @@ def check(rules: str, request: ModelRequest) -> None:
     if not request.spec:
         click.echo(head)
         return
-    from .._api import plan as make_plan
-
-    with quiet_stdout():
-        built, inputs = request.load()
-        planned = make_plan(built, parsed, inputs)
+    planned = _plan(request, parsed)
     normalised = sum(decision.action == "normalize" for decision in planned.decisions)
     points = count_text(len(planned.decisions), "fusion point")
     click.echo(f"{head}; {normalised} of {points} normalised, {count_text(len(planned.sites), 'RegBN module')}")

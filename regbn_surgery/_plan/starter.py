@@ -116,7 +116,7 @@ def _tried(inspection: Inspection, facts: Facts, head: str, points: tuple[Fusion
             trouble = trouble or str(error)
             continue
         return _Draft(points, lines)
-    reason = re.sub(r"^rules:\d+:\d+: (rule `[^`]*` (at `[^`]*`: )?)?", "", trouble.splitlines()[-1].strip())
+    reason = re.sub(r"^(\d+ problems: )?rules:\d+:\d+: (rule `[^`]*` (at `[^`]*`: )?)?", "", " ".join(trouble.split()))
     return _Draft(points, tuple(_lines(inspection, facts, points, number)), reason)
 
 

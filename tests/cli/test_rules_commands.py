@@ -1,0 +1,187 @@
+"""The commands around rules files: what a person types, what comes out on which stream, and the exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from regbn_surgery._rules import Rules, preset_names
+from regbn_surgery._types import Plan
+
+MODEL = "torch.nn:Identity"
+RULES = "version: 1\nrules: [{id: late, match: {kind: concat}, normalize: gray}]\n"
+
+#: A model with its inputs, for the commands that go all the way.
+PROJECT = """
+import torch
+from torch import nn
+
+class Late(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gray, self.colored = nn.Linear(6, 8), nn.Linear(5, 4)
+
+    def forward(self, gray, colored):
+        print("noise of the model")
+        return torch.cat([self.gray(gray), self.colored(colored)], dim=1)
+
+class Alone(Late):
+    def forward(self, gray, colored):
+        return self.gray(gray), self.colored(colored)
+
+def build():
+    return Late(), {"gray": torch.randn(4, 6), "colored": torch.randn(4, 5)}
+
+def alone():
+    return Alone(), {"gray": torch.randn(4, 6), "colored": torch.randn(4, 5)}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "project.py").write_text(PROJECT)
+    (tmp_path / "r.yaml").write_text(RULES)
+    return tmp_path
+
+
+class TestPlan:
+    def test_text(self, run, project):
+        result = run("plan", "project.py:build", "r.yaml")
+        assert result.exit_code == 0, result.output
+        for part in ("1 RegBN module to put in", "regbn_late", "tier 2", "rule `late` (r.yaml:2:20) is the first to"):
+            assert part in result.stdout
+        assert "noise" not in result.stdout
+        assert "noise of the model" in result.stderr
+
+    def test_json_is_a_plan(self, run, project):
+        result = run("plan", "project.py:build", "r.yaml", "--format", "json", "-o", "plan.json")
+        assert (result.exit_code, result.stdout) == (0, "")
+        plan = Plan.from_json((project / "plan.json").read_text())
+        assert [site.name for site in plan.sites] == ["regbn_late"]
+
+    def test_yaml_says_the_same(self, run, project):
+        as_yaml = yaml.safe_load(run("plan", "project.py:build", "r.yaml", "--format", "yaml").stdout)
+        as_json = json.loads(run("plan", "project.py:build", "r.yaml", "--format", "json").stdout)
+        assert as_yaml == as_json
+        assert Plan.from_dict(as_yaml).sites
+
+    def test_a_rule_that_matches_nothing_is_a_finding(self, run, project):
+        (project / "r.yaml").write_text(RULES.replace("concat", "scatter"))
+        result = run("plan", "project.py:build", "r.yaml")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "r.yaml:2:20: rule `late` matches no fusion point" in result.stderr
+
+    def test_under_warn_it_is_a_warning_and_nothing_to_do_a_finding(self, run, project):
+        (project / "r.yaml").write_text("strict: warn\n" + RULES.replace("concat", "scatter"))
+        result = run("plan", "project.py:build", "r.yaml")
+        assert result.exit_code == 1
+        assert result.stderr.count("warning: r.yaml:3:20: rule `late` matches no fusion point") == 1
+        assert "nothing would be normalised" in result.stderr
+        assert "0 RegBN modules to put in" in result.stdout
+
+    def test_a_rule_that_cannot_be_applied_is_an_error(self, run, project):
+        (project / "r.yaml").write_text(RULES.replace(", normalize: gray", ""))
+        result = run("plan", "project.py:build", "r.yaml")
+        assert result.exit_code == 2
+        assert "    normalize: gray\n    normalize: colored" in result.stderr
+
+    def test_a_typo_is_told_before_the_model_is_loaded(self, run, library, tmp_path):
+        (tmp_path / "r.yaml").write_text(RULES.replace("kind", "knd"))
+        result = run("plan", MODEL, "r.yaml")
+        assert result.exit_code == 2
+        assert "did you mean `kind`?" in result.stderr
+        assert library.asked == []
+
+
+class TestCheck:
+    def test_good(self, run, tmp_path):
+        (tmp_path / "r.yaml").write_text(RULES)
+        result = run("check", "r.yaml")
+        assert (result.exit_code, result.stdout) == (0, "r.yaml: 1 rule (late), no problem found\n")
+
+    def test_bad(self, run, tmp_path):
+        (tmp_path / "r.yaml").write_text("version: 1\nrules: [{id: a}]\n")
+        result = run("check", "r.yaml")
+        assert result.exit_code == 2
+        assert "r.yaml:2:9: rule `a`" in result.stderr
+
+    def test_on_a_model(self, run, project):
+        result = run("check", "r.yaml", "project.py:build")
+        assert result.exit_code == 0
+        assert result.stdout == (
+            "r.yaml: 1 rule (late), no problem found; 1 of 1 fusion point normalised, 1 RegBN module\n"
+        )
+
+    def test_on_a_model_to_which_it_does_not_apply(self, run, project):
+        result = run("check", "r.yaml", "project.py:alone")
+        assert result.exit_code == 1
+        assert "the model has none: no two of its modalities meet" in result.stderr
+
+    def test_a_model_that_is_not_there(self, run, project):
+        assert run("check", "r.yaml", "nowhere.py:build").exit_code == 2
+
+
+class TestInit:
+    def test_the_file_checks_and_plans_as_it_is(self, run, project):
+        result = run("init", "project.py:build", "-o", "mine.yaml")
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert Rules.from_file(project / "mine.yaml").modalities.keys() == {"gray", "colored"}
+        assert run("check", "mine.yaml", "project.py:build").exit_code == 0
+        plan = run("plan", "project.py:build", "mine.yaml")
+        assert plan.exit_code == 0
+        assert "1 of 1 fusion point normalised" in plan.stdout
+
+    def test_modalities_may_be_named(self, run, project):
+        result = run("init", "project.py:build", "--modality", "b=colored", "--modality", "a=gray")
+        assert list(Rules.from_text(result.stdout).modalities) == ["b", "a"]
+        assert "normalize: b" in result.stdout
+
+    def test_nothing_to_write_is_an_error(self, run, project):
+        result = run("init", "project.py:alone")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "Alone has no fusion point for a rules file" in result.stderr
+
+
+def test_schema(run, tmp_path):
+    result = run("schema")
+    assert result.exit_code == 0
+    schema = json.loads(result.stdout)
+    jsonschema.validate(yaml.safe_load(RULES), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(RULES.replace("concat", "concta")), schema)
+    assert run("schema", "-o", "s.json").exit_code == 0
+    assert json.loads((tmp_path / "s.json").read_text()) == schema
+
+
+class TestPresets:
+    def test_list(self, run):
+        result = run("presets")
+        assert result.exit_code == 0
+        lines = result.stdout.splitlines()
+        assert [line.split()[0] for line in lines] == list(preset_names())
+        assert {"early", "late", "layer-wise", "cross-attention", "token-concat"} <= set(preset_names())
+        assert all(len(line.split()) > 5 for line in lines)
+
+    @pytest.mark.parametrize("name", preset_names())
+    def test_one(self, run, tmp_path, name: str):
+        result = run("presets", name)
+        assert result.exit_code == 0
+        assert Rules.from_text(result.stdout) == Rules.load(name)
+        assert run("check", name).exit_code == 0
+        run("presets", name, "-o", "copy.yaml")
+        assert Rules.from_file(tmp_path / "copy.yaml") == Rules.load(name)
+
+    def test_a_name_that_is_none(self, run):
+        result = run("presets", "layr-wise")
+        assert result.exit_code == 2
+        assert "did you mean `layer-wise`?" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["plan", "check", "init", "schema", "presets"])
+def test_help_has_an_example(run: Any, command: str) -> None:
+    assert f"Example: regbn-surgery {command}" in run(command, "--help").stdout

@@ -1,0 +1,125 @@
+"""The first rules file for a model: it reads, checks and plans as it is, whatever the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import regbn_surgery
+from regbn_surgery import PlanError, Rules
+from regbn_surgery._plan import Facts, decide
+from regbn_surgery._plan.starter import starter
+from regbn_surgery._starter import starter_rules
+from regbn_surgery._types import ExcludedInput, Plan
+
+from ..zoo import CASES
+from .fakes import MAP, TOKENS, UNKNOWN, inspection, point, side, site
+
+
+def planned(text: str, found: Any, facts: Facts | None = None) -> Plan:
+    return decide(Rules.from_text(text), found, None, facts)
+
+
+def test_a_rule_for_each_point_and_a_comment_on_each() -> None:
+    found = inspection(
+        point("mid.add", side("gray"), side("colored"), kind="sum", level="middle", owner="mid"),
+        point("cat", side("gray"), side("colored")),
+    )
+    text = starter(found)
+    rules = Rules.from_text(text)
+    assert [rule.id for rule in rules.rules] == ["sum-1", "concat-2"]
+    assert "# mid.add: gray with colored meet in Fusion (/home/me/model.py:42), middle" in text
+    assert "# not one: mask (its name says mask)" in text
+    assert [(s.point, s.f.home) for s in planned(text, found).sites] == [("mid.add", ("gray",)), ("cat", ("gray",))]
+
+
+def test_repeated_layers_share_a_rule() -> None:
+    sides = side("gray", (8, 7, 32), TOKENS), side("colored", (8, 9, 16), TOKENS)
+    found = inspection(
+        *(point(f"layers.{i}.attention", *sides, kind="attention", owner=f"layers.{i}") for i in range(3))
+    )
+    text = starter(found)
+    assert 'match: {kind: attention, point: "layers.*.attention"}' in text
+    assert "layers.0.attention, and 2 more like it" in text
+    assert len(planned(text, found).sites) == 3
+
+
+def test_a_causal_stream_and_a_gate_are_what_they_can_be() -> None:
+    tokens = side("colored", (8, 7, 32), TOKENS)
+    found = inspection(
+        point("cross", side("gray", (8, 9, 16), TOKENS), tokens, kind="attention"),
+        point(
+            "mul", side("gray"), side("colored"), kind="product", sites=(site(side("gray"), side("colored"), gate=0),)
+        ),
+    )
+    facts = Facts(causal=frozenset({"colored"}))
+    assert [s.f.home for s in planned(starter(found, facts), found, facts).sites] == [("colored",), ("colored",)]
+
+
+def test_what_cannot_be_done_is_a_comment_with_its_reason() -> None:
+    blocked = site(side("gray"), side("colored"), obstacle="the batch is folded\ninto the heads")
+    found = inspection(
+        point("a", side("gray"), side("colored"), kind="sum", sites=(blocked,)),
+        point("b", side("gray", (8, 28, 28), UNKNOWN), side("colored"), kind="product"),
+        point("cat", side("gray"), side("colored")),
+    )
+    text = starter(found)
+    assert "  # Not possible as it is: RegBN cannot go there: the batch is folded into the heads; leave it out" in text
+    assert "  # Not possible as it is: the channel axis of an operand (8×28×28, of gray) is unknown" in text
+    assert [rule.id for rule in Rules.from_text(text).rules] == ["concat-3"]
+    assert "  # - id: sum-1" in text
+
+
+def test_a_large_projection_is_made_small() -> None:
+    big = [side(name, (8, 64, 56, 56), MAP) for name in ("gray", "colored")]
+    text = starter(inspection(point("cat", *big)))
+    assert "regbn: {projection: low_rank}" in text
+
+
+def test_trained_weights_are_left_as_they_compute() -> None:
+    found = inspection(point("cat", side("gray"), side("colored")))
+    facts = Facts(weights_seen=True, trained="they come from 'x'")
+    (made,) = planned(starter(found, facts), found, facts).sites
+    assert made.options == {"normalize_output": False}
+
+
+def test_kinds_that_no_rule_takes_unnamed_are_listed() -> None:
+    found = inspection(
+        point("cat", side("gray"), side("colored")),
+        point("sim", side("gray"), side("colored"), kind="similarity", selected_by_default=False),
+    )
+    assert "#   sim (similarity, late, gray with colored)" in starter(found)
+
+
+def test_names_that_yaml_would_take_for_something_else() -> None:
+    names = ("on", "1", "a: b")
+    excluded = (ExcludedInput("x\ny", "a reason\nof two lines"),)
+    found = inspection(
+        point("0.cat", side("on"), side("1"), side("a: b"), owner="0"), modalities=names, excluded=excluded
+    )
+    text = starter(found)
+    assert list(Rules.from_text(text).modalities) == list(names)
+    assert len(planned(text, found).sites) == 3
+
+
+def test_nothing_to_write() -> None:
+    with pytest.raises(PlanError, match="no two of its modalities meet"):
+        starter(inspection())
+    with pytest.raises(PlanError, match="none that a rule could use"):
+        starter(inspection(point("s", side("gray"), side("colored"), kind="similarity", selected_by_default=False)))
+
+
+@pytest.mark.parametrize(
+    "name", ["mmtm", "three_modalities", "film_levels", "cross_attention_batch_first", "dict_inputs"]
+)
+def test_on_models(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    model = case.model()
+    text = starter_rules(model, case.example, dict(case.modalities))
+    made = regbn_surgery.plan(model, Rules.from_text(text), case.example)
+    assert not [note for note in made.notes if "fails" in note]
+    rewritten = regbn_surgery.regbnify(model, Rules.from_text(text), case.example)
+    assert any("regbn" in key for key in rewritten.state_dict())
+    assert torch.is_grad_enabled()

@@ -110,6 +110,7 @@ def _point(name: str, members: list[tuple[Run, Meeting]]) -> Found:
     owner = _owner(run.trace, meeting)
     sites: list[Site] = []
     recipes: list[Recipe] = []
+    operands: list[Met] = []
     roles: dict[tuple[Home, ...], int] = {}
     for member_run, member in members:
         if member_run is run:
@@ -118,6 +119,8 @@ def _point(name: str, members: list[tuple[Run, Meeting]]) -> Found:
     cycle, caller = _cycle(run, owner, {m.op.frame: roles[_role(m)] for r, m in members if r is run})
     for role_homes, role in roles.items():
         member = next(m for r, m in members if r is run and _role(m) == role_homes)
+        seen = {met.home for met in operands}  # a shared owner may be given other streams in another role
+        operands.extend(met for met in member.all_operands() if role == 0 or met.home not in seen)
         for site, recipe in find_sites(run, member, role):
             sites.append(site)
             recipes.append(replace(recipe, cycle=cycle, caller=caller, repeats=repeats))
@@ -131,7 +134,7 @@ def _point(name: str, members: list[tuple[Run, Meeting]]) -> Found:
         source=meeting.op.source,
         level=level,
         selected_by_default=meeting.kind not in NEVER_BY_DEFAULT and level != "remeeting",
-        operands=tuple(_operand(run, met) for met in meeting.all_operands()),
+        operands=tuple(_operand(run, met) for met in operands),
         sites=tuple(sites),
         group=f"{re.sub(r'[0-9]+', '*', owner.path)}:{owner.class_name}:{meeting.kind}",
         modes=tuple(dict.fromkeys(member_run.mode for member_run, _ in members)),

@@ -220,3 +220,13 @@ def test_activations_after_the_projections_are_seen_through() -> None:
     inner = make(cross, q=nn.Linear(8, 6), k=nn.Linear(8, 6), v=nn.Linear(8, 8))
     (point,) = points(lambda self, a, b: a + self.cross(a, b), TOKENS, cross=inner)
     assert [side.anchor for side in point.sites[0].sides] == ["argument `x`", "argument `context`"]
+
+
+def test_a_shared_owner_names_every_stream_that_it_is_given() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor, c: Tensor) -> Any:
+        return self.join(a, b), self.join(b, c)
+
+    join = make(lambda self, x, y: self.lin(torch.cat([x, y], 1)), lin=nn.Linear(16, 8))
+    (point,) = points(forward, inputs(a=(8,), b=(8,), c=(8,)), join=join)
+    assert point.homes == (("a",), ("b",), ("c",))
+    assert [[side.home for side in site.sides] for site in point.sites] == [[("a",), ("b",)], [("b",), ("c",)]]

@@ -13,6 +13,7 @@ from . import (
     selection,
     spatial,
     stacked_attention,
+    styles,
     tables_and_graphs,
     tensor_products,
     torch_features,
@@ -38,4 +39,5 @@ CASES = (
     *spatial.CASES,
     *posteriors.CASES,
     *tables_and_graphs.CASES,
+    *styles.CASES,
 )

@@ -9,6 +9,7 @@ import click
 from .._version import __version__
 from . import work
 from .formats import output_options, write_graph
+from .more_commands import MORE_COMMANDS
 from .options import ModelRequest, modality_option, model_options
 from .output import debuggable, warn, write_text, write_views
 from .rules_commands import RULES_COMMANDS
@@ -99,5 +100,5 @@ def show(request: ModelRequest, rules: str, form: str, output: str | None) -> No
         raise click.exceptions.Exit(1)
 
 
-for _command in RULES_COMMANDS:
+for _command in (*RULES_COMMANDS, *MORE_COMMANDS):
     cli.add_command(_command)

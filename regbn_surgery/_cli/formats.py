@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,9 +18,8 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 GRAPHS = ("dot", "svg", "png", "html", "explorer")
-_SUFFIXES = {
-    ".json": "json", ".dot": "dot", ".gv": "dot", ".svg": "svg", ".png": "png", ".html": "html", ".htm": "html",
-}  # fmt: skip
+#: What the end of a file's name asks for.
+SUFFIXES = {"json": "json", "dot": "dot", "gv": "dot", "svg": "svg", "png": "png", "html": "html", "htm": "html"}
 
 
 def output_options(*texts: str) -> Callable[[_Command], _Command]:
@@ -48,7 +46,7 @@ def output_options(*texts: str) -> Callable[[_Command], _Command]:
         @functools.wraps(command)
         def wrapped(*args: Any, form: str | None, output: str | None, **kwargs: Any) -> Any:
             if form is None:
-                wanted = _SUFFIXES.get(os.path.splitext(output or "")[1].lower(), texts[0])
+                wanted = SUFFIXES.get((output or "").rpartition(".")[2].lower(), texts[0])
                 form = wanted if wanted in forms else texts[0]
             return command(*args, form=form, output=output, **kwargs)
 

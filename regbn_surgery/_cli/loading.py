@@ -87,6 +87,16 @@ def load_inputs(spec: str) -> Any:
     return _called(found, spec, "making the inputs", ())
 
 
+def load_data(spec: str) -> Any:
+    """Batches from `MODULE:NAME`: an iterable, or a function that returns one. Raises `ModelNotLoadedError`."""
+    found = load_object(spec, "the data are", "write `package.module:name` or `path/to/file.py:name`")
+    if callable(found) and not hasattr(found, "__iter__"):
+        found = _called(found, spec, "making the data", ())
+    if not hasattr(found, "__iter__"):
+        raise ModelNotLoadedError(f"the data {spec!r} are a {type(found).__name__}, which cannot be iterated")
+    return found
+
+
 def load_checkpoint(model: nn.Module, path: str) -> None:
     """Load a state dict strictly, without running code from the file. Raises `ModelNotLoadedError`."""
     import pickle

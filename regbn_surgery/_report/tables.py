@@ -26,11 +26,11 @@ def inspection_view(inspection: Inspection, width: int = 80) -> RenderableType:
     parts: list[RenderableType] = [head, Text("modalities: " + (", ".join(modalities) or "none"))]
     if points:
         parts += [Text(""), _points_table(points, width)]
-    return Group(*parts, *_notes(all_notes(inspection)))
+    return Group(*parts, *notes_view(all_notes(inspection)))
 
 
 def _points_table(points: Sequence[FusionPoint], width: int) -> Table:
-    table = _table("fusion point", "what meets", "where")
+    table = plain_table("fusion point", "what meets", "where")
     for point, repeats in _collapsed(points):
         name = Text(broken_path(point.id, width), style="bold" if point.selected_by_default else "dim")
         name.append(f"\n{point.kind}, {point.level}", style="not bold")
@@ -110,13 +110,13 @@ def plan_view(plan: Plan, width: int = 80) -> RenderableType:
     if plan.sites:
         parts += [Text(""), sites_table(plan.sites, width)]
     if plan.decisions:
-        table = _table("fusion point", "decision", "why")
+        table = plain_table("fusion point", "decision", "why")
         for decision in plan.decisions:
             style = {"normalize": "green", "skip": "yellow", "leave": "dim"}[decision.action]
             name = Text(broken_path(decision.point, width))
             table.add_row(name, Text(decision.action, style=style), _why(decision))
         parts += [Text(""), table]
-    return Group(*parts, *_notes((*plan.warnings, *plan.notes)))
+    return Group(*parts, *notes_view((*plan.warnings, *plan.notes)))
 
 
 def _why(decision: Decision) -> Text:
@@ -130,7 +130,7 @@ def _why(decision: Decision) -> Text:
 def sites_table(sites: Iterable[PlannedSite], width: int = 80) -> Table:
     """One row for each RegBN module: where it goes, what it normalises against what, and how large it is."""
     narrow = width * 7 // 8
-    table = _table("RegBN module", "f (normalised), g", "projection W")
+    table = plain_table("RegBN module", "f (normalised), g", "projection W")
     for site in sites:
         path = f"{site.host}.{site.name}" if site.host else site.name
         name = Text(broken_path(path, narrow), style="bold")
@@ -145,14 +145,14 @@ def sites_table(sites: Iterable[PlannedSite], width: int = 80) -> Table:
     return table
 
 
-def _table(*headers: str) -> Table:
+def plain_table(*headers: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
     for index, header in enumerate(headers):
         table.add_column(Text(header), overflow="fold", no_wrap=index == 0)  # paths are broken at dots beforehand
     return table
 
 
-def _notes(notes: Sequence[str]) -> Iterator[RenderableType]:
+def notes_view(notes: Sequence[str]) -> Iterator[RenderableType]:
     if notes:
         yield Text("\nnotes:")
         for note in notes:

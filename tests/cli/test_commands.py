@@ -125,19 +125,6 @@ class TestShow:
         assert library.asked == []
 
 
-class TestCheck:
-    def test_good(self, run, tmp_path):
-        (tmp_path / "r.yaml").write_text(RULES)
-        result = run("check", "r.yaml")
-        assert (result.exit_code, result.stdout) == (0, "r.yaml: 1 rule (late), no problem found\n")
-
-    def test_bad(self, run, tmp_path):
-        (tmp_path / "r.yaml").write_text("version: 1\nrules: [{id: a}]\n")
-        result = run("check", "r.yaml")
-        assert result.exit_code == 2
-        assert "r.yaml:2:9: rule `a`" in result.stderr
-
-
 class TestStart:
     @pytest.mark.parametrize("command", [[], ["inspect"], ["show"], ["check"]])
     def test_help_needs_no_torch_and_is_there_at_once(self, command):

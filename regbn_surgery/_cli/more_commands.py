@@ -1,0 +1,106 @@
+"""The commands beside the two main ones: `diagnose` and `completion`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from .formats import SUFFIXES
+from .options import ModelRequest, modality_option, model_options
+from .output import debuggable, progress, quiet_stdout, warn, write_bytes, write_text, write_views
+
+
+@click.command(
+    short_help="Measure on your data how dependent branches are.",
+    epilog="Example: regbn-surgery diagnose model.py:build --data data.py:loader --batches 8 --rules rules.yaml",
+)
+@model_options
+@modality_option
+@click.option(
+    "--data",
+    required=True,
+    metavar="MODULE:NAME",
+    help="Batches for the model: an iterable such as a DataLoader, or a function that returns one.",
+)
+@click.option("--batches", default=8, show_default=True, type=click.IntRange(1), help="How many batches to take.")
+@click.option("--rules", metavar="RULES", help="A rules file or preset: measure at its sites, before and after RegBN.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "svg", "png"]),
+    help="What to write; by default what the name of FILE asks for, else table. svg and png are bar plots.",
+)
+@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
+@debuggable
+def diagnose(
+    request: ModelRequest,
+    modalities: dict[str, list[str]],
+    data: str,
+    batches: int,
+    rules: str | None,
+    form: str | None,
+    output: str | None,
+) -> None:
+    """Measure on batches of your own data how dependent the branches of MODEL are where they meet.
+
+    0 means independent: RegBN has nothing to remove there. With --rules, each RegBN is fitted on the same batches and
+    measured again; the rest of the model stays as it is. A batch is what the model is called with, or a pair of that
+    and a target. MODEL is as for `inspect`; take trained weights (--checkpoint), since random ones tell little.
+    """
+    if rules is not None and modalities:
+        raise click.UsageError("the rules name the modalities; leave --modality out")
+    form = form or SUFFIXES.get(output.rpartition(".")[2].lower() if output else "", "table")
+    from .._rules import Rules
+
+    parsed = None if rules is None else Rules.load(rules)
+    with progress("loading torch, the model and the data"), quiet_stdout():
+        from .._probe import diagnose as run
+        from .loading import load_data
+
+        model, inputs = request.load(weights=True)
+        source = load_data(data)
+    with progress(f"running {type(model).__name__} on {batches} batches"), quiet_stdout():
+        found = run(model, source, batches, parsed, inputs, modalities or None)
+    _write(found, form, output)
+    if not found.rows:
+        warn("nothing was measured: no site")
+        raise click.exceptions.Exit(1)
+
+
+def _write(found: Any, form: str, output: str | None) -> None:
+    from .._report import dependence
+
+    if form == "json":
+        write_text(json.dumps(dependence.dependence_to_dict(found), indent=2, ensure_ascii=False), output)
+    elif form == "table":
+        write_views(lambda width: [dependence.dependence_view(found, width)], output)
+    else:
+        write_bytes(dependence.dependence_plot(found, form), output)
+
+
+_WHERE = {
+    "bash": "~/.bashrc: source <(regbn-surgery completion bash)",
+    "zsh": "~/.zshrc: source <(regbn-surgery completion zsh)",
+    "fish": "~/.config/fish/completions/regbn-surgery.fish",
+}
+
+
+@click.command(
+    short_help="Print a shell's completion script.", epilog="Example: regbn-surgery completion bash >> ~/.bashrc"
+)
+@click.argument("shell", type=click.Choice(list(_WHERE)))
+@debuggable
+def completion(shell: str) -> None:
+    """Print the script by which SHELL completes commands and options of regbn-surgery."""
+    from click.shell_completion import get_completion_class
+
+    from .commands import cli
+
+    made = get_completion_class(shell)
+    assert made is not None, "the choices are shells that click knows"
+    write_text(made(cli, {}, "regbn-surgery", "_REGBN_SURGERY_COMPLETE").source(), None)
+
+
+MORE_COMMANDS = (diagnose, completion)

@@ -1,0 +1,221 @@
+"""How dependent the branches at each site are on a user's own batches, before RegBN and after it.
+
+Shows where RegBN has something to remove. The sites of rules tell which tensors to look at; without rules, those of a
+first rules file for the model (`init`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _tree
+from ._api import operate
+from ._diagnosis import MINIMUM, Dependence, dependence
+from ._errors import InputsError
+from ._inputs import Inputs, InputsLike, as_inputs
+from ._rewrite import explain
+from ._rewrite._site import RegBNSite
+from ._rules import Rules
+from ._types import PlannedSite
+
+#: Steps after which a projection that follows the batches' own with momentum 0.02 has all but arrived.
+STEPS = 300
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The dependence of f on g at one site. `after` is None where no rules were given."""
+
+    site: str  # path of the RegBN module, or the id of the fusion point where none would stay
+    point: str | None
+    f: tuple[str, ...]  # home of f
+    g: tuple[str, ...]
+    before: Dependence
+    after: Dependence | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found. `notes` are sentences for people."""
+
+    model: str
+    batches: int
+    rows: tuple[Measured, ...]
+    notes: tuple[str, ...] = ()
+
+
+def diagnose(
+    model: nn.Module,
+    data: Iterable[Any],
+    count: int,
+    rules: Rules | None = None,
+    example: InputsLike | None = None,
+    modalities: Mapping[str, Sequence[str]] | None = None,
+) -> Diagnosis:
+    """Run `model` on `count` batches of `data` and measure the dependence of f on g at each site.
+
+    The model runs in evaluation mode, as it is. With `rules`, each RegBN is then fitted on the same batches, in
+    training mode, while everything around it stays in evaluation, and measured on them again.
+
+    Args:
+        data: batches as the model takes them: a tensor or tuple (positional arguments), a dict (keyword arguments),
+            or `Inputs`; or pairs of one of these and a target, which is left out.
+        example: inputs to analyse the model with; without it the first batch.
+
+    Raises:
+        InputsError: for data that gives no batch, or fewer than 8 samples in all.
+        RegBNError: as `regbnify` does.
+    """
+    batches = [call_of(model, batch) for batch in itertools.islice(data, count)]
+    if not batches:
+        raise InputsError("the data gave no batch at all; `--data` names an iterable of batches, or a function of one")
+    known = batches[0] if example is None else example
+    _, _, rewritten = operate(model, rules or _first_rules(model, known, modalities), known)
+    sites = {f"{host.host}.{site.name}".lstrip("."): site for host in explain(rewritten) for site in host.sites}
+    places = {path: module for path, module in rewritten.named_modules() if isinstance(module, RegBNSite)}
+    plans = {path: sites[path] for path in places}
+    rewritten.eval()
+    with torch.no_grad():
+        before = _collected(rewritten, places, plans, batches, passing_through=True)
+        after = None
+        if rules is not None:
+            _fit(rewritten, places, batches)
+            after = _collected(rewritten, places, plans, batches, passing_through=False)
+    rows, notes = [], []
+    for path, planned in plans.items():
+        pair = before.get(path)
+        if pair is None or len(pair[0]) < MINIMUM:
+            notes.append(f"`{path}` saw {0 if pair is None else len(pair[0])} samples; {MINIMUM} are needed")
+            continue
+        name = path if rules is not None else planned.point or path
+        rows.append(
+            Measured(
+                name,
+                planned.point,
+                planned.f.home,
+                planned.g.home,
+                dependence(*pair),
+                None if after is None else dependence(*after[path]),
+            )
+        )
+    if plans and not rows:
+        raise InputsError(f"no site saw {MINIMUM} samples in {len(batches)} batches: " + "; ".join(notes))
+    return Diagnosis(type(model).__name__, len(batches), tuple(rows), tuple(notes))
+
+
+def call_of(model: nn.Module, batch: Any) -> Inputs:
+    """A batch as a call of the model: as it is, or without the target that follows the inputs.
+
+    Raises InputsError for a batch that fits in neither way.
+    """
+    candidates: list[Any] = []
+    if isinstance(batch, list):
+        batch = tuple(batch)
+    if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], tuple | list | Mapping | Inputs):
+        candidates.append(tuple(batch[0]) if isinstance(batch[0], list) else batch[0])
+    candidates.append(batch)
+    if isinstance(batch, tuple) and len(batch) > 1:
+        candidates.append(batch[:-1])
+    problem: Exception | None = None
+    for candidate in candidates:
+        inputs = as_inputs(candidate)
+        try:
+            _tree.bind(model.forward, inputs.args, inputs.kwargs)
+        except TypeError as error:
+            problem = problem or error
+            continue
+        return inputs
+    raise InputsError(
+        f"A batch of the data does not fit {type(model).__name__}.forward: {problem}. Given: {candidates[0]!r:.200}. "
+        "Let the data give what the model is called with, or pairs of that and a target."
+    )
+
+
+def _first_rules(model: nn.Module, example: InputsLike, modalities: Mapping[str, Sequence[str]] | None) -> Rules:
+    from ._starter import starter_rules
+
+    return Rules.from_text(starter_rules(model, example, modalities), "the rules that `init` writes")
+
+
+def _fit(model: nn.Module, places: Mapping[str, RegBNSite], batches: Sequence[Inputs]) -> None:
+    """Let each RegBN see its inputs again and again, as training would, until its running projection has settled."""
+    calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {path: [] for path in places}
+
+    def keep(path: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            calls[path].append((args, kwargs))
+            return args[:2]
+
+        return hook
+
+    with ExitStack() as stack:
+        for path, site in places.items():
+            stack.callback(site.regbn.register_forward_hook(keep(path), with_kwargs=True).remove)
+        for inputs in batches:
+            model(*inputs.args, **inputs.kwargs)
+    for path, site in places.items():
+        site.train()
+        for args, kwargs in itertools.islice(itertools.cycle(calls[path]), max(STEPS, len(calls[path]))):
+            site.regbn(*args, **kwargs)
+        site.eval()
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def _collected(
+    model: nn.Module,
+    places: Mapping[str, RegBNSite],
+    plans: Mapping[str, PlannedSite],
+    batches: Sequence[Inputs],
+    *,
+    passing_through: bool,
+) -> dict[str, Pair]:
+    """f and g at each site as `[samples, features]`: what gets to it where it passes them through, else what it gives.
+
+    A site that is reached several times in one call counts once.
+    """
+    found: dict[str, list[Pair]] = {path: [] for path in places}
+    seen: set[str] = set()
+
+    def watch(path: str) -> Callable[..., Any]:
+        pooled = plans[path].reduce == "mean"
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            f, g = args[:2] if passing_through else output
+            if path not in seen:
+                seen.add(path)
+                masks = kwargs.get("f_mask"), kwargs.get("g_mask")
+                found[path].append((_features(f, masks[0], pooled), _features(g, masks[1], pooled)))
+            return args[:2] if passing_through else None
+
+        return hook
+
+    with ExitStack() as stack:
+        for path, site in places.items():
+            stack.callback(site.regbn.register_forward_hook(watch(path), with_kwargs=True).remove)
+        for inputs in batches:
+            seen.clear()
+            model(*inputs.args, **inputs.kwargs)
+    return {
+        path: (torch.cat([f for f, _ in pairs]), torch.cat([g for _, g in pairs]))
+        for path, pairs in found.items()
+        if pairs
+    }
+
+
+def _features(x: Tensor, mask: Tensor | None, pooled: bool) -> Tensor:
+    """`[B, C, *positions]` as `[B, features]`: the mean over positions that count, or all of them."""
+    if not pooled or x.dim() == 2:
+        return x.flatten(1)
+    if mask is None:
+        return x.flatten(2).mean(-1)
+    keep = mask.flatten(1).to(x.dtype)
+    return (x.flatten(2) * keep[:, None]).sum(-1) / keep.sum(-1, keepdim=True).clamp_min(1)

@@ -1,0 +1,156 @@
+"""Every format of `inspect` and `show` on a real model, to stdout and to files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from .test_end_to_end import MODEL
+
+RULES = "version: 1\nrules: [{id: late, match: {kind: concat}, normalize: x}]\n"
+BEGINNINGS = {"dot": "digraph model {", "html": "<!doctype html>", "svg": "<?xml", "explorer": '{"label": "Two"'}
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "formats_model.py").write_text(MODEL)
+    (tmp_path / "late.yaml").write_text(RULES)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command", [["inspect", "formats_model.py:build"], ["show", "formats_model.py:build", "late.yaml"]]
+)
+@pytest.mark.parametrize("form", BEGINNINGS)
+def test_graphs_on_stdout(run, place, command, form):
+    if form == "svg":
+        pytest.importorskip("pygraphviz")
+    result = run(*command, "--format", form)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(BEGINNINGS[form])
+    assert ("regbn_late" in result.stdout) == (command[0] == "show")
+
+
+@pytest.mark.parametrize(
+    ("name", "beginning"),
+    [("m.json", b"{"), ("m.html", b"<!doctype html>"), ("m.dot", b"digraph"), ("m.gv", b"digraph"), ("m.txt", b"Two:"),
+     ("m.svg", b"<?xml"), ("m.png", b"\x89PNG")],
+)  # fmt: skip
+def test_the_name_of_a_file_says_what_goes_into_it(run, place, name, beginning):
+    if name.endswith(("svg", "png")):
+        pytest.importorskip("pygraphviz")
+    result = run("inspect", "formats_model.py:build", "-o", name)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert f"wrote {name}" in result.stderr
+    assert (place / name).read_bytes().startswith(beginning)
+
+
+def test_a_text_format_in_an_svg_is_a_picture_of_the_terminal(run, place):
+    run("show", "formats_model.py:build", "late.yaml", "--format", "diff", "-o", "m.svg")
+    text = (place / "m.svg").read_text()
+    assert "rich-terminal" in text
+    assert "regbn_late" in text
+
+
+def test_tree(run, place):
+    before = run("inspect", "formats_model.py:build", "--format", "tree").stdout
+    assert "├─ left (Linear)" in before
+    assert "◆ cat (concat, late)" in before
+    after = run("show", "formats_model.py:build", "late.yaml", "--format", "tree").stdout
+    assert "■ regbn_late (RegBN)" in after
+
+
+def test_table_of_modules(run, place):
+    text = run("show", "formats_model.py:build", "late.yaml", "--format", "table").stdout
+    assert text.startswith("RegBN module")
+    assert "tier 2: generated code" in text
+    assert "+++" not in text
+
+
+def test_json_of_a_surgery(run, place):
+    found = json.loads(run("show", "formats_model.py:build", "late.yaml", "--format", "json").stdout)
+    assert found["plan"]["sites"][0]["name"] == "regbn_late"
+    (host,) = found["hosts"]
+    assert (host["class"], host["tier"], host["modules"]) == ("Two", 2, ["regbn_late"])
+    assert "self.regbn_late(" in host["after"]
+
+
+def test_the_model_is_analysed_once(run, place, monkeypatch):
+    from regbn_surgery import _api
+
+    calls = []
+    analyse = _api.analyse
+    monkeypatch.setattr(_api, "analyse", lambda *a: calls.append(1) or analyse(*a))
+    assert run("show", "formats_model.py:build", "late.yaml").exit_code == 0
+    assert len(calls) == 1
+
+
+def test_output_that_is_no_terminal_is_plain_and_stable(place):
+    command = [sys.executable, "-m", "regbn_surgery", "show", "formats_model.py:build", "late.yaml"]
+    first, second = (subprocess.run(command, cwd=place, capture_output=True, check=True) for _ in range(2))
+    assert first.stdout == second.stdout
+    assert b"\x1b" not in first.stdout
+    assert first.stderr == b""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell):
+    script = subprocess.run(
+        [sys.executable, "-m", "regbn_surgery", "completion", shell], capture_output=True, text=True, check=True
+    ).stdout
+    assert "_REGBN_SURGERY_COMPLETE" in script
+
+
+def test_help_is_quick_and_does_without_torch():
+    code = "import sys; sys.argv = ['regbn-surgery', '--help']\nfrom regbn_surgery.__main__ import main\ntry: main()\n"
+    code += "except SystemExit: pass\nprint(sorted({'torch', 'rich', 'pydantic', 'transformers'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "regbn_surgery", "--help"], capture_output=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.6  # 0.2 s on a machine that does nothing else
+
+
+@pytest.mark.parametrize(
+    "command", ["inspect", "plan", "show", "check", "init", "schema", "presets", "diagnose", "completion"]
+)
+def test_every_command_helps_with_an_example(run, command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: regbn-surgery {command}" in " ".join(result.stdout.split())
+
+
+class TestProgress:
+    def test_is_told_on_a_terminal_once_it_takes_long(self, monkeypatch):
+        import io
+
+        from regbn_surgery._cli import output
+
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        monkeypatch.setattr(output, "_PATIENCE", 0.05)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        with output.progress("thinking"):
+            pass
+        assert "thinking" not in sys.stderr.getvalue()
+        with output.progress("thinking"):
+            time.sleep(0.4)
+        assert "thinking" in sys.stderr.getvalue()
+
+    def test_is_not_told_to_a_file(self, monkeypatch, capsys):
+        from regbn_surgery._cli import output
+
+        monkeypatch.setattr(output, "_PATIENCE", 0.0)
+        with output.progress("thinking"):
+            time.sleep(0.1)
+        assert capsys.readouterr().err == ""

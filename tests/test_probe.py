@@ -1,0 +1,134 @@
+"""Dependence at fusion points on batches whose dependence is known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from regbn_surgery import Inputs, InputsError
+from regbn_surgery._probe import call_of, diagnose
+from regbn_surgery._report.dependence import dependence_plot, dependence_to_dict, dependence_view
+from regbn_surgery._report.text import plain
+from regbn_surgery._rules import Rules
+
+
+class Two(nn.Module):
+    """Passes x and y on as they are to where they meet; dropout and batch statistics must stay out of the measure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.noise, self.norm = nn.Dropout(0.9), nn.BatchNorm1d(8)
+        for layer in (self.left, self.right):
+            nn.init.eye_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x, y, scale=1.0):
+        return self.norm(torch.cat([self.noise(self.left(x)), self.right(y)], dim=1)) * scale
+
+
+def batches(share: float, count: int = 12, size: int = 32):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        y = torch.randn(size, 4, generator=generator)
+        yield share * y + (1 - share) * torch.randn(size, 4, generator=generator), y
+
+
+RULES = Rules.from_dict({"version": 1, "rules": [{"id": "late", "match": {"kind": "concat"}, "normalize": "x"}]})
+
+
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, -0.1, 0.05), (0.5, 0.4, 0.6), (1.0, 0.99, 1.0)])
+def test_figures_are_those_of_the_data(share, low, high):
+    found = diagnose(Two(), batches(share), 12)
+    (row,) = found.rows
+    assert (row.site, row.f, row.g, row.after) == ("cat", ("x",), ("y",), None)
+    assert row.before.samples == 12 * 32
+    assert low <= row.before.explained_variance <= high
+
+
+def test_regbn_removes_what_there_is():
+    # f = y / 2 + noise: the projection that takes y out has about the Frobenius norm 1 that RegBN holds it to.
+    found = diagnose(Two(), batches(0.5), 12, RULES)
+    (row,) = found.rows
+    assert row.site == "regbn_late"
+    assert row.before.explained_variance > 0.4
+    assert row.after.explained_variance < row.before.explained_variance / 2
+    assert row.after.linear_cka < row.before.linear_cka / 2
+
+
+def test_the_model_is_left_as_it_was():
+    model = Two()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    diagnose(model, batches(0.5), 3, RULES)
+    assert model.training
+    assert {k: v.tolist() for k, v in model.state_dict().items()} == {k: v.tolist() for k, v in before.items()}
+
+
+def test_no_more_batches_are_taken_than_asked_for():
+    taken = []
+
+    def data():
+        for batch in batches(0.5):
+            taken.append(1)
+            yield batch
+
+    assert diagnose(Two(), data(), 3).batches == len(taken) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda x, y: (x, y), 2),
+        (lambda x, y: [x, y], 2),
+        (lambda x, y: ((x, y), torch.zeros(2)), 2),
+        (lambda x, y: ({"x": x, "y": y}, torch.zeros(2)), 2),
+        (lambda x, y: {"x": x, "y": y}, 2),
+        (lambda x, y: (x, y, 1.0, torch.zeros(2)), 3),
+        (lambda x, y: Inputs(x, y=y), 2),
+    ],
+)
+def test_batches_of_each_form(make, names):
+    x, y = torch.rand(2, 4), torch.rand(2, 4)
+    call = call_of(Two(), make(x, y))
+    assert len(call.args) + len(call.kwargs) == names
+    assert Two()(*call.args, **call.kwargs).shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [([], "no batch at all"), ([{"z": torch.rand(8, 4)}], "does not fit Two.forward"),
+     (list(batches(0.5, 1, 4)), "8 are needed")],
+)  # fmt: skip
+def test_data_that_cannot_be_used(data, says):
+    with pytest.raises(InputsError, match=says):
+        diagnose(Two(), data, 8)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return diagnose(Two(), batches(0.8), 12, RULES)
+
+
+class TestReports:
+    def test_table(self, found):
+        text = plain(dependence_view(found))
+        assert "on 384 samples in 12 batches" in text
+        assert "linear CKA before" in text
+        assert "██████" in text
+        assert max(map(len, text.splitlines())) <= 80
+
+    def test_json(self, found):
+        made = dependence_to_dict(found)
+        assert json.loads(json.dumps(made)) == made
+        (site,) = made["sites"]
+        assert site["samples"] == 384
+        assert site["before"]["linear_cka"] == found.rows[0].before.linear_cka
+        assert site["after"]["explained_variance"] == found.rows[0].after.explained_variance
+
+    def test_plot(self, found):
+        pytest.importorskip("matplotlib")
+        assert dependence_plot(found, "png").startswith(b"\x89PNG")
+        assert b"<svg" in dependence_plot(found, "svg")

@@ -19,6 +19,13 @@ from ._flow import Meeting
 _KEEPS_MEANING = ax.VIEWS | ax.PERMUTES | ax.CASTS | {
     "__getitem__", "expand", "expand_as", "repeat", "repeat_interleave", "bool", "byte", "int", "long",
 }  # fmt: skip
+#: Arguments of torch's own modules that mask positions, and which side's: True in them leaves out.
+_OF_MODULES = {
+    "MultiheadAttention": ("key_padding_mask", 1),
+    "TransformerDecoderLayer": ("memory_key_padding_mask", 1),
+    "TransformerDecoder": ("memory_key_padding_mask", 1),
+    "Transformer": ("src_key_padding_mask", 0),
+}
 _NEGATIONS = frozenset({"__invert__", "invert", "logical_not", "bitwise_not", "__rsub__", "rsub"})
 
 
@@ -35,8 +42,9 @@ def find_mask(meeting: Meeting, view: FrameView, sides: Sequence[Side]) -> Mask 
     """The mask over the positions of an attention's sides, if it has one."""
     if meeting.kind != "attention":
         return None
-    if meeting.op.name == "MultiheadAttention":
-        return Mask("key_padding_mask", 1, leaves_out=True)
+    if meeting.op.name in _OF_MODULES:
+        name, side = _OF_MODULES[meeting.op.name]
+        return Mask(name, side, leaves_out=True)
     for side in (1, 0):
         spatial = sides[side].spatial_shape
         if len(spatial) != 1:

@@ -61,7 +61,10 @@ Pair = tuple[tuple[Met, ...], tuple[Met, ...]]
 
 def _operand_pairs(meeting: Meeting) -> list[Pair]:
     """Every pair of operands that meet, in operand order; nested homes are a pair where a mixed stream re-enters."""
-    operands = meeting.operands
+    once: dict[int, Met] = {}
+    for met in meeting.operands:
+        once.setdefault(met.info.uid, met)
+    operands = tuple(once.values())
     pairs: list[Pair] = [((a,), (b,)) for a, b in itertools.combinations(operands, 2) if not comparable(a.home, b.home)]
     return pairs or [((a,), (b,)) for a, b in itertools.combinations(operands, 2) if a.home != b.home or meeting.level]
 

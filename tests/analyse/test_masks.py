@@ -94,3 +94,15 @@ def test_keys_left_out_by_a_mask_do_not_count() -> None:
     torch.testing.assert_close(first(**example), second(**other))
     assert first.cross.regbn_x.regbn.W.any()
     torch.testing.assert_close(first.state_dict(), second.state_dict())
+
+
+def test_masks_of_torchs_own_modules_are_known_by_name() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return self.read(a, b)
+
+    example = {"a": normal(4, 7, 8), "b": normal(4, 5, 8)}
+    layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
+    whole = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
+    for module, name, side in ((layer, "memory_key_padding_mask", 1), (whole, "src_key_padding_mask", 0)):
+        (recipe,) = analysed(forward, example, read=module).recipes.values()
+        assert (recipe.mask, recipe.mask_side, recipe.mask_leaves_out) == (name, side, True)

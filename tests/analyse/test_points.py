@@ -230,3 +230,10 @@ def test_a_shared_owner_names_every_stream_that_it_is_given() -> None:
     (point,) = points(forward, inputs(a=(8,), b=(8,), c=(8,)), join=join)
     assert point.homes == (("a",), ("b",), ("c",))
     assert [[side.home for side in site.sides] for site in point.sites] == [[("a",), ("b",)], [("b",), ("c",)]]
+
+
+def test_an_operand_given_twice_is_one_side() -> None:
+    (point,) = points(lambda self, a, b: torch.cat([a, b, a], 1), AB)
+    assert [[side.home for side in site.sides] for site in point.sites] == [[("a",), ("b",)]]
+    (point,) = points(lambda self, a, b: torch.addcmul(a, a, b), AB)
+    assert len(point.sites) == 1

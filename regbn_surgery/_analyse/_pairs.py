@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .._errors import PlanError
 from .._types import Side
+from ._across import Across, Spot, common_frame, seen_from
 from ._anchors import FrameView, Take
 from ._runs import Run
 from ._sites import Recipe
@@ -36,22 +37,13 @@ def resolve_pair(run: Run, f: str, g: str) -> Pair:
     """Find both places in a run.
 
     Raises:
-        PlanError: for a reference that is not understood or names nothing, and for two places that are not seen
-            from one module's forward.
+        PlanError: for a reference that is not understood or names nothing.
     """
     first, second = _place(run, f), _place(run, g)
     if first.is_input and second.is_input:
         return Pair("", _side(run, first), _side(run, second), None)
     if first.frame != second.frame:
-        frames = run.trace.frames
-        hosts = " and ".join(
-            f"{place.words} is called by {frames[place.frame].class_name} at `{frames[place.frame].path}`"
-            for place in (first, second)
-        )
-        raise PlanError(
-            f"pair: {f!r} and {g!r} are not seen from one forward ({hosts}). Name two modules that the same module "
-            "calls, or match the fusion point instead; pairs across different callers are not supported yet."
-        )
+        return _across(run, (first, second), (f, g))
     frame = run.trace.frames[first.frame]
     view = FrameView(frame, run.trace, run.flow, run.layout)
     takes = _take(view, first, f), _take(view, second, g)
@@ -70,6 +62,36 @@ def resolve_pair(run: Run, f: str, g: str) -> Pair:
         whole_input=(False, False),
     )
     return Pair(frame.path, _side(run, first), _side(run, second), recipe)
+
+
+def _across(run: Run, places: tuple[_Place, _Place], references: tuple[str, str]) -> Pair:
+    """A pair that different modules call: its host is their lowest common ancestor, in which both are opened."""
+    first, second = places
+    common, opened = common_frame(run.trace, first.frame, second.frame, (first.words, second.words))
+    host = run.trace.frames[common].path
+    spots = []
+    for place, reference in zip(places, references, strict=True):
+        name = reference.partition(":")[2]
+        spots.append(Spot(None, name) if place.is_input else Spot(seen_from(host, name)))
+    take = Take(first.uid, (("", "", 0, 0), 0), ()), Take(second.uid, (("", "", 0, 0), 0), ())
+    makers = tuple(None if place.is_input else r.partition(":")[2] for place, r in zip(places, references, strict=True))
+    recipe = Recipe(
+        owner=host,
+        key=("", "", 0, 0),
+        takes=take,
+        leaf=None,
+        leaf_arguments=None,
+        role=0,
+        cycle=None,
+        caller="",
+        mask=None,
+        mask_side=1,
+        repeats=False,
+        whole_input=(False, False),
+        makers=(makers[0], makers[1]),
+        across=Across(spots[0], spots[1], tuple(seen_from(host, path) for path in opened)),
+    )
+    return Pair(host, _side(run, first), _side(run, second), recipe)
 
 
 def _place(run: Run, reference: str) -> _Place:

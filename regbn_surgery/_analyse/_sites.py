@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .._types import Reduce, Side, Site
+from ._across import Across
 from ._anchors import Event, FrameView, Key, Take
 from ._axes import concat_dim
 from ._families import CONCATS
@@ -41,6 +42,7 @@ class Recipe:
     mask_leaves_out: bool = False  # whether True in the mask marks what to leave out, not what to keep
     makers: tuple[str | None, str | None] = (None, None)  # the nearest layer that each side comes out of
     scatter: Scatter | None = None  # of a point of that kind: its calls, in other words
+    across: Across | None = None  # of a pair whose two places are called by different modules
 
 
 def find_sites(run: Run, meeting: Meeting, role: int) -> list[tuple[Site, Recipe]]:

@@ -54,7 +54,7 @@ class Known:
             values.add(size)
 
     def fits(self, host: nn.Module, sizes: tuple[int, ...]) -> bool:
-        if any(token(getattr(host, name, None)) != value for name, value in self.variant.settings):
+        if any(token(_attribute(host, name)) != value for name, value in self.variant.settings):
             return False
         if self.variant.leaks:
             return sizes in self.exact
@@ -66,6 +66,12 @@ class Known:
 def is_symbolic(size: object) -> bool:
     """Whether a size stands for any, in an export with dynamic shapes: to ask for its value would pin it down."""
     return isinstance(size, torch.SymInt)
+
+
+def _attribute(host: nn.Module, name: str) -> Any:
+    """A plain attribute of the host, or of a module in it by dotted path."""
+    path, _, last = name.rpartition(".")
+    return getattr(host.get_submodule(path) if path else host, last, None)
 
 
 def is_free(seen: set[int]) -> bool:

@@ -14,13 +14,13 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from .._capture import Trace, capture
-from .._capture._recorder import is_child
 from .._capture._subclass import quiet_subclass
 from .._errors import CaptureError, RegBNBypassedError, RewriteError, UnseenCallError
 from .._state import preserved, random_state, seeded
@@ -32,6 +32,8 @@ from ._guard import ATTRIBUTE, on_the_stack
 from ._interpose import interposed
 from ._local import LocalSite, Variant, build_variant
 from ._methods import interposed_method, refuse_methods
+from ._opened import leaf_rule, refuse_hooks, settings_of, states
+from ._reorder import without_dropout
 from ._roles import NO_ROLE, Roles
 from ._site import identity
 
@@ -45,6 +47,7 @@ class HostSurgery:
         self.sites = sites
         self.roles = roles
         self.variants: dict[Key, list[Known]] = {}
+        self.opened = frozenset(path for site in sites if site.across is not None for path in site.across.opened)
         self.token = uuid.uuid4().hex  # by which guards know it; a copy is guarded by copies that know the same
         self.interposing = ""  # why the forward has to run as it is (tier 3); empty while variants serve
 
@@ -75,6 +78,8 @@ class HostSurgery:
 
     def _run(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         original = original_forward(host)
+        if self.opened:
+            refuse_hooks(host, self.opened)
         role = self.roles.next() if self.roles is not None else 0
         if role == NO_ROLE:
             return original(*args, **kwargs)
@@ -135,6 +140,9 @@ class HostSurgery:
             raise
         except (CaptureError, RewriteError) as error:
             reason = str(error)
+        if self.opened:
+            both = " and ".join(next(site.words for site in self.sites if site.across is not None))
+            raise RewriteError(f"RegBN cannot go in between {both}, which different modules call: {reason}")
         self._check_interposed(host, role, args, kwargs, reason)
         self.interposing = reason
         return None
@@ -156,11 +164,15 @@ class HostSurgery:
         with self._trial(host), identity(host):
             numbers = random_state()
             own_args, own_kwargs = own_arguments(args, kwargs)
-            trace, output = capture(host, own_args, own_kwargs, leaf=is_child, strict=True, forward=original)
+            before = states(host, self.opened)
+            leaf = leaf_rule(self.opened)
+            trace, output = capture(host, own_args, own_kwargs, leaf=leaf, strict=True, forward=original)
             drawn = random_state() != numbers
+            settings = settings_of(host, before, states(host, self.opened))
         self._refuse_baked(host, trace, drawn)
         sites = self._sites(role)
         variant = build_variant(host, trace, sites)
+        variant = replace(variant, settings=(*variant.settings, *settings))
         if not variant.sites:
             tell_passed_by(host, self.path, sites, args, kwargs)
         else:
@@ -215,11 +227,24 @@ class HostSurgery:
             own_args, own_kwargs = own_arguments(args, kwargs)
             found = variant.function(host, *own_args, **own_kwargs)
         wrong = difference(expected, found[0] if variant.stores else found)
+        if wrong is not None and variant.reordered:
+            wrong = self._difference_without_dropout(host, variant, args, kwargs)
         if wrong is not None:
             raise UnseenCallError(
                 f"The captured forward of {type(host).__name__} at `{self.path}` does not repeat the original for a "
                 f"call with {spelled(args, kwargs)}: {wrong}. RegBN is not put in where it would change the model."
             )
+
+    def _difference_without_dropout(
+        self, host: nn.Module, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> str | None:
+        """What differs beside the order in which dropout draws its numbers."""
+        outputs = []
+        for forward in (original_forward(host), functools.partial(variant.function, host)):
+            with self._trial(host), identity(host), without_dropout(host):
+                own_args, own_kwargs = own_arguments(args, kwargs)
+                outputs.append(forward(*own_args, **own_kwargs))
+        return difference(outputs[0], outputs[1][0] if variant.stores else outputs[1])
 
     def _remember(self, key: Key, variant: Variant, sizes: tuple[int, ...]) -> Variant:
         """A second capture at other sizes that gives the same code shows that these sizes do not matter to it."""

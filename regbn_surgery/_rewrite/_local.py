@@ -18,9 +18,12 @@ import torch.fx
 from torch import nn
 
 from .._analyse import Take
+from .._analyse._across import Across
 from .._analyse._scatter import Scatter
 from .._capture import Op, TensorRef, Trace
 from .._errors import RewriteError
+from ._opened import nodes_of, readers_of
+from ._reorder import dependents, place, refuse_cycle, refuse_hazard
 from ._scatter import insert_scatter
 
 Key = tuple[str, str, int, int]
@@ -44,6 +47,9 @@ class LocalSite:
 
     mask: str | None = None  # argument of the host (or of its torch module that attends) that masks one of the sides
 
+    across: Across | None = None
+    words: tuple[str, str] = ("f", "g")  # where f and g are, for people
+
     @property
     def point_call(self) -> str:
         """Name of the function at whose call the two meet."""
@@ -66,6 +72,7 @@ class Variant:
     held: tuple[int, ...]  # identities of the objects from outside the module that it uses
     leaks: bool  # whether it may hold for the sizes of the captured call only
     stores: bool  # whether the function returns `(output, {attribute: value})`
+    reordered: bool = False  # whether calls have to wait for a RegBN, so that random numbers are drawn in another order
 
     def same_as(self, other: Variant) -> bool:
         return (self.after, self.settings, self.held) == (other.after, other.settings, other.held)
@@ -81,13 +88,18 @@ def build_variant(host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -
         RewriteError: where f is used before g exists.
     """
     before = _source(trace.graph)
-    events = {op.key: op for op in trace.ops}
+    events = {op.key: op for op in reversed(trace.ops)} | {op.key: op for op in trace.ops if op.frame == 0}
     current: Current = {}
-    done = []
+    done, waiting = [], False
+    places = {site.name: _places(trace, site) for site in sites if site.across is not None}
     for site in sites:
-        inserted = [_insert(trace, events, turn, current) for turn in _rounds(site, events)]
-        if any(inserted):
+        if site.across is not None:
+            inserted = [_insert_across(host, trace, site, places[site.name], current)]
+        else:
+            inserted = [_insert(host, trace, events, turn, current) for turn in _rounds(site, events)]
+        if any(late is not None for late in inserted):
             done.append(site.name)
+        waiting = waiting or any(inserted)
     trace.graph.lint()
     code = trace.graph.python_code("self")
     after = _readable(code.src)
@@ -97,7 +109,7 @@ def build_variant(host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -
     identities = tuple(id(value) for value in trace.constants.values())
     held = {f"_held_{name}": value for name, value in trace.constants.items()}
     function = _compile(source, {**code.globals, **held}, type(host).__name__)
-    return Variant(before, after, function, tuple(done), settings, identities, trace.leaks, bool(trace.stores))
+    return Variant(before, after, function, tuple(done), settings, identities, trace.leaks, bool(trace.stores), waiting)
 
 
 #: What a reader reads instead of a tensor, where an earlier site has been there: (tensor, reader) -> its result.
@@ -117,35 +129,66 @@ def _rounds(site: LocalSite, events: dict[Key, Op]) -> list[LocalSite]:
     return [dataclasses.replace(site, f=at(site.f, key), g=at(site.g, key), repeats=False) for key in keys]
 
 
-def _insert(trace: Trace, events: dict[Key, Op], site: LocalSite, current: Current) -> bool:
-    """Insert one site; False where this kind of call does not come by it."""
+def _insert(
+    host: nn.Module, trace: Trace, events: dict[Key, Op], site: LocalSite, current: Current
+) -> frozenset[torch.fx.Node] | None:
+    """Insert one site, and say which calls have to wait for it; None where this kind of call does not come by it."""
     if site.scatter is not None:
-        return _insert_scatter(trace, events, site, site.scatter)
+        return frozenset() if _insert_scatter(trace, events, site, site.scatter) else None
     f_first, g_first = _anchor(events, site.f), _anchor(events, site.g)
     if f_first is None or g_first is None:
-        return False
-    graph = trace.graph
-    order = {node: i for i, node in enumerate(graph.nodes)}
+        return None
     readers = [events[key].node for key, _ in site.f.readers if key in events]
     g_readers = [events[key].node for key, _ in site.g.readers if key in events] if site.replace_g else []
+    mask = _mask(trace, events, site)
+    return _put_between(host, trace, site, (f_first, g_first), (readers, g_readers), current, mask)
+
+
+def _insert_across(
+    host: nn.Module, trace: Trace, site: LocalSite, places: Places | None, current: Current
+) -> frozenset[torch.fx.Node] | None:
+    if places is None:
+        return None
+    sides, readers, g_readers = places
+    return _put_between(host, trace, site, sides, (readers, g_readers if site.replace_g else []), current, None)
+
+
+#: The nodes of f and g, and who reads them before any site is in.
+Places = tuple[tuple[torch.fx.Node, torch.fx.Node], list[torch.fx.Node], list[torch.fx.Node]]
+
+
+def _places(trace: Trace, site: LocalSite) -> Places | None:
+    sides = nodes_of(trace, site.across) if site.across is not None else None
+    return None if sides is None else (sides, readers_of(sides[0]), readers_of(sides[1]))
+
+
+def _put_between(
+    host: nn.Module,
+    trace: Trace,
+    site: LocalSite,
+    sides: tuple[torch.fx.Node, torch.fx.Node],
+    both_readers: tuple[list[torch.fx.Node], list[torch.fx.Node]],
+    current: Current,
+    mask: torch.fx.Node | None,
+) -> frozenset[torch.fx.Node]:
+    """Put RegBN behind both sides and let the readers read its results; the calls that had to wait for it."""
+    graph = trace.graph
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    (f_first, g_first), (readers, g_readers) = sides, both_readers
     reading = {*readers, *g_readers}
     # Several pairs at one call go in sequence, each seeing the earlier results.
     f, g = (
         next((current[old, node] for node in (*mine, *readers) if (old, node) in current), old)
         for old, mine in ((f_first, readers), (g_first, g_readers))
     )
-    after = _place(graph, order, (f, g), reading)
+    after = place(graph, order, (f, g), reading)
     early = {node for node in reading if order[node] <= order[after]}
-    late = _dependents(early, after, order)
-    if late & {f, g}:
-        raise RewriteError(
-            f"RegBN {site.name!r} cannot go in: one side is computed from the other's readers in the same forward, so "
-            "that neither can come first. Normalise the other direction, or another point."
-        )
-    _refuse_hazard(site.name, late, after, order)
+    late = dependents(early, after, order)
+    refuse_cycle(site.name, site.words, late, (f, g))
+    refuse_hazard(host, trace, site.name, late, after, order)
     with graph.inserting_after(after):
-        mask = _mask(trace, events, site, order, after)
-        given: dict[str, Any] = {} if mask is None else {"mask": mask}
+        known = mask is not None and order.get(mask, len(order)) <= order[after]
+        given: dict[str, Any] = {"mask": mask} if known else {}
         call = graph.create_node("call_module", site.name, (f, g), given, name=site.name)
     with graph.inserting_after(call):
         g_new = graph.create_node("call_function", operator.getitem, (call, 1), name=f"{site.name}_g")
@@ -160,12 +203,10 @@ def _insert(trace: Trace, events: dict[Key, Op], site: LocalSite, current: Curre
             current[old, node] = new
     if not g_readers:
         graph.erase_node(g_new)
-    return True
+    return frozenset(late)
 
 
-def _mask(
-    trace: Trace, events: dict[Key, Op], site: LocalSite, order: dict[torch.fx.Node, int], after: torch.fx.Node
-) -> torch.fx.Node | None:
+def _mask(trace: Trace, events: dict[Key, Op], site: LocalSite) -> torch.fx.Node | None:
     """The node of the mask over a side's positions, where this call has one."""
     uid = dict(trace.inputs).get(site.mask or "")
     attending = events.get(site.f.at[0])
@@ -173,7 +214,7 @@ def _mask(
         given = attending.kwargs.get(site.mask or "", attending.args[3] if len(attending.args) > 3 else None)
         uid = given.uid if isinstance(given, TensorRef) and attending.name == "MultiheadAttention" else None
     nodes = (node for op in trace.ops for i, node in zip(op.inputs, op.input_nodes, strict=True) if i == uid)
-    return next((node for node in nodes if node is not None and order.get(node, -1) in range(order[after] + 1)), None)
+    return next((node for node in nodes if node is not None), None)
 
 
 def _insert_scatter(trace: Trace, events: dict[Key, Op], site: LocalSite, scatter: Scatter) -> bool:
@@ -186,47 +227,6 @@ def _insert_scatter(trace: Trace, events: dict[Key, Op], site: LocalSite, scatte
     earlier = tuple(events[key].node for key in scatter.written)
     insert_scatter(trace.graph, op.node, (into, source), scatter, site.name, site.into_is_f, site.replace_g, earlier)
     return True
-
-
-def _place(
-    graph: torch.fx.Graph,
-    order: dict[torch.fx.Node, int],
-    sides: tuple[torch.fx.Node, torch.fx.Node],
-    reading: set[torch.fx.Node],
-) -> torch.fx.Node:
-    """The node behind which RegBN goes: just before the first reader, so that it sees what was written in place
-    until then; where a reader comes before the other side exists, as soon as both do."""
-    both = max(sides, key=order.__getitem__)
-    nodes = list(graph.nodes)
-    if both.op == "placeholder":
-        both = [node for node in nodes if node.op == "placeholder"][-1]
-    first = min((order[node] for node in reading), default=0)
-    return nodes[first - 1] if first > order[both] else both
-
-
-def _dependents(early: set[torch.fx.Node], after: torch.fx.Node, order: dict[torch.fx.Node, int]) -> set[torch.fx.Node]:
-    """The early readers and everything computed from them up to `after`."""
-    found, todo = set(early), list(early)
-    while todo:
-        for user in todo.pop().users:
-            if user not in found and order.get(user, len(order)) <= order[after]:
-                found.add(user)
-                todo.append(user)
-    return found
-
-
-def _refuse_hazard(name: str, moved: set[torch.fx.Node], after: torch.fx.Node, order: dict[torch.fx.Node, int]) -> None:
-    """Calls may only wait where nothing writes in place meanwhile."""
-    if not moved:
-        return
-    start = min(order[node] for node in moved)
-    for node, index in order.items():
-        op = node.meta.get("op")
-        if start <= index <= order[after] and op is not None and op.inplace:
-            raise RewriteError(
-                f"RegBN {name!r} cannot go in: calls would have to wait for the other side, but {op.source} writes in "
-                "place between them. Compute both sides first, or normalise the other direction."
-            )
 
 
 def _anchor(events: dict[Key, Op], take: Take) -> torch.fx.Node | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import regbn_surgery
-from regbn_surgery import RewriteError
+from regbn_surgery import RegBNError
 from regbn_surgery._rewrite import explain, identity
 
 from .models import counting, everything, run, step, vectors
@@ -87,6 +87,18 @@ class WritesBetween(Base):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         x = self.enc_a(a)
+        scale = a.new_ones(len(a), 8)
+        early = x * scale
+        scale.mul_(3)
+        y = self.enc_b(b)
+        return self.head(torch.cat([early + x * scale, y], -1))
+
+
+class WritesInTurn(Base):
+    """What is overwritten is computed from f as well, so that all of it waits, in its order."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        x = self.enc_a(a)
         scale = torch.ones_like(x)
         early = x * scale
         scale.mul_(3)
@@ -94,13 +106,23 @@ class WritesBetween(Base):
         return self.head(torch.cat([early + x * scale, y], -1))
 
 
-@pytest.mark.parametrize("cls", [GFromF, WritesBetween])
-def test_what_cannot_wait_is_refused_and_the_model_left_alone(cls: type[Base]) -> None:
+@pytest.mark.parametrize(
+    ("cls", "match"),
+    [(GFromF, r"enc_b` is computed from `module:enc_a"), (WritesBetween, r"regbn_p.*cannot go in.*mul_ at .* reads")],
+)
+def test_what_cannot_wait_is_refused_and_the_model_left_alone(cls: type[Base], match: str) -> None:
     model = cls()
     before = everything(model)
-    with pytest.raises(RewriteError, match=r"regbn_p.*cannot go in"):
+    with pytest.raises(RegBNError, match=match):
         regbn_surgery.regbnify(model, PAIR, vectors(), inplace=True)
     assert everything(model) == before
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_writes_in_place_may_wait_with_what_they_write_to(training: bool) -> None:
+    rewritten = operate(WritesInTurn())
+    with identity(rewritten):
+        torch.testing.assert_close(run(rewritten, vectors(), training), run(WritesInTurn(), vectors(), training))
 
 
 class Aside(Base):

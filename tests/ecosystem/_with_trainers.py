@@ -47,19 +47,24 @@ def _loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
 
 def transformers_trainer(subject: Subject) -> None:
     """The `Trainer` of transformers: twenty steps, and ten more from its checkpoint, end at the same weights."""
+    trained = unless_the_original_fails(
+        "resume with the Trainer",
+        lambda: _hf_twice(subject.rewritten, subject),
+        lambda: _hf_twice(subject.original, subject),
+    )
+    assert_regbn_learned(trained)
+    assert type(trained).__name__ == type(subject.original()).__name__
+
+
+def _hf_twice(make: Callable[[], nn.Module], subject: Subject) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
-        first, second = subject.rewritten(), subject.rewritten()
-        unless_the_original_fails(
-            "train with the Trainer",
-            lambda: _hf(first, subject, STEPS, Path(folder)),
-            lambda: _hf(subject.original(), subject, 2, None),
-        )
+        first, second = make(), make()
+        _hf(first, subject, STEPS, Path(folder))
         checkpoint = Path(folder) / f"checkpoint-{BROKEN_AT}"
         assert checkpoint.exists()
         _hf(second, subject, STEPS, Path(folder), str(checkpoint))
-    assert_regbn_learned(first)
     assert_same(second.state_dict(), first.state_dict())
-    assert type(first).__name__ == type(subject.original()).__name__
+    return first
 
 
 def _hf(model: nn.Module, subject: Subject, steps: int, folder: Path | None, resume: str | None = None) -> None:
@@ -99,17 +104,22 @@ def _progress() -> Any:
 
 def lightning_trainer(subject: Subject) -> None:
     """Lightning: twenty steps, and ten more from its checkpoint, end at the same weights."""
+    trained = unless_the_original_fails(
+        "resume with Lightning",
+        lambda: _lightning_twice(subject.rewritten, subject),
+        lambda: _lightning_twice(subject.original, subject),
+    )
+    assert_regbn_learned(trained)
+
+
+def _lightning_twice(make: Callable[[], nn.Module], subject: Subject) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
-        first, second = subject.rewritten(), subject.rewritten()
-        unless_the_original_fails(
-            "train with Lightning",
-            lambda: _lightning(first, subject, STEPS, Path(folder)),
-            lambda: _lightning(subject.original(), subject, 2, None),
-        )
+        first, second = make(), make()
+        _lightning(first, subject, STEPS, Path(folder))
         (checkpoint,) = Path(folder).glob(f"step={BROKEN_AT}.ckpt")
         _lightning(second, subject, STEPS, None, str(checkpoint))
-    assert_regbn_learned(first)
     assert_same(second.state_dict(), first.state_dict())
+    return first
 
 
 def _lightning(model: nn.Module, subject: Subject, steps: int, folder: Path | None, resume: str | None = None) -> None:

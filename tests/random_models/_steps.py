@@ -152,7 +152,7 @@ class Steps:
         return self._statement(scope, v, self.rng.choice(forms).format(v.name))
 
     def _step_pool1d(self, scope: Scope, v: Value) -> Value:
-        if v.size < 2:
+        if v.size < 3:  # a single position is no sequence: what attends to it adds a vector
             return v
         call = f"F.avg_pool1d({v.name}.transpose(1, 2), 2, 1).transpose(1, 2)"
         return replace(self._statement(scope, v, call), size=v.size - 1)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         RulesError,
         UnseenCallError,
     )
+    from ._explain import SurgeryReport, explain
     from ._inputs import Inputs
     from ._recipe import Recipe
     from ._recipe_files import load_regbn, save_regbn
@@ -61,6 +62,7 @@ _HOME = {
         "._errors",
     ),
     **dict.fromkeys(("load_regbn", "save_regbn"), "._recipe_files"),
+    **dict.fromkeys(("SurgeryReport", "explain"), "._explain"),
     "Inputs": "._inputs",
     "Recipe": "._recipe",
     "Plan": "._types",
@@ -87,8 +89,10 @@ __all__ = [
     "RewriteError",
     "Rules",
     "RulesError",
+    "SurgeryReport",
     "UnseenCallError",
     "__version__",
+    "explain",
     "inspect",
     "load_regbn",
     "plan",

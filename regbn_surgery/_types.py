@@ -174,7 +174,7 @@ class InputTensor:
     layout: Layout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """What `inspect` found. `notes` are sentences for people (guards, gaps, branches that never meet)."""
 
@@ -195,6 +195,16 @@ class Inspection:
         from ._report.text import inspection_to_text
 
         return inspection_to_text(self)
+
+    def __repr__(self) -> str:
+        names = ", ".join(modality.name for modality in self.modalities)
+        points = ", ".join(point.id for point in self.fusion_points)
+        return f"<Inspection of {self.model}: modalities {names or 'none'}; fusion points {points or 'none'}>"
+
+    def _repr_html_(self) -> str:
+        from ._report.notebook import inspection_to_html
+
+        return inspection_to_html(self)
 
 
 @dataclass(frozen=True)
@@ -243,7 +253,7 @@ class Decision:
     others: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """The rules applied to the found fusion points. Nothing has changed yet.
 
@@ -288,6 +298,18 @@ class Plan:
         from ._report.text import plan_to_text
 
         return plan_to_text(self)
+
+    def __repr__(self) -> str:
+        from ._report.words import count_text
+
+        sites = ", ".join(f"{site.host}.{site.name}".lstrip(".") for site in self.sites)
+        points = count_text(len(self.decisions), "fusion point")
+        return f"<Plan for {self.model or 'a model'}: {points}, RegBN {sites or 'nowhere'}>"
+
+    def _repr_html_(self) -> str:
+        from ._report.notebook import plan_to_html
+
+        return plan_to_html(self)
 
 
 def _flat(side: Side, layer_dim: tuple[int, ...]) -> int:

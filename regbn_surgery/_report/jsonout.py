@@ -35,19 +35,24 @@ def surgery_to_dict(plan: Plan, hosts: Sequence[HostLike]) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "plan": plan.to_dict(),
-        "hosts": [
-            {
-                "host": host.host,
-                "class": host.host_class,
-                "tier": host.tier,
-                "modules": [site.name for site in host.sites],
-                "reason": host.reason,
-                "before": host.before,
-                "after": host.after,
-            }
-            for host in hosts
-        ],
+        "hosts": hosts_to_list(hosts),
     }
+
+
+def hosts_to_list(hosts: Sequence[HostLike]) -> list[dict[str, Any]]:
+    """Each host that a surgery changed, with the modules in it and its code before and after."""
+    return [
+        {
+            "host": host.host,
+            "class": host.host_class,
+            "tier": host.tier,
+            "modules": [site.name for site in host.sites],
+            "reason": host.reason,
+            "before": host.before,
+            "after": host.after,
+        }
+        for host in hosts
+    ]
 
 
 def _point(point: FusionPoint) -> dict[str, Any]:

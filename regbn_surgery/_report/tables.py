@@ -31,7 +31,7 @@ def inspection_view(inspection: Inspection, width: int = 80) -> RenderableType:
 
 def _points_table(points: Sequence[FusionPoint], width: int) -> Table:
     table = plain_table("fusion point", "what meets", "where")
-    for point, repeats in _collapsed(points):
+    for point, repeats in collapsed(points):
         name = Text(broken_path(point.id, width), style="bold" if point.selected_by_default else "dim")
         name.append(f"\n{point.kind}, {point.level}", style="not bold")
         if not point.selected_by_default:
@@ -56,7 +56,7 @@ def broken_path(path: str, width: int) -> str:
     return "\n".join(lines)[:-1]
 
 
-def _collapsed(points: Sequence[FusionPoint]) -> Iterator[tuple[FusionPoint, int]]:
+def collapsed(points: Sequence[FusionPoint]) -> Iterator[tuple[FusionPoint, int]]:
     """Each point with the number of further ones of its group that it stands for."""
     sizes: dict[str, int] = {}
     for point in points:
@@ -97,6 +97,11 @@ def _where(point: FusionPoint) -> str:
 
 #: How a site goes in, by tier.
 _TIERS = {1: "tier 1: hook on arguments", 2: "tier 2: generated code", 3: "tier 3: own code, watched"}
+
+
+def tier_text(tier: int | None) -> str:
+    """How a site goes in; empty where that is not known."""
+    return _TIERS.get(tier or 0, "")
 
 
 def plan_view(plan: Plan, width: int = 80) -> RenderableType:

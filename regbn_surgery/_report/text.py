@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 from rich.console import Console, RenderableType
 from rich.text import Text
 
 from .._types import Inspection, Plan
+from .diff import HostLike, host_views
 from .tables import inspection_view, plan_view
 
 
@@ -19,6 +21,11 @@ def inspection_to_text(inspection: Inspection, width: int = 80) -> str:
 def plan_to_text(plan: Plan, width: int = 80) -> str:
     """What the rules decide, as lines of at most `width` columns."""
     return plain(plan_view(plan, width), width)
+
+
+def hosts_to_text(hosts: Sequence[HostLike], width: int = 80) -> str:
+    """What a surgery did to each host; code is neither wrapped nor cut."""
+    return "\n".join(plain(view, width) for view in host_views(hosts)).strip("\n")
 
 
 def show(console: Console, view: RenderableType) -> None:

@@ -1,0 +1,44 @@
+"""What the surgery did to a model, as an object to print, to show in a notebook, and to take apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ._report.jsonout import hosts_to_list
+from ._rewrite import HostReport
+from ._rewrite import explain as hosts_of
+from ._rewrite._host import original_class
+
+
+@dataclass(frozen=True, repr=False)
+class SurgeryReport:
+    """What `regbnify` did to a model: each host that changed, with its code before and after."""
+
+    model: str  # class name
+    hosts: tuple[HostReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content as plain JSON types."""
+        return {"model": self.model, "hosts": hosts_to_list(self.hosts)}
+
+    def __str__(self) -> str:
+        from ._report.text import hosts_to_text
+
+        return hosts_to_text(self.hosts)
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{host.host}.{site.name}".lstrip(".") for host in self.hosts for site in host.sites)
+        return f"<SurgeryReport on {self.model}: RegBN {sites or 'nowhere'}>"
+
+    def _repr_html_(self) -> str:
+        from ._report.notebook import surgery_to_html
+
+        return surgery_to_html(self.model, self.hosts)
+
+
+def explain(model: nn.Module) -> SurgeryReport:
+    """What `regbnify` did to `model`, to print, to show in a notebook, or as data; empty for one without RegBN."""
+    return SurgeryReport(original_class(model).__name__, hosts_of(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect as inspect_module
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -162,6 +163,8 @@ def _analysed(model: nn.Module, example: InputsLike, modalities: Mapping[str, Mo
 
 def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) -> tuple[Plan, Analysis]:
     refuse_wrapped(model)
+    if example_inputs is None:
+        _check_section(model, rules)
     example = find_inputs(model, example_inputs, rules.inputs)
     batches = make_batches(model, example)
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model, batches.small)}
@@ -172,6 +175,13 @@ def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) 
     for text in made.warnings:
         warnings.warn(text, RegBNWarning, stacklevel=3)
     return made, analysis
+
+
+def _check_section(model: nn.Module, rules: Rules) -> None:
+    """Names in the rules' own `inputs:` that `forward` does not take, told with their place in the file."""
+    parameters = inspect_module.signature(model.forward).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        rules.check_inputs(list(parameters))
 
 
 def _resumed(model: nn.Module, made: Plan, example_inputs: InputsLike | None) -> tuple[Plan, Analysis]:

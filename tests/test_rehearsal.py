@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import regbn_surgery
-from regbn_surgery import PlanError
+from regbn_surgery import PlanError, RulesError
 from regbn_surgery._facts import why_trained
 from regbn_surgery._rehearsal import independence
 from regbn_surgery._types import Plan
@@ -93,6 +93,12 @@ class TestIndependence:
         g = torch.randn(40, 3, generator=generator, dtype=torch.float64)
         f = g @ torch.randn(3, 7, generator=generator, dtype=torch.float64)
         assert independence(f, g) == 1 / 200
+
+
+def test_an_input_of_the_rules_that_forward_does_not_take() -> None:
+    section = {"a": {"shape": [4, 6]}, "bb": {"shape": [4, 5]}}
+    with pytest.raises(RulesError, match=r"inputs\.bb: `forward` has no parameter `bb`"):
+        regbn_surgery.plan(TwoLayers(), {**RULES, "inputs": section})
 
 
 class TestWeights:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -126,6 +126,20 @@ class Rules:
     def overrides(self) -> Mapping[str, Override]:
         """Changes to single fusion points, by id."""
         return self.document.overrides
+
+    def check_inputs(self, parameters: Sequence[str]) -> None:
+        """Hold the `inputs:` section to the parameters of the model's `forward`.
+
+        Raises `RulesError` for a name that is none of them.
+        """
+        problems = []
+        for name in self.inputs:
+            head = name.partition(".")[0]
+            if head not in parameters:
+                text = f"`forward` has no parameter `{head}`{did_you_mean(head, parameters)}"
+                problems.append(Problem(("inputs", name), f"{text} (it has {listing(parameters)})", at_key=True))
+        if problems:
+            raise RulesError(render(problems, self.marks, {}))
 
     def resolve_modalities(
         self, inputs: Mapping[str, tuple[int, ...]], modules: Iterable[str] | None = None

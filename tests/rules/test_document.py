@@ -216,6 +216,17 @@ def test_modalities_are_resolved_to_inputs():
         rules.resolve_modalities({"x": (2,), "batches": (2,)})
 
 
+def test_the_inputs_section_is_held_to_forward():
+    text = "version: 1\ninputs:\n  grya: {shape: [2, 3]}\n  batch.x: {shape: [2]}\nrules: [{id: r, match: {}}]\n"
+    rules = Rules.from_text(text, "r.yaml")
+    rules.check_inputs(["grya", "batch"])
+    with pytest.raises(RulesError) as caught:
+        rules.check_inputs(["gray", "batch"])
+    assert str(caught.value) == (
+        "r.yaml:3:3: inputs.grya: `forward` has no parameter `grya`; did you mean `gray`? (it has `gray` and `batch`)"
+    )
+
+
 def test_loading_needs_no_torch():
     code = "import sys; from regbn_surgery._rules import Rules; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

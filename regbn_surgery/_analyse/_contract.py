@@ -93,6 +93,10 @@ def labels(op: Op, shapes: list[tuple[int, ...]], result: tuple[int, ...]) -> tu
     if op.name == "linear" and len(shapes) >= 2:
         x = tuple(f"x{i}" for i in range(len(shapes[0]) - 1))
         return [(*x, "k"), ("o", "k"), ("o",)][: len(shapes)], (*x, "o")
+    if op.name == "cdist":  # the axes of a product with the second transposed, whatever is computed along the last
+        *batch, i = (f"b{n}" for n in range(len(result) - 1))
+        first, second = (*batch, i, "k"), (*batch, "j", "k")
+        return [first[-len(shapes[0]) :], second[-len(shapes[1]) :]], (*batch, i, "j")
     if op.name in ("outer", "ger"):
         return [("i",), ("j",)], ("i", "j")
     if op.name == "inner" and len(shapes) == 2:

@@ -103,7 +103,7 @@ class Meetings:
             return self._concat(op, operands)
         if kind in ("sum", "product") and len(op.outputs) == 1:
             return self._elementwise(op, kind, operands)
-        if kind == "matmul":
+        if kind == "matmul" or op.name == "cdist":
             return self._matmul(op, operands)
         if kind == "attention":
             return self._attention(op, operands)
@@ -329,7 +329,7 @@ class Meetings:
             return replace(lineage, axes=outcome.axes, scores=operands[0].lineage.scores)
         between_samples = len(self.varying.get(result.uid, ())) > 1
         cosine = all(is_unit(m.info.uid, self.trace, self.producers, self.lineages) for m in operands)
-        kind: Kind = "similarity" if between_samples or cosine else "matmul"
+        kind: Kind = "similarity" if between_samples or cosine or op.name == "cdist" else "matmul"
         meeting = self._meet(op, kind, operands, outcome.home)
         return replace(lineage, axes=outcome.axes, scores=meeting if outcome.axes else None)
 

@@ -153,3 +153,12 @@ def test_both_streams_weighed_at_once_are_one_attention(over: str) -> None:
 
     assert told(forward, QV) == [("attention", {"a", "b"})]
     assert homes(forward, QV) == ["a+b"]
+
+
+def test_attention_by_distance_is_attention() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return (-torch.cdist(a, b)).softmax(-1) @ b
+
+    assert told(forward, QV) == [("attention", {"a", "b"})]
+    assert homes(forward, QV) == ["a"]
+    assert told(lambda self, a, b: torch.cdist(a, b), QV) == [("similarity", {"a", "b"})]

@@ -145,6 +145,11 @@ def test_the_error_is_the_one_that_is_shown() -> None:
     assert message == shown.strip()
 
 
+def test_the_readme_of_the_presets_names_them_all() -> None:
+    readme = (Path(__file__).parents[2] / "rules" / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(.*?)` \|", readme, flags=re.MULTILINE)) == set(preset_names())
+
+
 def test_limits() -> None:
     assert f"more than {DEEPEST} levels of nesting and files above {LARGEST_FILE // 1024} KiB" in DOC
     assert f"from {_rehearsal.ENOUGH_SAMPLES} to {_rehearsal._MOST_SAMPLES}\nsamples" in DOC

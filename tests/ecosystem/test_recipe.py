@@ -381,3 +381,14 @@ def test_weights_without_a_recipe_take_one_from_elsewhere(tmp_path: Path) -> Non
         load_regbn(fresh, tmp_path)
     found = load_regbn(fresh, tmp_path, recipe=Recipe.of(model))
     torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_what_the_readme_says_of_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (text,) = [block for block in readme.split("```python\n") if "save_regbn" in block]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"model": operate(build(Late), vectors()), "MyModel": Late}
+    exec(text.split("```")[0], names)
+    with counting(names["model"]) as calls:
+        run(names["model"], vectors(), training=True)
+    assert list(calls.values()) == [1]

@@ -72,5 +72,6 @@ def _gaps(runs: Sequence[Run]) -> list[str]:
 
 
 def _pairs(point: FusionPoint) -> set[frozenset[str]]:
-    homes = point.homes
-    return {frozenset({a, b}) for i, x in enumerate(homes) for y in homes[i + 1 :] for a in x for b in y if a != b}
+    """The modalities that a point brings together, those that reach it inside another's stream included."""
+    meeting = [(i, j) for i in point.operands for j in point.operands if i.home != j.home]
+    return {frozenset({a, b}) for i, j in meeting for a in i.modalities for b in j.modalities if a != b}

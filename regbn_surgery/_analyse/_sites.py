@@ -65,7 +65,8 @@ def _operand_pairs(meeting: Meeting) -> list[Pair]:
     """Every pair of operands that meet, in operand order; nested homes are a pair where a mixed stream re-enters."""
     once: dict[int, Met] = {}
     for met in meeting.operands:
-        once.setdefault(met.info.uid, met)
+        if met.position < 2 or meeting.op.name not in ("lerp", "lerp_"):  # the third is how much of each
+            once.setdefault(met.info.uid, met)
     operands = tuple(once.values())
     pairs: list[Pair] = [((a,), (b,)) for a, b in itertools.combinations(operands, 2) if not comparable(a.home, b.home)]
     return pairs or [((a,), (b,)) for a, b in itertools.combinations(operands, 2) if a.home != b.home or meeting.level]

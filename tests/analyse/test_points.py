@@ -11,7 +11,7 @@ from regbn_surgery._types import FusionPoint
 from tests.capture.replay import make
 from tests.rewrite.models import Cross, Masked, Swapped, token_pairs
 
-from .reading import analysed, inputs, points
+from .reading import analysed, inputs, inspected, points
 
 AB = inputs(a=(8,), b=(8,))
 TOKENS = inputs(a=(5, 8), b=(7, 8))
@@ -237,3 +237,21 @@ def test_an_operand_given_twice_is_one_side() -> None:
     assert [[side.home for side in site.sides] for site in point.sites] == [[("a",), ("b",)]]
     (point,) = points(lambda self, a, b: torch.addcmul(a, a, b), AB)
     assert len(point.sites) == 1
+
+
+def test_the_weight_of_a_lerp_is_no_side() -> None:
+    (point,) = points(lambda self, a, b: torch.lerp(a, b, self.m(a).sigmoid()), AB, m=nn.Linear(8, 8))
+    assert [[side.anchor for side in site.sides] for site in point.sites] == [["argument `a`", "argument `b`"]]
+
+
+def test_what_arrives_inside_another_stream_has_met() -> None:
+    """`a` is read by `b`, which stays itself and is then joined with `c`."""
+
+    def forward(self: Any, a: Tensor, b: Tensor, c: Tensor) -> Any:
+        read = b + (b @ a.mT).softmax(-1) @ a
+        return self.m(torch.cat([read.mean(1), c], 1))
+
+    example = inputs(a=(5, 8), b=(7, 8), c=(8,))
+    found = inspected(forward, example, m=nn.Linear(16, 4))
+    assert [point.homes for point in found.fusion_points] == [(("b",), ("a",)), (("b",), ("c",))]
+    assert not [note for note in found.notes if "never meets" in note]

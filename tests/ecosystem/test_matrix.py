@@ -94,6 +94,7 @@ def test_results_are_kept_and_replaced(tmp_path: Path) -> None:
     assert {cell.key: cell.status for cell in _matrix.read(path)} == {("m", "one"): "pass", ("m", "two"): "pass"}
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command, in a worker of its own, on one model; a second call measures nothing anew."""
     results = tmp_path / "results.jsonl"

@@ -18,6 +18,11 @@ from ._subject import Subject
 MODELS = ("pmr", "hf_blip_captioning")
 MORE_MODELS = ("hf_vilt", "hf_lxmert", "fusenet", "hf_llava")
 SLOW = ("other processes",)
+SLOW_ON_LARGER_ONES = ("same with identity", "parametrize")
+
+
+def is_slow(name: str, situation: str) -> bool:
+    return name in MORE_MODELS or situation in SLOW or (name != "pmr" and situation in SLOW_ON_LARGER_ONES)
 
 
 def parameters() -> list[Any]:
@@ -25,7 +30,7 @@ def parameters() -> list[Any]:
         pytest.param(
             name,
             situation,
-            marks=pytest.mark.slow if name in MORE_MODELS or situation in SLOW else (),
+            marks=pytest.mark.slow if is_slow(name, situation) else (),
             id=f"{name}-{situation}",
         )
         for name in (*MODELS, *MORE_MODELS)

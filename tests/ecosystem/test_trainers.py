@@ -34,7 +34,12 @@ def _no_accelerator_is_left() -> Iterator[None]:
 def parameters() -> list[Any]:
     fast, slow = ("hf_blip_captioning",), ("pmr", "hf_git", "hf_whisper")
     return [
-        pytest.param(name, situation, marks=() if name in fast else pytest.mark.slow, id=f"{name}-{situation}")
+        pytest.param(
+            name,
+            situation,
+            marks=() if name in fast and situation != "Lightning" else pytest.mark.slow,
+            id=f"{name}-{situation}",
+        )
         for situation in SITUATIONS
         for name in (*fast, *slow)
     ]

@@ -71,6 +71,7 @@ def test_regbn_runs_at_every_step_of_generation(name: str) -> None:
         assert set(calls.values()) == {tokens}
 
 
+@pytest.mark.slow
 def test_a_host_that_runs_as_it_is_computes_the_same_when_compiled() -> None:
     """Dynamo hands bound methods on by name, and by name the forward is the rewritten one: RegBN once ran twice."""
     torch._dynamo.reset()

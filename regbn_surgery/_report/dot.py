@@ -40,7 +40,7 @@ def draw(graph: ModelGraph, form: str, most: int = MOST) -> bytes:
             f"drawing {form.upper()} needs pygraphviz, whose wheels carry Graphviz: pip install "
             "'regbn_surgery[viz]'. Or write DOT (--format dot), which any Graphviz draws: dot -Tsvg graph.dot"
         ) from error
-    options = "-Gdpi=110" if form == "png" else ""
+    options = "-Gdpi=84" if form == "png" else ""
     drawn: Any = pygraphviz.AGraph(string=to_dot(graph, most)).draw(format=form, prog="dot", args=options)
     return bytes(drawn) if isinstance(drawn, bytes | bytearray) else str(drawn).encode()
 

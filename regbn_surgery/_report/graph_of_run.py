@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .._types import FusionPoint, PlannedSite
+from .._types import FusionPoint, PlannedSite, Source
 from .diff import HostLike
 from .graph import Box, Edge, ModelGraph, Node, NodeKind, TensorFact
 from .repeats import with_repeats
@@ -105,7 +107,7 @@ def _point_facts(point: FusionPoint) -> dict[str, Any]:
         "owner": point.owner,
         "owner_class": point.owner_class,
         "selected_by_default": point.selected_by_default,
-        "source": "" if point.source is None else str(point.source),
+        "source": "" if point.source is None else short_place(point.source),
         "operands": [tensor_text(o.home, o.shape, o.layout) for o in point.operands],
         "costs": list(dict.fromkeys(cost_text(site) for site in point.sites)),
         "note": point.note,
@@ -208,7 +210,7 @@ class _Drawing:
         parameters = [p for uid in op.inputs if (p := self.trace.tensors[uid].parameter) and uid not in self.producers]
         details = (("operation", op.name), *((("reads", ", ".join(parameters)),) if parameters else ()))
         outputs = tuple(self.fact(uid) for uid in op.outputs)
-        source = "" if op.source is None else f"{op.source} in {op.source.function}"
+        source = "" if op.source is None else f"{short_place(op.source)} in {op.source.function}"
         self.nodes[identity] = Node(identity, label, kind, box, op.module or "", outputs, source, point, details)
         self._connect(identity, op.inputs, op.outputs)
 
@@ -237,6 +239,13 @@ class _Drawing:
                 self.edges.setdefault((source, identity, uid), Edge(source, identity, self.fact(uid), port))
         for port, uid in enumerate(outputs):
             self.producers[uid] = identity, port
+
+
+def short_place(source: Source) -> str:
+    """`model.py:12`: a file from the folder of installed packages or from here on; elsewhere its whole path."""
+    path = re.split(r"[\\/](?:site|dist)-packages[\\/]", source.file)[-1]
+    here = os.getcwd() + os.sep
+    return f"{path.removeprefix(here)}:{source.line}"
 
 
 def _last(module: str, above: str, class_name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
 import sys
 from importlib import metadata
 
@@ -16,11 +17,12 @@ from regbn_surgery._analyse import run_model
 from regbn_surgery._api import analysed, operate
 from regbn_surgery._report.dot import PictureError, draw, to_dot
 from regbn_surgery._report.explorer import to_explorer
-from regbn_surgery._report.graph_of_run import graph_after, graph_of
+from regbn_surgery._report.graph_of_run import graph_after, graph_of, short_place
 from regbn_surgery._report.repeats import first_of_each
 from regbn_surgery._report.scene import essential, scene_of, well_opened
 from regbn_surgery._rewrite import explain
 from regbn_surgery._rules import Rules
+from regbn_surgery._types import Source
 
 from .graphs import POINT, after, before, box, graph, node
 
@@ -70,6 +72,12 @@ class TestOfARun:
         assert (fc.outputs[0].shape, fc.outputs[0].dtype, fc.outputs[0].roles) == ("2×8", "float32", "B×C")
         assert old.node["layers.1/view"].kind == "view"
         assert "test_graph.py" in old.node["layers.1/add"].source
+
+    def test_places_are_short(self):
+        far = Source("/usr/lib/python3/site-packages/pack/mod.py", 3, "f")
+        assert short_place(far) == "pack/mod.py:3"
+        assert short_place(Source(f"{os.getcwd()}/model.py", 4, "f")) == "model.py:4"
+        assert short_place(Source("/elsewhere/model.py", 5, "f")) == "/elsewhere/model.py:5"
 
     def test_a_module_called_twice_has_two_boxes(self, two):
         old, _ = two

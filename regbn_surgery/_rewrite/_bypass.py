@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
@@ -58,8 +58,15 @@ def tell_passed_by(
     )
 
 
+class Named(Protocol):
+    """What is told of a site."""
+
+    @property
+    def name(self) -> str: ...
+
+
 def refuse_going_on(
-    host: nn.Module, path: str, sites: tuple[LocalSite, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    host: nn.Module, path: str, sites: Sequence[Named], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Raises RegBNBypassedError where a call in which nothing meets goes on from a cache: the tokens before went
     through RegBN, these would not."""
@@ -75,5 +82,5 @@ def _what(host: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, A
     return f"{type(host).__name__} at `{path}` was called ({spelled(args, kwargs)})"
 
 
-def _names(sites: tuple[LocalSite, ...]) -> str:
+def _names(sites: Sequence[Named]) -> str:
     return ", ".join(site.name for site in sites)

@@ -9,10 +9,12 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import _tree
 from .._errors import RewriteError
+from ._bypass import refuse_going_on, remember_caches
 from ._growing import called_with
 from ._roles import Roles
 from ._site import RegBNSite
@@ -31,11 +33,18 @@ class HoistSpec:
     mask_of: str = "g"
     padding: bool = False  # whether the mask's True means "leave out"
 
+    @property
+    def name(self) -> str:
+        return self.site
+
 
 class HoistHook:
     """The pre-hook: several specs where a shared owner has several roles."""
 
-    def __init__(self, specs: tuple[HoistSpec, ...], positions: dict[str, int], roles: Roles | None) -> None:
+    def __init__(
+        self, specs: tuple[HoistSpec, ...], positions: dict[str, int], roles: Roles | None, path: str = ""
+    ) -> None:
+        self.path = path
         self.specs = specs
         self.positions = positions  # argument name -> index among the positional arguments
         self.roles = roles
@@ -51,7 +60,10 @@ class HoistHook:
             f = self._find(spec.f[0], args, kwargs)
             g = self._find(spec.g[0], args, kwargs)
             if not isinstance(f, Tensor) or not isinstance(g, Tensor):
-                continue  # a call without the other modality, such as self-attention: nothing meets
+                # A call without the other modality, such as self-attention: nothing meets, unless it met before.
+                if isinstance(f, Tensor) and not torch.compiler.is_compiling():
+                    refuse_going_on(module, self.path, (spec,), args, kwargs)
+                continue
             site = getattr(module, spec.site)
             assert isinstance(site, RegBNSite)
             with called_with(args, kwargs):
@@ -60,6 +72,8 @@ class HoistHook:
             if spec.replace_g:
                 args, kwargs = self._replace(spec.g, g, g_new, args, kwargs)
             changed = True
+        if changed and not torch.compiler.is_compiling():
+            remember_caches(args, kwargs)
         return (args, kwargs) if changed else None
 
     def _masks(

@@ -254,7 +254,7 @@ def _install(model: nn.Module, operations: Sequence[Operation], writes_parameter
         roles = _roles(model, members)
         if tier == 1:
             specs = tuple(_spec(operation) for operation in members)
-            hook = HoistHook(specs, positions_of(host), roles)
+            hook = HoistHook(specs, positions_of(host), roles, path)
             host.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             sites = tuple(_local(operation) for operation in members)

@@ -76,7 +76,7 @@ def _one_line(text: str, limit: int = 240) -> str:
 
 
 def serve(lines: Iterable[str], out: TextIO) -> None:
-    """A worker: for each `{"model": ..., "situations": [...]}` a line for each cell, and an empty line at the end."""
+    """A worker: for each `{"model": ..., "situations": [...]}` a line of JSON for each cell."""
     import warnings
 
     import torch
@@ -87,7 +87,6 @@ def serve(lines: Iterable[str], out: TextIO) -> None:
         row = json.loads(line)
         for situation in row["situations"]:
             print(json.dumps(asdict(measure(row["model"], situation))), file=out, flush=True)
-        print(file=out, flush=True)
 
 
 _COMMAND = (sys.executable, "-m", "tests.ecosystem.matrix", "--worker")
@@ -119,9 +118,8 @@ class Worker:
                     keep(Cell(model, left.pop(0), "fail", trouble, round(time.perf_counter() - started, 2)))
                     break
                 assert line is not None
-                if not line.strip():
-                    return
                 cell = Cell(**json.loads(line))
+                assert cell.model == model, f"an answer about {cell.model}, asked about {model}"
                 left.remove(cell.situation)
                 keep(cell)
 
@@ -144,9 +142,6 @@ class Worker:
             )
             self.answers = queue.Queue()
             threading.Thread(target=_read, args=(self.process, self.answers), daemon=True).start()
-        else:
-            while not self.answers.empty():
-                self.answers.get()
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"model": model, "situations": list(columns)}) + "\n")
         self.process.stdin.flush()
@@ -171,7 +166,7 @@ class Worker:
 def _read(process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("{") or not line.strip():  # libraries print, too
+        if line.startswith("{"):  # libraries print, too
             answers.put(line)
     answers.put(None)
 

@@ -21,7 +21,6 @@ for line in sys.stdin:
         if situation == "deadly": os._exit(3)
         print("a library says hello")
         print(json.dumps(dict(model=row["model"], situation=situation, status="pass")), flush=True)
-    print(flush=True)
 """
 
 
@@ -47,6 +46,14 @@ def test_a_lost_cell_does_not_lose_the_row(worker: Worker) -> None:
     ]
     assert cells[1].reason == "no result within 3 seconds"
     assert cells[3].reason == "the process ended (exit status 3)"
+
+
+def test_many_rows_one_after_the_other(worker: Worker) -> None:
+    cells: list[Cell] = []
+    for row in range(200):
+        worker.row(str(row), ["good", "better"], cells.append)
+    worker.close()
+    assert [cell.key for cell in cells] == [(str(row), name) for row in range(200) for name in ("good", "better")]
 
 
 def test_cells_are_measured_and_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from regbn_surgery import UnseenCallError
+from regbn_surgery import RegBNBypassedError, UnseenCallError
 from tests.rewrite.models import Late, build, operate, vectors
 from tests.zoo._running import tensors_of
 
@@ -107,3 +107,14 @@ def test_exporting_a_call_that_was_never_made_says_what_to_do() -> None:
 def test_what_does_not_apply_is_told_apart_from_what_fails() -> None:
     with pytest.raises(DoesNotApplyError, match="does not generate"):
         SITUATIONS["generate with cache"](Subject("pmr"))
+
+
+def test_a_cached_step_without_the_other_modality_is_no_silent_bypass() -> None:
+    """Mllama keeps the keys of the image and hands the image on no more: the tokens after the first met nothing."""
+    subject = Subject("hf_mllama")
+    model: Any = subject.rewritten().eval()
+    with pytest.raises(RegBNBypassedError, match="use_cache=False"):
+        model.generate(**subject.example(2), max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    with counting(model) as calls:
+        model.generate(**subject.example(2), max_new_tokens=3, min_new_tokens=3, do_sample=False, use_cache=False)
+    assert set(calls.values()) == {3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect as inspect_module
 import os
 import warnings
@@ -19,7 +20,7 @@ from ._facts import find_facts, needs
 from ._inputs import InputsLike, find_inputs, make_batches, named_tensors
 from ._plan import PairSides, ResolvePair, decide, rebind
 from ._rehearsal import rehearse as rehearsed
-from ._rewrite import perform, refuse_second, undo
+from ._rewrite import forward_digests, perform, refuse_changed, refuse_second, undo
 from ._rules import InputSpec, Rules
 from ._rules.schema import ModalitySpec
 from ._state import has_no_values
@@ -174,7 +175,7 @@ def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) 
     made = decide(rules, analysis.inspection, _resolver(analysis), facts)
     for text in made.warnings:
         warnings.warn(text, RegBNWarning, stacklevel=3)
-    return made, analysis
+    return dataclasses.replace(made, forwards=forward_digests(model, made)), analysis
 
 
 def _check_section(model: nn.Module, rules: Rules) -> None:
@@ -187,6 +188,7 @@ def _check_section(model: nn.Module, rules: Rules) -> None:
 def _resumed(model: nn.Module, made: Plan, example_inputs: InputsLike | None) -> tuple[Plan, Analysis]:
     """The plan bound to an analysis of this very model, if it is the one that the plan was made for."""
     refuse_wrapped(model)
+    refuse_changed(model, made)
     specs = {name: InputSpec.model_validate(spec) for name, spec in made.inputs.items()}
     batches = make_batches(model, find_inputs(model, example_inputs, specs))
     analysis = analyse(model, batches, _spelt(made.modalities))
@@ -222,6 +224,14 @@ def refuse_wrapped(model: nn.Module) -> None:
     advice = _WRAPPERS.get(type(model).__name__)
     if advice is not None:
         raise CaptureError(f"The model is a {type(model).__name__}: {advice}.")
+    if model._compiled_call_impl is not None:
+        raise CaptureError(f"The {type(model).__name__} has been compiled in place: call compile() after regbnify.")
+    for path, module in model.named_modules():
+        if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
+            what = f"`{path}` in it has" if path else "It has"
+            raise CaptureError(
+                f"{what} been sharded (fully_shard): put RegBN into the model first, and shard the result."
+            )
     lazy = next((name for name, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)), None)
     if lazy is not None:
         raise CaptureError(f"Parameter `{lazy}` of {type(model).__name__} has no shape yet: run the model once first.")

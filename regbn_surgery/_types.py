@@ -269,6 +269,7 @@ class Plan:
     points: tuple[tuple[str, str], ...] = ()  # every fusion point: its id, and in words what it is
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # under `strict: warn`: what would have been an error
+    forwards: tuple[tuple[str, str], ...] = ()  # path of each host, and a digest of the code of its forward
 
     def to_dict(self) -> dict[str, Any]:
         """The whole content as plain JSON types; `Plan.from_dict` reads it back."""

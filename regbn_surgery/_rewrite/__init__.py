@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._site import RegBNSite, identity
+from ._source import forward_digests, refuse_changed
 from ._surgery import HostReport, Operation, explain, operations_of, perform, refuse_second, repeat, undo
 
 __all__ = [
@@ -10,9 +11,11 @@ __all__ = [
     "Operation",
     "RegBNSite",
     "explain",
+    "forward_digests",
     "identity",
     "operations_of",
     "perform",
+    "refuse_changed",
     "refuse_second",
     "repeat",
     "undo",

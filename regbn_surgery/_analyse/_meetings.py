@@ -6,6 +6,7 @@ one cross-attention everything after it is touched by both.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -172,13 +173,12 @@ class Meetings:
         return biggest.home, self._meet(op, kind, operands, biggest.home, note=note, real=kind != "concat")
 
     def _remeets(self, operands: tuple[Met, ...]) -> bool:
-        mixed = [m for m in operands if m.lineage.origins]
-        if len(mixed) < 2 or len(operands) != 2:
+        if not all(m.lineage.origins for m in operands):
             return False
-        a, b = mixed[0], mixed[1]
-        if a.lineage.origins & b.lineage.origins:
-            return False
-        return not self._is_ancestor(a, b) and not self._is_ancestor(b, a)
+        return any(
+            not a.lineage.origins & b.lineage.origins and not self._is_ancestor(a, b) and not self._is_ancestor(b, a)
+            for a, b in itertools.combinations(operands, 2)
+        )
 
     def _is_ancestor(self, small: Met, big: Met) -> bool:
         """Whether `small`, seen through views, casts and dropout, is something `big` was computed from."""

@@ -142,6 +142,8 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
         if not found.layout.known:
             obstacle = obstacle or f"the layout of {found.anchor} is not known: {'; '.join(found.layout.evidence)}"
     host = view.frame.path
+    if meeting.op.name == "vmap":
+        obstacle = "the streams meet inside a function under torch.vmap, which is called for all samples at once"
     if host == "?":
         obstacle = "the owner is made inside forward, so that nothing could be put into it for good"
     site = Site(host, (sides[0], sides[1]), _reduce(meeting, sides), role, gate, obstacle)

@@ -87,7 +87,7 @@ class Objects:
         self._alive.append(tensor)
         memory = _memory(tensor)
         storage = self._storages.setdefault(memory[0], len(self._storages)) if memory else -1 - uid
-        shape = tuple(_known_size(n) for n in tensor.shape)
+        shape = () if tensor.is_nested else tuple(_known_size(n) for n in tensor.shape)
         self._tensors[uid] = TensorInfo(uid, shape, tensor.dtype, storage, self._owned.get(id(tensor)))
         return uid
 
@@ -248,7 +248,11 @@ def named_tensors(
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     """What identifies the memory a tensor looks at; None where it has none of its own (sparse, nested, batched)."""
-    if tensor.layout is not torch.strided or type(tensor) not in (torch.Tensor, nn.Parameter, FakeTensor):
+    if (
+        tensor.is_nested
+        or tensor.layout is not torch.strided
+        or type(tensor) not in (torch.Tensor, nn.Parameter, FakeTensor)
+    ):
         return None
     if not all(isinstance(n, int) for n in tensor.shape):
         return None

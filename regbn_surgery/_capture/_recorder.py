@@ -361,6 +361,12 @@ class Recorder(Objects):
         self._keys[frame][line] += 1
         return (*line, nth)
 
+    def _met_strangers(self) -> tuple[Stranger, ...]:
+        return tuple(
+            Stranger(weakref.ref(tensor), self._tensors[self.uid(tensor)].shape, where)
+            for tensor, where in self.strangers
+        )
+
     def _note_effect(self, what: str) -> None:
         if self.strict:
             raise UnrecordableError(f"{self._where()} {what}; a graph would not do it again")
@@ -384,7 +390,7 @@ class Recorder(Objects):
         return Trace(
             self.graph, tuple(self._ops), tuple(self._frames), dict(self._tensors), inputs, dict(self.constants),
             tuple(self._reads), tuple(dict.fromkeys(self._effects)), dict(self.settings),
-            tuple(self.stores), tuple(Stranger(weakref.ref(t), tuple(t.shape), where) for t, where in self.strangers),
+            tuple(self.stores), self._met_strangers(),
             self.leaks > 0,
         )  # fmt: skip
 

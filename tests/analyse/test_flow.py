@@ -317,3 +317,13 @@ def test_where_to_sample_is_no_content() -> None:
     example = inputs(a=(3, 6, 6), b=(4, 2))
     assert told(forward, example) == []
     assert homes(forward, example) == ["a"]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_mixed_streams_re_meet_however_many_they_are(count: int) -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        mixed = [self.left(a) * self.right(b), self.right(a) * self.left(b), self.left(a).relu() * self.left(b)]
+        return torch.stack(mixed[:count], 1).sum(1)
+
+    found = points(forward, inputs(a=(6,), b=(6,)), left=nn.Linear(6, 6), right=nn.Linear(6, 6))
+    assert [point.kind for point in found if point.level == "remeeting"] == ["concat"]

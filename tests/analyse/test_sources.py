@@ -249,3 +249,11 @@ def test_lineage_goes_through_vmap(fused: Any, expected: str) -> None:
 
     found = inspected(forward, {"x": normal(4, 5), "y": normal(4, 5)}, first=nn.Linear(5, 6), second=nn.Linear(5, 6))
     assert [(p.kind, p.homes) for p in found.fusion_points] == [(expected, (("x",), ("y",)))]
+
+
+def test_what_meets_under_vmap_is_no_place_for_regbn() -> None:
+    def forward(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        return torch.vmap(lambda a, b: torch.cat([a, b]))(self.first(x), self.second(y))
+
+    found = inspected(forward, {"x": normal(4, 5), "y": normal(4, 5)}, first=nn.Linear(5, 6), second=nn.Linear(5, 6))
+    assert "torch.vmap" in str(found.fusion_points[0].sites[0].obstacle)

@@ -281,3 +281,17 @@ def test_regbn_goes_in_and_the_rest_stays(kind: Callable[[], nn.Module]) -> None
     output.sum().backward()
     assert model.regbn_late.regbn.num_steps.item() == 1
     assert model.head.weight.grad is not None
+
+
+class Nested(Two):
+    """Ragged samples in nested tensors, whose sizes nobody may ask."""
+
+    def branches(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        ragged = torch.nested.nested_tensor([a[0, :2], a[1]])
+        return self.fa(a) + ragged.to_padded_tensor(0.0).mean(), self.fb(b)
+
+
+def test_nested_tensors_do_not_stop_the_capture() -> None:
+    found = rs.inspect(made(Nested), EXAMPLE)
+    assert [point.homes for point in found.fusion_points] == [(("a",), ("b",))]
+    assert any("made out of sight" in note and "test_kinds.py" in note for note in found.notes)

@@ -112,7 +112,11 @@ def _other_values(old: Tensor, tensor: Tensor) -> Iterator[Tensor]:
     if tensor.is_floating_point():
         yield old * -0.5 + 1.0
         return
+    # Never beyond what the example has: an index outside a table ends the work of a GPU for good.
     low, high = tensor.min(), tensor.max()
+    if bool(low == high):
+        yield old - 1 if int(low) > 0 else old + 1
+        return
     yield torch.where(old > low, old - 1, old + 1)
     swapped = old.roll(1, 0)  # tokens of another sample
     if bool((swapped != old).any()):

@@ -80,6 +80,18 @@ def test_tokens_that_the_model_refuses_are_passed_over() -> None:
     assert causal_modalities(model, inputs, inspect(model, inputs)) == {"ids"}
 
 
+@pytest.mark.parametrize("highest", [0, 9, 49])
+def test_no_token_is_tried_that_the_table_may_not_have(highest: int) -> None:
+    model = Reader("causal")
+    seen: list[int] = []
+    model.words.register_forward_pre_hook(lambda _, args: seen.append(int(args[0].max())))
+    torch.manual_seed(0)
+    ids = torch.full((2, TOKENS), highest)
+    inputs = Inputs(torch.randn(2, 4, 5), ids)
+    assert causal_modalities(model, inputs, inspect(model, inputs)) == {"ids"}
+    assert max(seen) <= max(highest, 1)
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = Reader("causal").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

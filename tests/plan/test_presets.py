@@ -24,9 +24,9 @@ MODELS = {case.name: case for case in CASES}
 PAIRS = [
     ("early", "early_concat"),
     ("late", "graph_and_image"),
-    ("late", "three_modalities"),
+    pytest.param("late", "three_modalities", marks=pytest.mark.slow),
     ("layer-wise", "fusenet"),
-    ("layer-wise", "slowfast"),
+    pytest.param("layer-wise", "slowfast", marks=pytest.mark.slow),
     ("cross-attention", "cross_attention_batch_first"),
     ("cross-attention", "hf_whisper"),
     ("token-concat", "hf_visual_bert"),
@@ -34,7 +34,8 @@ PAIRS = [
 
 
 def test_every_preset_is_tried() -> None:
-    assert set(preset_names()) == {preset for preset, _ in PAIRS}
+    tried = {pair.values[0] if hasattr(pair, "values") else pair[0] for pair in PAIRS}
+    assert set(preset_names()) == tried
 
 
 @pytest.mark.parametrize(("preset", "name"), PAIRS, ids=lambda value: value)
@@ -45,15 +46,18 @@ def test_the_plan_is_as_agreed(preset: str, name: str) -> None:
     plan = regbn_surgery.plan(case.model(), preset, case.example)
     assert plan.sites
     assert not [note for note in plan.notes if "fails" in note]
+    assert Plan.from_json(plan.to_json()) == plan
+    content = plan.to_dict()
+    content.pop("forwards", None)  # digests of other people's code, which changes from release to release
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     path = GOLDEN / f"{preset}-{name}.json"
     if os.environ.get("UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
-        path.write_text(plan.to_json() + "\n", encoding="utf-8")
-    assert plan.to_json() + "\n" == path.read_text(encoding="utf-8")
-    assert Plan.from_json(path.read_text(encoding="utf-8")) == plan
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("preset", "name"), PAIRS[:4], ids=lambda value: value)
+@pytest.mark.parametrize(("preset", "name"), PAIRS[:2], ids=lambda value: value)
 def test_a_stored_plan_is_applied_as_it_is(preset: str, name: str) -> None:
     case = MODELS[name]
     stored = Plan.from_dict(json.loads((GOLDEN / f"{preset}-{name}.json").read_text(encoding="utf-8")))

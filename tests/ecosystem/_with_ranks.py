@@ -247,6 +247,26 @@ def _fsdp_rank(subject: Subject, rank: int) -> dict[str, Any]:
     return {"loss": loss, "state": state, "weights": weights}
 
 
+def sharded_by_children(subject: Subject) -> None:
+    """As `fully_sharded`, with a group of shards for each child, RegBN among them: torch gives these other classes."""
+    answers = _ranks().run(_fsdp_by_children_rank, subject.name)
+    for rank, answer in enumerate(answers):
+        model = _only_regbn_trains(subject.rewritten())
+        assert_same(answer, backward(model, _part(subject, rank)), rtol=1e-4, atol=1e-6)
+
+
+def _fsdp_by_children_rank(subject: Subject, rank: int) -> Tensor:
+    model = _only_regbn_trains(subject.rewritten())
+    for child in model.children():
+        _sharded(child)
+    _sharded(model)
+    assert all(type(child).__name__.startswith("FSDP") for child in model.children())
+    loss = backward(model, _part(subject, rank))
+    assert_regbn_learned(model)
+    torch.optim.SGD(model.parameters(), lr=1e-2).step()
+    return loss
+
+
 def _running_state_of_shards(model: nn.Module) -> dict[str, Tensor]:
     from torch.distributed.tensor import DTensor
 

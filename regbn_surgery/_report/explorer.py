@@ -42,7 +42,7 @@ def _node(node: Node, graph: ModelGraph, incoming: list[dict[str, str]]) -> dict
     colour = {"regbn": "#c0265f", "fusion": "#ffe28a"}.get(node.kind) or (graph.colour(node.home) if node.home else "")
     if colour:
         key = "backgroundColor" if node.kind in ("regbn", "fusion") else "borderColor"
-        made["style"] = {key: colour}
+        made["style"] = {key: colour} | ({"textColor": "#ffffff"} if node.kind == "regbn" else {})
     return made
 
 

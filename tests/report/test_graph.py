@@ -225,6 +225,33 @@ class TestDot:
             draw(before(), "svg")
 
 
+def _object(required, **optional):
+    both = {**required, **optional}
+    return {"type": "object", "required": list(required), "properties": both, "additionalProperties": False}
+
+
+def _list(items):
+    return {"type": "array", "items": items}
+
+
+TEXT = {"type": "string"}
+PAIRS = _list(_object({"key": TEXT, "value": TEXT}))
+#: What of Model Explorer's graph format is written here, as its graph_builder.py has it (version 0.1.34).
+EXPLORER = _object({
+    "label": TEXT,
+    "graphs": _list(_object({
+        "id": TEXT,
+        "nodes": _list(_object(
+            {"id": TEXT, "label": TEXT},
+            namespace=TEXT, attrs=PAIRS,
+            incomingEdges=_list(_object({"sourceNodeId": TEXT}, sourceNodeOutputId=TEXT, targetNodeInputId=TEXT)),
+            outputsMetadata=_list(_object({"id": TEXT, "attrs": PAIRS})),
+            style=_object({}, backgroundColor=TEXT, borderColor=TEXT, textColor=TEXT),
+        )),
+    })),
+})  # fmt: skip
+
+
 class TestExplorer:
     def test_graphs_nodes_and_edges(self):
         made = to_explorer(before(4), after(4))
@@ -235,8 +262,18 @@ class TestExplorer:
         assert fc["incomingEdges"] == [
             {"sourceNodeId": "encoder.layers.0.fc2", "sourceNodeOutputId": "0", "targetNodeInputId": "0"}
         ]
-        assert nodes["regbn_late (RegBN)"]["style"] == {"backgroundColor": "#c0265f"}
+        assert nodes["regbn_late (RegBN)"]["style"] == {
+            "backgroundColor": "#c0265f", "textColor": "#ffffff",
+        }  # fmt: skip
         assert {"key": "tensor_shape", "value": "float32[2,8]"} in fc["outputsMetadata"][0]["attrs"]
+
+    def test_it_has_the_fields_that_model_explorer_knows(self, two):
+        jsonschema = pytest.importorskip("jsonschema")
+        made = to_explorer(*two)
+        jsonschema.validate(made, EXPLORER)
+        made["graphs"][0]["nodes"][0]["colour"] = "red"
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(made, EXPLORER)
 
     def test_model_explorers_own_classes_take_it(self, two, monkeypatch):
         """Its graph classes, read from the package without importing it, which would want a web server."""

@@ -39,10 +39,10 @@ def _node(node: Node, graph: ModelGraph, incoming: list[dict[str, str]]) -> dict
         "incomingEdges": incoming,
         "outputsMetadata": [{"id": str(i), "attrs": _tensor(fact)} for i, fact in enumerate(node.outputs)],
     }
-    colour = {"regbn": "#c0265f", "fusion": "#ffe28a"}.get(node.kind) or (graph.colour(node.home) if node.home else "")
+    colour = {"regbn": "#f7a8c4", "fusion": "#ffe28a"}.get(node.kind) or (graph.colour(node.home) if node.home else "")
     if colour:
         key = "backgroundColor" if node.kind in ("regbn", "fusion") else "borderColor"
-        made["style"] = {key: colour} | ({"textColor": "#ffffff"} if node.kind == "regbn" else {})
+        made["style"] = {key: colour}
     return made
 
 

@@ -246,7 +246,7 @@ EXPLORER = _object({
             namespace=TEXT, attrs=PAIRS,
             incomingEdges=_list(_object({"sourceNodeId": TEXT}, sourceNodeOutputId=TEXT, targetNodeInputId=TEXT)),
             outputsMetadata=_list(_object({"id": TEXT, "attrs": PAIRS})),
-            style=_object({}, backgroundColor=TEXT, borderColor=TEXT, textColor=TEXT),
+            style=_object({}, backgroundColor=TEXT, borderColor=TEXT, hoveredBorderColor=TEXT),
         )),
     })),
 })  # fmt: skip
@@ -262,9 +262,7 @@ class TestExplorer:
         assert fc["incomingEdges"] == [
             {"sourceNodeId": "encoder.layers.0.fc2", "sourceNodeOutputId": "0", "targetNodeInputId": "0"}
         ]
-        assert nodes["regbn_late (RegBN)"]["style"] == {
-            "backgroundColor": "#c0265f", "textColor": "#ffffff",
-        }  # fmt: skip
+        assert nodes["regbn_late (RegBN)"]["style"] == {"backgroundColor": "#f7a8c4"}
         assert {"key": "tensor_shape", "value": "float32[2,8]"} in fc["outputsMetadata"][0]["attrs"]
 
     def test_it_has_the_fields_that_model_explorer_knows(self, two):

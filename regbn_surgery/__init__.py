@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from ._api import inspect, plan, regbnify, unregbnify
+    from ._api import fold, freeze, inspect, plan, regbnify, unregbnify
     from ._errors import (
         AlreadyRewrittenError,
         CaptureError,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .nn import RegBN
 
 _HOME = {
-    **dict.fromkeys(("inspect", "plan", "regbnify", "unregbnify"), "._api"),
+    **dict.fromkeys(("fold", "freeze", "inspect", "plan", "regbnify", "unregbnify"), "._api"),
     **dict.fromkeys(
         (
             "AlreadyRewrittenError",
@@ -93,6 +93,8 @@ __all__ = [
     "UnseenCallError",
     "__version__",
     "explain",
+    "fold",
+    "freeze",
     "inspect",
     "load_regbn",
     "plan",

@@ -20,7 +20,9 @@ from ._facts import find_facts, needs
 from ._inputs import InputsLike, find_inputs, make_batches, named_tensors
 from ._plan import PairSides, ResolvePair, decide, rebind
 from ._rehearsal import rehearse as rehearsed
+from ._rewrite import fold as fold_sites
 from ._rewrite import forward_digests, perform, refuse_changed, refuse_second, undo
+from ._rewrite import freeze as freeze_sites
 from ._rules import InputSpec, Rules
 from ._rules.schema import ModalitySpec
 from ._state import has_no_values
@@ -153,6 +155,42 @@ def unregbnify(model: nn.Module) -> nn.Module:
         raise RewriteError(f"{type(model).__name__} carries no RegBN put in by regbnify, so there is nothing to undo.")
     undo(model)
     return model
+
+
+def freeze(model: nn.Module, frozen: bool = True) -> nn.Module:
+    """Hold every RegBN of a rewritten model still, in place: the running projection is subtracted in training, too.
+
+    Evaluation stays exactly what it was. `frozen=False` takes it back.
+
+    Raises:
+        RewriteError: for a model that carries no RegBN put in by `regbnify`.
+    """
+    return freeze_sites(model, frozen)
+
+
+def fold(model: nn.Module, example_inputs: InputsLike | None = None, *, inplace: bool = False) -> nn.Module:
+    """A model for inference in which RegBN has become part of the linear layer behind it, where that is exact.
+
+    Exact is: RegBN is a linear map (`normalize_output: false`, vectors), and f' and g' meet in one concatenation that
+    one `nn.Linear` reads. Such a host is the class that it was before `regbnify`; its outputs in evaluation are those
+    of the rewritten model (held to them on the example inputs), in training they are not. What cannot be folded stays.
+
+    Args:
+        model: a model that `regbnify` has rewritten.
+        example_inputs: as for `inspect`.
+        inplace: change `model` itself instead of a deep copy.
+
+    Raises:
+        RewriteError: where nothing can be folded, with the reason for each RegBN; `model` is then as it was.
+    """
+    target = model if inplace else _copied(model)
+    training = model.training
+    try:
+        fold_sites(target, make_batches(target, find_inputs(target, example_inputs)).small)
+    except RewriteError:
+        target.train(training)
+        raise
+    return target
 
 
 def _analysed(model: nn.Module, example: InputsLike, modalities: Mapping[str, ModalityLike] | None) -> Analysis:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._fold import fold, freeze
 from ._site import RegBNSite, identity
 from ._source import forward_digests, refuse_changed
 from ._surgery import HostReport, Operation, explain, operations_of, perform, refuse_second, repeat, undo
@@ -11,7 +12,9 @@ __all__ = [
     "Operation",
     "RegBNSite",
     "explain",
+    "fold",
     "forward_digests",
+    "freeze",
     "identity",
     "operations_of",
     "perform",

@@ -35,6 +35,7 @@ class RegBNSite(nn.Module):
         assert f_channels is not None, "the plan refuses sides without a channel axis"
         assert g_channels is not None, "the plan refuses sides without a channel axis"
         self.regbn = RegBN(f_channels, g_channels, planned.f_layer_dim, planned.g_layer_dim, **options)
+        self.frozen = False  # the running projection is subtracted in training, too, and stays as it is
         self.bypass = False  # identity in place of RegBN, for the self-check
         self.calls = 0  # how often the site was reached, for the self-check
 
@@ -55,7 +56,9 @@ class RegBNSite(nn.Module):
         if self.masking is not None and mask is not None:
             keep = self.kept(mask, f, g, *self.masking)
             f_mask, g_mask = (keep, None) if self.masking[0] == "f" else (None, keep)
-        f_new, g_new = self.regbn(f.permute(self.f_axes), g.permute(self.g_axes), f_mask=f_mask, g_mask=g_mask)
+        training = False if self.frozen else None
+        f_axes, g_axes = self.f_axes, self.g_axes
+        f_new, g_new = self.regbn(f.permute(f_axes), g.permute(g_axes), training, f_mask=f_mask, g_mask=g_mask)
         back = f_new.permute(_inverse(self.f_axes))
         return back, (g_new.permute(_inverse(self.g_axes)) if self.replace_g else g)
 

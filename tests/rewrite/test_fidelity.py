@@ -31,11 +31,19 @@ def cases() -> Iterator[Any]:
     for case in CASES:
         reason = case.pending.get("surgery")
         marks = [] if case.name in QUICK else [pytest.mark.slow]
+        reason = reason or OPEN.get(case.name)
         marks += [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
         yield pytest.param(case, id=case.name, marks=marks)
 
 
-@pytest.mark.parametrize("case", cases())
+#: What is not mended yet.
+OPEN = {
+    "checkpointed": "a host that checkpoints a part of its own forward does not do so when generated: the same values, "
+    "but hooks in that part do not fire a second time in the backward pass"
+}
+
+
+@pytest.mark.parametrize("case", list(cases()))
 def test_fidelity(case: ZooCase) -> None:
     original = case.model()
     rewritten = regbn_surgery.regbnify(original, case.rules_dict(), case.example)

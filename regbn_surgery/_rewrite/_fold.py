@@ -1,0 +1,199 @@
+"""A trained model for use: RegBN held still, or folded into the layer behind it where that is exactly the same."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .. import _tree
+from .._capture import _functions as fn
+from .._errors import RegBNOptionError, RegBNWarning, RewriteError
+from .._inputs import Inputs
+from .._state import preserved
+from ..nn.fold import fold_into_linear
+from ._calls import own_arguments
+from ._compare import difference
+from ._guard import ATTRIBUTE, RECORD, Guard
+from ._hoist import HoistHook
+from ._host import uninstall
+from ._site import RegBNSite, sites_of
+
+
+def freeze(model: nn.Module, frozen: bool = True) -> nn.Module:
+    """Hold every RegBN of `model` still: in training, too, the running projection is subtracted, and nothing moves it.
+
+    Evaluation is what it was, exactly; the norms' weights, if any, need no gradient any more. Changes `model` in place
+    and returns it; `frozen=False` takes it back.
+
+    Raises:
+        RewriteError: for a model that carries no RegBN put in by `regbnify`.
+    """
+    sites = _sites(model)
+    for site in sites:
+        site.frozen = frozen
+        site.requires_grad_(not frozen)
+    return model
+
+
+def fold(model: nn.Module, inputs: Inputs) -> list[str]:
+    """Fold RegBN into the linear layers behind it, in place, and take it out of the model; the names of those folded.
+
+    Exact in evaluation, and for evaluation only: where f' and g' meet in one concatenation that a single `nn.Linear`
+    reads, and RegBN is a linear map (`normalize_output: false`). What cannot be folded stays, with a warning.
+
+    Raises:
+        RewriteError: for a model that carries no RegBN, or none that can be folded, each with the reason.
+    """
+    _sites(model)
+    model.eval()
+    before = _run(model, inputs)
+    watch = _Watch(model)
+    try:
+        with watch:
+            _run(model, inputs)
+    finally:
+        watch.remove()
+    folded, kept = [], []
+    weights: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    for name, site in watch.names.items():
+        try:
+            linear, takes, path = watch.layer_behind(name)
+            new = fold_into_linear(site.regbn, linear, takes, layer=f"`{path}`")  # type: ignore[arg-type]
+        except (RewriteError, RegBNOptionError) as error:
+            kept.append(f"{name}: {error}")
+            continue
+        folded.append(name)
+        weights.append((linear, new.weight.detach(), linear.weight.detach().clone()))
+    if not folded:
+        raise RewriteError("No RegBN can be folded exactly. " + " | ".join(kept))
+    with torch.no_grad():
+        for linear, new_weight, _ in weights:
+            linear.weight.copy_(new_weight)
+        for name in folded:
+            watch.names[name].bypass = True
+        wrong = difference(before, _run(model, inputs))
+        if wrong is not None:
+            for linear, _, old in weights:
+                linear.weight.copy_(old)
+            for name in folded:
+                watch.names[name].bypass = False
+            raise RewriteError(f"Folding would change what {type(model).__name__} computes: {wrong}")
+    for name in folded:
+        _take_out(model, watch.names[name])
+    if kept:
+        warnings.warn(f"not folded: {' | '.join(kept)}", RegBNWarning, stacklevel=2)
+    return folded
+
+
+def _sites(model: nn.Module) -> list[RegBNSite]:
+    sites = sites_of(model)
+    if not sites or RECORD not in model.__dict__:
+        raise RewriteError(f"{type(model).__name__} carries no RegBN put in by regbnify.")
+    return sites
+
+
+def _run(model: nn.Module, inputs: Inputs) -> Any:
+    args, kwargs = own_arguments(inputs.args, inputs.kwargs)
+    with preserved(model), torch.no_grad():
+        return model(*args, **kwargs)
+
+
+class _Watch(TorchFunctionMode):
+    """One run of the model: which calls read what a site returns, and what they make of it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.names = {name: m for name, m in model.named_modules() if isinstance(m, RegBNSite)}
+        self.results: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self.reads: dict[int, list[tuple[str, list[Tensor], Any, Any]]] = defaultdict(list)
+        self.alive: list[Any] = []
+        self.handles = [
+            site.register_forward_hook(lambda module, args, output, name=name: self.results[name].append(output))
+            for name, site in self.names.items()
+        ]
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = fn.name_of(func)
+        if not fn.is_silent(func, name):
+            tensors = _tree.tensors((args, kwargs or {}))
+            self.alive += [tensors, output]
+            for tensor in {id(t): t for t in tensors}.values():
+                self.reads[id(tensor)].append((name, tensors, args, output))
+        return output
+
+    def layer_behind(self, name: str) -> tuple[nn.Linear, str, str]:
+        """The linear layer that reads the concatenation of what the site returns, and in which order.
+
+        Raises:
+            RewriteError: where anything else reads f', or the layer.
+        """
+        if len(self.results[name]) != 1 or isinstance(self.results[name][0], Tensor):
+            raise RewriteError("it is not called once, with two results")
+        f, g = self.results[name][0]
+        joins = self.reads[id(f)]
+        if len(joins) != 1 or joins[0][0] not in ("cat", "concat", "concatenate"):
+            raise RewriteError("f' goes elsewhere than into one concatenation")
+        _, parts, _, joined = joins[0]
+        order = "fg" if parts[0] is f else "gf"
+        apart = len(parts) == 2 and parts[0] is not parts[1] and all(part is f or part is g for part in parts)
+        if not apart or f.dim() != 2 or joined.shape[1] != f.shape[1] + g.shape[1]:
+            raise RewriteError("the concatenation is not of the two feature vectors alone")
+        readers = self.reads[id(joined)]
+        weight = readers[0][1][1] if len(readers) == 1 and readers[0][0] == "linear" else None
+        layers = [
+            (path, m) for path, m in self.model.named_modules() if isinstance(m, nn.Linear) and m.weight is weight
+        ]
+        if weight is None or len(layers) != 1 or len(self.reads[id(weight)]) != 1:
+            raise RewriteError("what reads the concatenation is not one linear layer of its own")
+        path, linear = layers[0]
+        return linear, order, path
+
+
+def _take_out(model: nn.Module, site: RegBNSite) -> None:
+    """Remove one site; a host without any more sites is the module it was."""
+    gone: set[tuple[str, str]] = set()
+    for path, module in model.named_modules():
+        for held in (module._modules, module.__dict__):
+            for name in [name for name, value in held.items() if value is site]:
+                del held[name]
+                gone.add((path, name))
+                _forget(module, name)
+    kept = tuple(op for op in model.__dict__[RECORD] if (op.host, op.planned.name) not in gone)
+    if kept:
+        model.__dict__[RECORD] = kept
+    else:
+        del model.__dict__[RECORD]
+    surgeries = [module.__dict__[ATTRIBUTE] for module in model.modules() if ATTRIBUTE in module.__dict__]
+    watched = {(surgery.token, local.name) for surgery in surgeries for local in surgery.sites}
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, Guard) and (hook.token, hook.site) not in watched:
+                del module._forward_pre_hooks[key]
+
+
+def _forget(module: nn.Module, name: str) -> None:
+    surgery = module.__dict__.get(ATTRIBUTE)
+    if surgery is not None:
+        surgery.sites = tuple(site for site in surgery.sites if site.name != name)
+        surgery.variants = {}
+        if not surgery.sites:
+            uninstall(module)
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, HoistHook):
+            hook.specs = tuple(spec for spec in hook.specs if spec.site != name)
+            if not hook.specs:
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)

@@ -62,7 +62,9 @@ def _tell(region: torch.autocast, entering: bool) -> None:
         listen(region, entering)
 
 
-def _apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    if _users == 0 and torch.compiler.is_compiling():
+        return cls.apply(*args, **kwargs)  # captured code holds on to this one: let dynamo see the function itself
     call = functools.partial(_originals[_APPLY].__func__, cls)
     listen = getattr(_listeners.stack[-1], "on_function", None) if _listeners.stack else None
     return call(*args, **kwargs) if listen is None else listen(call, cls, args, kwargs)

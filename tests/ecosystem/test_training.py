@@ -30,7 +30,7 @@ SLOW = {
     "accumulation": ("hf_vilt", "hf_lxmert", "hf_whisper"),
     "checkpointing": ("hf_vilt", "hf_lxmert", "hf_whisper"),
     "EMA": ("hf_vilt", "hf_lxmert"),
-    "torch.compile": ("pmr", "hf_blip_captioning", "hf_vilt", "hf_lxmert"),
+    "torch.compile": ("pmr", "hf_blip_captioning", "hf_vilt", "hf_lxmert", "gradient_reversal"),
     "generate with cache": ("hf_vit_gpt2", "hf_pix2struct", "hf_git", "hf_mllama"),
     "torch.export": ("hf_blip_captioning", "hf_clip"),
     "ONNX": ("pmr", "hf_clip"),

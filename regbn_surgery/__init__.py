@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from ._api import fold, freeze, inspect, plan, regbnify, unregbnify
+    from ._api import fold, freeze, plan, regbnify, unregbnify
     from ._errors import (
         AlreadyRewrittenError,
         CaptureError,
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from .nn import RegBN
 
 _HOME = {
-    **dict.fromkeys(("fold", "freeze", "inspect", "plan", "regbnify", "unregbnify"), "._api"),
+    **dict.fromkeys(("fold", "freeze", "plan", "regbnify", "unregbnify"), "._api"),
+    "inspect": "._inspecting",
     **dict.fromkeys(
         (
             "AlreadyRewrittenError",

@@ -23,7 +23,6 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
     unset_fake_temporarily,
 )
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,13 +30,11 @@ from . import _tree
 from ._inputs import Inputs
 from ._state import has_no_values
 
-#: What a run raises that wants a value which a fake does not have.
-NEEDS_VALUES = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-    GuardOnDataDependentSymNode,
-)
+
+def wants_values(error: BaseException) -> bool:
+    """Whether a run failed for want of a value which a fake does not have."""
+    known = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
+    return isinstance(error, known) or type(error).__name__ == "GuardOnDataDependentSymNode"
 
 
 def is_weightless(model: nn.Module) -> bool:
@@ -134,6 +131,8 @@ def _mode_of(model: nn.Module) -> FakeTensorMode:
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         if isinstance(tensor, FakeTensor):
             return tensor.fake_mode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings SymPy: seconds, and only fakes want it
+
     # Without a ShapeEnv a mask cannot select from a fake: how many it selects would have no name.
     return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
 

@@ -101,7 +101,8 @@ class Recipe:
                 has changed. `model` is then as it was.
             AlreadyRewrittenError: where the model already carries RegBN.
         """
-        from ._api import _copied, refuse_wrapped
+        from ._api import _copied
+        from ._inspecting import refuse_wrapped
 
         refuse_wrapped(model)
         refuse_second(model)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ._analyse import analyse
-from ._api import refuse_wrapped
 from ._facts import find_facts
 from ._inputs import InputsLike, find_inputs, make_batches
+from ._inspecting import refuse_wrapped
 from ._plan.starter import starter
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,13 @@ def test_frozen_and_shared_parameters_survive() -> None:
     result = regbnify(model, rules(), vectors())
     assert not result.enc_a.weight.requires_grad
     assert result.tied.weight is result.enc_a.weight
+
+
+def test_inspecting_imports_neither_the_compiler_nor_what_only_fakes_need() -> None:
+    """They take longer to import than most models take to inspect."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import regbn_surgery; regbn_surgery.inspect; "
+        "print([name for name in ('torch._dynamo', 'sympy') if name in set(sys.modules) - before])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -13,7 +13,7 @@ from torch import nn
 from .. import _tree
 from .._capture import Trace, capture, is_user_file
 from .._errors import CaptureError, RegBNError
-from .._fakes import NEEDS_VALUES, REAL, Fakes, standing_in
+from .._fakes import REAL, Fakes, standing_in, wants_values
 from .._inputs import Batches, Inputs
 from .._state import preserved, seeded, watching_parameters
 from .._types import InputTensor, Inspection
@@ -104,9 +104,9 @@ def run_model(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool 
                 trace, _ = capture(model, args, kwargs)
         except RegBNError:
             raise
-        except NEEDS_VALUES as error:
-            raise CaptureError(_needs_values(model, error)) from error
         except MODEL_ERRORS as error:
+            if wants_values(error):
+                raise CaptureError(_needs_values(model, error)) from error
             mode = "training" if training else "evaluation"
             raise CaptureError(
                 f"{type(model).__name__} could not be run in {mode} mode on {inputs!r}: "

@@ -66,7 +66,7 @@ class Operated(Inspected):
 def inspected(request: ModelRequest, modalities: Mapping[str, list[str]] | None) -> Inspected:
     """Load the model and find its fusion points."""
     with progress("loading torch and the model"), quiet_stdout():
-        from .._api import analysed
+        from .._inspecting import analysed
 
         built, inputs = request.load()
     with progress(f"running {type(built).__name__} and following its modalities"), quiet_stdout():

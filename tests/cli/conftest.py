@@ -68,10 +68,14 @@ class FakeLibrary:
 def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
     fake = FakeLibrary()
     api, rewrite = types.ModuleType("regbn_surgery._api"), types.ModuleType("regbn_surgery._rewrite")
-    for name in ("inspect", "analysed", "plan", "regbnify", "operate"):
+    inspecting = types.ModuleType("regbn_surgery._inspecting")
+    for name in ("plan", "regbnify", "operate"):
         setattr(api, name, getattr(fake, name))
+    for name in ("inspect", "analysed"):
+        setattr(inspecting, name, getattr(fake, name))
     rewrite.explain = fake.explain  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "regbn_surgery._api", api)
+    monkeypatch.setitem(sys.modules, "regbn_surgery._inspecting", inspecting)
     monkeypatch.setitem(sys.modules, "regbn_surgery._rewrite", rewrite)
     return fake
 

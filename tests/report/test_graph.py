@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from regbn_surgery._analyse import run_model
-from regbn_surgery._api import analysed, operate
+from regbn_surgery._api import operate
+from regbn_surgery._inspecting import analysed
 from regbn_surgery._report.dot import PictureError, draw, to_dot
 from regbn_surgery._report.explorer import to_explorer
 from regbn_surgery._report.graph_of_run import graph_after, graph_of, short_place

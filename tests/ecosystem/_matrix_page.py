@@ -14,9 +14,9 @@ MARKS = {"pass": "✓", "fail": "**✗**", "n/a": "·"}
 _HEAD = """\
 # Compatibility
 
-A rewritten model should be its owner's model in whatever situation it is put. Here every model of the zoo
-(`tests/zoo`: hand-made ones and tiny `transformers` models with random weights) is put into each of them. Nothing on
-this page is written by hand: `python -m tests.ecosystem.matrix > docs/compatibility.md` measures and writes it.
+A rewritten model should be its owner's model in whatever situation it is put. Here models of the zoo (`tests/zoo`:
+hand-made ones and tiny `transformers` models with random weights) are put into each of them. Nothing on this page is
+written by hand: `python -m tests.ecosystem.matrix > docs/compatibility.md` measures and writes it.
 
 ✓ passed; **✗** failed, for the reason below; `·` does not apply, above all as the original does not do it, either
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -83,4 +84,5 @@ def _does_not_apply(cells: Sequence[Cell]) -> str:
 
 
 def _code(text: str) -> str:
-    return "`" + text.replace("`", "'") + "`"
+    """As code, with files by their place in the library that they belong to, not on this machine."""
+    return "`" + re.sub(r"/\S*/site-packages/", "", text).replace("`", "'") + "`"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ class HostReport:
     """What the surgery did to one host.
 
     `before` and `after` are its captured code; empty where a hook did it (tier 1) or its own forward runs (tier 3).
-    `reason` says why a tier 3 host could not be generated.
+    `reason` says why a tier 3 host could not be generated, `unhooked` why a host in tier 2 or 3 is not in tier 1
+    although its arguments are the two sides; empty where nothing better was there to try.
     """
 
     host: str
@@ -50,6 +51,7 @@ class HostReport:
     before: str = ""
     after: str = ""
     reason: str = ""
+    unhooked: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Operation:
     recipe: Recipe | None  # None at a pair of inputs
     tier: int
     host: str
+    unhooked: str = ""  # why a hook on the host's arguments would not do
 
 
 def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
@@ -91,7 +94,11 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
             if all(op.tier == 2 for op in operations):
                 break
             continue
-        model.__dict__[RECORD] = tuple(operations)
+        tried = _operations(plan, analysis, hoisting=True) if problems else operations
+        model.__dict__[RECORD] = tuple(
+            replace(op, unhooked=problems[0]) if (old.tier, op.tier) == (1, 2) else op
+            for op, old in zip(operations, tried, strict=True)
+        )
         return
     raise RewriteError(
         f"RegBN could not be put into {type(model).__name__} without changing what it computes; it is as it was. "
@@ -171,7 +178,8 @@ def explain(model: nn.Module) -> tuple[HostReport, ...]:
             before, after = _code(surgery)
             reason = surgery.interposing
         level = 3 if reason else tier
-        reports.append(HostReport(host, original_class(module).__name__, level, sites, before, after, reason))
+        unhooked = next((op.unhooked for op in operations if op.host == host and op.unhooked), "")
+        reports.append(HostReport(host, original_class(module).__name__, level, sites, before, after, reason, unhooked))
     return tuple(reports)
 
 

@@ -438,3 +438,17 @@ def test_a_rewritten_model_shows_its_sites_and_code() -> None:
     assert "regbn_x" not in report.before
     assert "torch.cat" in report.before
     assert "regbn_x" in repr(model)
+
+
+def test_why_a_host_is_not_hooked_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> Any:
+        raise RewriteError("this hook will not do")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_hoist.HoistHook, "__call__", fail)
+        (report,) = explain(operate(build(Nested), vectors()))
+    assert (report.tier, report.unhooked) == (2, "this hook will not do")
+    (report,) = explain(operate(build(Nested), vectors()))
+    assert (report.tier, report.unhooked) == (1, "")
+    (report,) = explain(operate(build(Late), vectors()))
+    assert (report.tier, report.unhooked) == (2, "")

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     )
     from ._explain import SurgeryReport, explain
     from ._inputs import Inputs
-    from ._recipe import Recipe
-    from ._recipe_files import load_regbn, save_regbn
+    from ._recipe import Recipe, load_regbn, save_regbn
     from ._rules import Rules
     from ._types import Plan
     from .nn import RegBN
@@ -62,10 +61,9 @@ _HOME = {
         ),
         "._errors",
     ),
-    **dict.fromkeys(("load_regbn", "save_regbn"), "._recipe_files"),
     **dict.fromkeys(("SurgeryReport", "explain"), "._explain"),
     "Inputs": "._inputs",
-    "Recipe": "._recipe",
+    **dict.fromkeys(("Recipe", "load_regbn", "save_regbn"), "._recipe"),
     "Plan": "._types",
     "Rules": "._rules",
     "RegBN": ".nn",

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ._errors import RecipeError
+from .._errors import RecipeError
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._errors import RecipeError
+from .._errors import RecipeError
 from ._recipe import Recipe
 
 RECIPE_FILE = "regbn.json"
@@ -70,7 +70,7 @@ def load_regbn(model: nn.Module, directory: str | os.PathLike[str], *, recipe: R
         weights = _renamed(rewritten, weights, folder)
         _refuse_misfit(rewritten, weights, folder)
     except RecipeError:
-        from ._rewrite import undo
+        from .._rewrite import undo
 
         undo(rewritten)
         raise

@@ -19,9 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import _recipe_json
-from ._errors import RecipeError
-from ._recipe_source import (
+from .._errors import RecipeError
+from .._rewrite import Operation, explain, operations_of, refuse_second, repeat
+from .._rewrite._host import ATTRIBUTE, original_class
+from .._types import Layout
+from .._version import __version__
+from . import _json
+from ._source import (
     FunctionSource,
     code_of,
     find_again,
@@ -30,10 +34,6 @@ from ._recipe_source import (
     named,
     signature_only,
 )
-from ._rewrite import Operation, explain, operations_of, refuse_second, repeat
-from ._rewrite._host import ATTRIBUTE, original_class
-from ._types import Layout
-from ._version import __version__
 
 FORMAT = 1
 
@@ -101,8 +101,8 @@ class Recipe:
                 has changed. `model` is then as it was.
             AlreadyRewrittenError: where the model already carries RegBN.
         """
-        from ._api import _copied
-        from ._inspecting import refuse_wrapped
+        from .._api import _copied
+        from .._inspecting import refuse_wrapped
 
         refuse_wrapped(model)
         refuse_second(model)
@@ -114,7 +114,7 @@ class Recipe:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the recipe as JSON."""
-        document = {"format": FORMAT, **_recipe_json.to_json(self)}
+        document = {"format": FORMAT, **_json.to_json(self)}
         Path(path).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -131,7 +131,7 @@ class Recipe:
         found = document.pop("format", None) if isinstance(document, dict) else None
         if found != FORMAT:
             raise RecipeError(f"{os.fspath(path)} is no recipe of format {FORMAT}: its format is {found!r}")
-        recipe: Recipe = _recipe_json.from_json(cls, document, "recipe")
+        recipe: Recipe = _json.from_json(cls, document, "recipe")
         return recipe
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ._errors import RecipeError
+from .._errors import RecipeError
 
 _PLAIN = (str, bool, int, float, type(None))
 

@@ -31,12 +31,7 @@ def preserved(model: nn.Module, *, parameters: bool = False) -> Iterator[None]:
     """
     attributes = [(module, dict(module.__dict__)) for module in model.modules()]
     # Registries (hooks, buffers, children) are changed in place: `transformers` installs hooks in the first forward.
-    containers = [
-        kept
-        for _, saved in attributes
-        for value in saved.values()
-        for kept in _contents(value)
-    ]
+    containers = [kept for _, saved in attributes for value in saved.values() for kept in _contents(value)]
     generators = [
         (value, value.get_state())
         for _, saved in attributes

@@ -141,16 +141,24 @@ def _functions(file: str) -> tuple[Located, ...]:
 def _parsed(file: str, text: str) -> tuple[Located, ...]:
     lines = text.splitlines(keepends=True)
 
-    def walk(node: ast.AST, path: tuple[str, ...]) -> Iterator[Located]:
+    def located(names: tuple[str, ...], first: int, last: int | None) -> Located:
+        body = "".join(lines[first - 1 : last])
+        return Located(file, ".".join(names), first, body if body.endswith("\n") else body + "\n")
+
+    def walk(node: ast.AST, path: tuple[str, ...], *, in_function: bool) -> Iterator[Located]:
         for child in ast.iter_child_nodes(node):
             inner = (*path, child.name) if isinstance(child, _Definition) else path
-            if isinstance(child, _Definition) and not isinstance(child, ast.ClassDef):
+            is_function = isinstance(child, _Definition) and not isinstance(child, ast.ClassDef)
+            if isinstance(child, _Definition) and is_function:
                 first = min([child.lineno, *(decorator.lineno for decorator in child.decorator_list)])
-                body = "".join(lines[first - 1 : child.end_lineno])
-                yield Located(file, ".".join(inner), first, body if body.endswith("\n") else body + "\n")
-            yield from walk(child, inner)
+                yield located(inner, first, child.end_lineno)
+            elif not in_function and isinstance(child, ast.Assign | ast.AnnAssign):
+                # A table of lambdas, say: its code stands in no function, but under a name.
+                target = child.target if isinstance(child, ast.AnnAssign) else child.targets[0]
+                yield located((*path, ast.unparse(target)), child.lineno, child.end_lineno)
+            yield from walk(child, inner, in_function=in_function or is_function)
 
-    return tuple(walk(ast.parse(text), ()))
+    return tuple(walk(ast.parse(text), (), in_function=False))
 
 
 def _file_by_name(module: str, function: str) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import regbn_surgery
 from regbn_surgery import AlreadyRewrittenError, Recipe, RecipeError, load_regbn, save_regbn, unregbnify
+from regbn_surgery._recipe._source import locate
 from regbn_surgery._rewrite import explain, operations_of
 from tests.rewrite.models import Cross, Late, Nested, build, counting, everything, operate, run, step, vectors
 from tests.rewrite.models import token_pairs as tokens
@@ -392,3 +393,19 @@ def test_what_the_readme_says_of_saving(tmp_path: Path, monkeypatch: pytest.Monk
     with counting(names["model"]) as calls:
         run(names["model"], vectors(), training=True)
     assert list(calls.values()) == [1]
+
+
+def test_code_under_a_name_is_located_though_it_stands_in_no_function(tmp_path: Path) -> None:
+    """Configuration-driven code keeps a table of lambdas at the top of a module, or of a class."""
+    file = tmp_path / "tables.py"
+    file.write_text(
+        "import torch\n\nFUSIONS = {\n    'sum': lambda a, b: a + b,\n    'cat': lambda a, b: torch.cat([a, b], 1),\n}\n"
+        "class Table:\n    rows: dict = {'sum': lambda a, b: a + b}\n"
+        "def made():\n    add = lambda a, b: a + b\n    return add\n"
+    )
+    found = [locate(str(file), line) for line in (4, 5, 8, 10)]
+    assert [(item.function, item.first) for item in found] == [
+        ("FUSIONS", 3), ("FUSIONS", 3), ("Table.rows", 8), ("made", 9)
+    ]  # fmt: skip
+    with pytest.raises(RecipeError, match="stands in no function"):
+        locate(str(file), 1)

@@ -399,7 +399,8 @@ def test_code_under_a_name_is_located_though_it_stands_in_no_function(tmp_path: 
     """Configuration-driven code keeps a table of lambdas at the top of a module, or of a class."""
     file = tmp_path / "tables.py"
     file.write_text(
-        "import torch\n\nFUSIONS = {\n    'sum': lambda a, b: a + b,\n    'cat': lambda a, b: torch.cat([a, b], 1),\n}\n"
+        "import torch\n\n"
+        "FUSIONS = {\n    'sum': lambda a, b: a + b,\n    'cat': lambda a, b: torch.cat([a, b], 1),\n}\n"
         "class Table:\n    rows: dict = {'sum': lambda a, b: a + b}\n"
         "def made():\n    add = lambda a, b: a + b\n    return add\n"
     )

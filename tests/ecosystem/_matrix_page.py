@@ -23,13 +23,17 @@ written by hand: `python -m tests.ecosystem.matrix > docs/compatibility.md` meas
 """
 
 
-def page(cells: Sequence[Cell], columns: Mapping[str, Callable[..., Any]], versions: Mapping[str, str]) -> str:
-    """The whole page, from measured cells."""
+def page(
+    cells: Sequence[Cell], columns: Mapping[str, Callable[..., Any]], versions: Mapping[str, str], rows: int = 0
+) -> str:
+    """The whole page, from measured cells; `rows` is how many there are to measure."""
     shown = [name for name in columns if any(cell.situation == name for cell in cells)]
     by_key = {cell.key: cell for cell in cells}
     models = list(dict.fromkeys(cell.model for cell in cells))
     parts = [_HEAD, f"Measured with {', '.join(f'{name} {version}' for name, version in versions.items())}.\n"]
     parts.append(_summary(cells, models, shown))
+    if rows > len(models):
+        parts.append(f"{rows - len(models)} of {rows} models have not been measured, and are no rows here yet.\n")
     parts.append("## Situations\n")
     parts.append(_situations(shown, columns, cells))
     parts.append("## Models\n")

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = {(model, name) for model in models for name in names}
     found = {cell.key: cell for cell in _matrix.read(results)}
     cells = [found[model, name] for model in models for name in names if (model, name) in found]
-    sys.stdout.write(page(cells, columns, _versions()))
+    sys.stdout.write(page(cells, columns, _versions(), rows=len(models)))
     return 0 if len(cells) == len(wanted) and all(cell.status != "fail" for cell in cells) else 1
 
 

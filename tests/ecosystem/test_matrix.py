@@ -82,7 +82,10 @@ def test_the_page_counts_what_was_measured() -> None:
         """It must hold."""
 
     cells = [Cell("m", "one", "pass"), Cell("m", "two", "fail", "it `broke`"), Cell("n", "one", "n/a", "not at all")]
-    text = page(cells, {"one": first, "two": first, "never": first}, {"torch": "9"})
+    columns = {"one": first, "two": first, "never": first}
+    assert "have not been measured, and" not in page(cells, columns, {"torch": "9"}, rows=2)
+    text = page(cells, columns, {"torch": "9"}, rows=5)
+    assert "3 of 5 models have not been measured, and are no rows here yet." in text
     assert "**1 of 2 cells pass (50.0%)**: 2 models in 2 situations; 1 fail, 1 do not apply, 1 have not been" in text
     assert "| m | ✓ | **✗** |" in text
     assert "| n | · |  |" in text

@@ -250,10 +250,22 @@ def test_a_missing_host_is_refused() -> None:
 
 
 def test_code_outside_of_functions_is_refused(workshop: Workshop) -> None:
-    text = SOURCE.replace('def joined(f, g):\n    """Put together."""\n    return ', "joined = lambda f, g: ")
-    model = operate(workshop.load(text).Model(), vectors())
+    head = 'def joined(f, g):\n    """Put together."""\n    return '
+    start = SOURCE.index(head)
+    end = SOURCE.index("\n", start + len(head))
+    kept = f"globals().update(joined=lambda f, g: {SOURCE[start + len(head) : end]})"
+    model = operate(workshop.load(SOURCE[:start] + kept + SOURCE[end:]).Model(), vectors())
     with pytest.raises(RecipeError, match="stands in no function"):
         Recipe.of(model)
+
+
+def test_a_lambda_under_a_name_is_written_down_and_held_to_what_it_says(workshop: Workshop) -> None:
+    text = SOURCE.replace('def joined(f, g):\n    """Put together."""\n    return ', "joined = lambda f, g: ")
+    recipe = Recipe.of(operate(workshop.load(text).Model(), vectors()))
+    assert "joined" in [source.function for source in recipe.sources]
+    recipe.apply(workshop.load(text).Model())
+    with pytest.raises(RecipeError, match="joined has changed"):
+        recipe.apply(workshop.load(text.replace("joined = lambda f, g: ", "joined = lambda f, g: 2 * ")).Model())
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

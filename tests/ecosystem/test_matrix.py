@@ -75,6 +75,19 @@ def test_cells_are_measured_and_told_apart(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("failed (/home/me/env/lib/python3.11/site-packages/torch/nn.py:3)", "failed (torch/nn.py:3)"),
+        ("failed (/home/me/mode", "failed (mode"),
+        ("failed (/home/", "failed ("),
+        ("see https://pytorch.org/docs/stable/x and/or y / z", "see https://pytorch.org/docs/stable/x and/or y / z"),
+    ],
+)
+def test_the_page_names_no_folder_of_the_machine(reason: str, shown: str) -> None:
+    assert f"`{shown}`" in page([Cell("m", "one", "fail", reason)], {"one": page}, {"torch": "9"})
+
+
 def test_the_page_counts_what_was_measured() -> None:
     """Two rows, two columns and a hole."""
 

@@ -88,8 +88,10 @@ def operate(
     loaded = rules if isinstance(rules, Plan) else Rules.load(rules)
     refuse_second(model)
     _refuse_weightless(model)
-    prepare = _resumed if isinstance(loaded, Plan) else _planned
-    made, analysis = prepare(model, loaded, example_inputs)  # type: ignore[arg-type]
+    if isinstance(loaded, Plan):
+        made, analysis = _resumed(model, loaded, example_inputs)
+    else:
+        made, analysis = _planned(model, loaded, example_inputs)
     target = model if inplace else _copied(model)
     perform(target, made, analysis)
     return made, analysis, target

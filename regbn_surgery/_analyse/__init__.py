@@ -25,14 +25,14 @@ from ._pairs import Pair, resolve_pair
 from ._points import find_points
 from ._runs import Run
 from ._sites import Recipe
-from ._sources import ModalityLike, Sources, find_sources, input_lineages, matches_input, module_lineages
+from ._sources import ModalityLike, Sources, find_sources, input_lineages, module_lineages
 
 #: What a model's own code raises when it is run in a way it does not support.
 MODEL_ERRORS = (
     RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ImportError,
 )  # fmt: skip
 
-__all__ = ["MODEL_ERRORS", "Analysis", "ModalityLike", "Recipe", "Take", "analyse", "matches_input"]
+__all__ = ["MODEL_ERRORS", "Analysis", "ModalityLike", "Recipe", "Take", "analyse"]
 
 
 @dataclass(frozen=True)

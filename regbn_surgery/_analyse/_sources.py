@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .._capture import Trace
 from .._errors import InputsError
-from .._rules.patterns import matches
+from .._rules.patterns import PatternError, matches
 from .._types import ExcludedInput, Modality
 from ._axes import CASTS, DROPOUTS, PERMUTES, SPLITS, VIEWS
 from ._families import EMBEDDINGS, LOOKUPS
@@ -218,11 +217,11 @@ def roots_of(trace: Trace, pattern: str, modality: str) -> list[tuple[int, tuple
     for frame in trace.frames[1:]:
         if frame.parent in inside:
             inside.add(frame.index)
-        elif matches(pattern, frame.path):
+        elif _fits(pattern, frame.path):
             inside.add(frame.index)
             found.append((frame.end - 1, frame.outputs))
     for op in trace.ops:
-        if op.module is not None and op.frame not in inside and matches(pattern, op.module):
+        if op.module is not None and op.frame not in inside and _fits(pattern, op.module):
             found.append((op.index, op.outputs))
     if not found:
         called = list(dict.fromkeys([f.path for f in trace.frames[1:]] + [op.module for op in trace.ops if op.module]))
@@ -235,5 +234,16 @@ def roots_of(trace: Trace, pattern: str, modality: str) -> list[tuple[int, tuple
 
 
 def matches_input(pattern: str, name: str) -> bool:
-    """Whether a pattern names an input: exactly, as a glob, or as the container that holds it (`batch` > `batch.x`)."""
-    return name == pattern or fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + ".")
+    """Whether a pattern names an input: exactly, as a glob, or as the container that holds it (`batch` > `batch.x`).
+
+    The globs are those of rules files: `*` stays within one segment, `**` takes any number of them.
+    """
+    return name == pattern or name.startswith(pattern + ".") or _fits(pattern, name)
+
+
+def _fits(pattern: str, name: str) -> bool:
+    """Raises InputsError for a glob or regular expression that cannot be read."""
+    try:
+        return matches(pattern, name)
+    except PatternError as error:
+        raise InputsError(f"modalities: {error}") from error

@@ -124,6 +124,8 @@ def test_matching() -> None:
     assert matches_input("batch", "batch.rgb")
     assert matches_input("*.rgb", "batch.rgb")
     assert matches_input("pair.?", "pair.1")
+    assert matches_input("**.rgb", "data.batch.rgb")
+    assert not matches_input("*", "batch.rgb")  # as in rules files: within one segment
     assert not matches_input("bat", "batch.rgb")
     assert not matches_input("Batch", "batch")
 
@@ -188,6 +190,8 @@ def test_what_no_stretch_covers_belongs_to_nobody() -> None:
         ({"a": stretch(0, 12)}, "which has 11 there"),
         ({"a": {"modules": ["lef"]}}, r"these were: 'left', 'right'\. Did you mean 'left'\?"),
         ({"a": {"modulse": ["left"]}}, "modulse: Extra inputs are not permitted"),
+        ({"a": ["x[0]"]}, r"bad glob `x\[0\]`"),
+        ({"a": {"modules": ["re:("]}}, r"bad regular expression `\(`"),
     ],
 )
 def test_modalities_that_cannot_be_are_refused(modalities: Any, message: str) -> None:

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from ._analyse import Analysis, analyse
+from ._analyse._causal import Streams
 from ._errors import RegBNWarning, RewriteError
-from ._facts import find_facts, needs
+from ._facts import find_facts, needs, pair_sides, streams_of
 from ._inputs import InputsLike, find_inputs, make_batches, named_tensors
 from ._inspecting import refuse_wrapped
 from ._plan import PairSides, ResolvePair, decide, rebind
@@ -156,8 +157,9 @@ def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) 
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model, batches.small)}
     modules = [path for path, _ in model.named_modules()]
     analysis = analyse(model, batches, _spelt(rules.resolve_modalities(shapes, modules).values()))
-    facts = find_facts(model, analysis, example)
-    made = decide(rules, analysis.inspection, _resolver(analysis), facts)
+    streams = streams_of(model, analysis)
+    facts = find_facts(model, analysis, example, streams)
+    made = decide(rules, analysis.inspection, _resolver(analysis, streams), facts)
     for text in made.warnings:
         warnings.warn(text, RegBNWarning, stacklevel=3)
     return dataclasses.replace(made, forwards=forward_digests(model, made)), analysis
@@ -185,10 +187,11 @@ def _spelt(modalities: Iterable[Modality]) -> Any:
     return {m.name: m if m.modules or m.slice else m.inputs for m in modalities} or None
 
 
-def _resolver(analysis: Analysis) -> ResolvePair:
+def _resolver(analysis: Analysis, streams: Streams | None = None) -> ResolvePair:
     def resolve(f: str, g: str) -> PairSides:
         pair = analysis.pair(f, g)
-        return PairSides(pair.host, pair.f, pair.g, *needs(analysis, pair))
+        sides = (pair.f, pair.g) if streams is None else pair_sides(analysis, pair, streams)
+        return PairSides(pair.host, *sides, *needs(analysis, pair))
 
     return resolve
 

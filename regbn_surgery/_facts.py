@@ -3,31 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from ._analyse import Analysis
-from ._analyse._causal import causal_modalities
+from ._analyse._causal import Streams
 from ._analyse._pairs import Pair
 from ._capture import Trace
 from ._inputs import Inputs, InputsLike, as_inputs, shared_axis
 from ._plan import Facts
 from ._state import has_no_values
+from ._types import Side
 
 
-def find_facts(model: nn.Module, analysis: Analysis, example: InputsLike) -> Facts:
+def find_facts(model: nn.Module, analysis: Analysis, example: InputsLike, streams: Streams | None = None) -> Facts:
     """Look at the model, its weights and the example; runs the model where streams of tokens meet others."""
+    causal, sides = _causality(analysis, streams or streams_of(model, analysis))
     return Facts(
         references=references_of(analysis),
         batch=batch_of(model, example),
         weights_seen=True,
         trained=why_trained(model),
-        causal=causal_modalities(
-            model, analysis.batches.small, analysis.inspection, writes_parameters=analysis.writes_parameters
-        ),
+        causal=causal,
+        streams=sides,
     )
+
+
+def streams_of(model: nn.Module, analysis: Analysis) -> Streams:
+    """For questions about causality; runs nothing before one is asked."""
+    return Streams(
+        model,
+        analysis.batches.small,
+        analysis.runs[0].trace,
+        analysis.inspection.modalities,
+        writes_parameters=analysis.writes_parameters,
+    )
+
+
+#: A side of a site of a point: its id, the index of the site, 0 or 1.
+_Place = tuple[str, int, int]
+
+
+def _causality(analysis: Analysis, streams: Streams) -> tuple[frozenset[str], frozenset[_Place]]:
+    """The causal modalities among those that meet others with their positions, and the sides that are streams."""
+    sides: dict[_Place, Side] = {
+        (point.id, i, j): side
+        for point in analysis.inspection.fusion_points
+        for i, site in enumerate(point.sites)
+        for j, side in enumerate(site.sides)
+        if _has_positions(side)
+    }
+    causal = streams.causal(dict.fromkeys(name for side in sides.values() for name in side.home))
+    sides = {place: side for place, side in sides.items() if causal & set(side.home)}
+    evaluated = {point.id for point in analysis.inspection.fusion_points if "eval" in point.modes}
+    uids: dict[_Place, int] = {}
+    for (point, i, j), side in sides.items():
+        uid = analysis.recipes[point, i].takes[j].uid
+        # What training alone does is in no trace that could be run again, and what is scattered lies otherwise.
+        if point in evaluated and analysis.runs[0].trace.tensors[uid].shape == side.shape:
+            uids[point, i, j] = uid
+    found: set[int] = set()
+    for name in causal:
+        axes = {uid: sides[place].layout.spatial_dims[0] for place, uid in uids.items() if name in sides[place].home}
+        found |= streams.positional([name], axes) if axes else frozenset()
+    return causal, frozenset(
+        place for place, side in sides.items() if (uids[place] in found if place in uids else side.layout.sequence)
+    )
+
+
+def _has_positions(side: Side) -> bool:
+    return len(side.layout.spatial_dims) == 1
+
+
+def pair_sides(analysis: Analysis, pair: Pair, streams: Streams) -> tuple[Side, Side]:
+    """Both sides of a pair, with what is known of their causality."""
+    found = []
+    for index, side in enumerate((pair.f, pair.g)):
+        causal = _has_positions(side) and bool(streams.causal(side.home))
+        if causal and pair.recipe is not None:
+            uid = pair.recipe.takes[index].uid
+            causal = uid in streams.positional(side.home, {uid: side.layout.spatial_dims[0]})
+        found.append(replace(side, causal=causal))
+    return found[0], found[1]
 
 
 def references_of(analysis: Analysis) -> tuple[str, ...]:

@@ -6,16 +6,23 @@ running the model as it is: once, with the last position of an input changed, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import _tree
+from .._capture import Trace, capture_values
 from .._inputs import Inputs, named_tensors, shared_axis
 from .._state import has_no_values, preserved, seeded
-from .._types import Inspection
+from .._types import Modality
+from ._layouts import same_calls
+
+_Result = TypeVar("_Result")
 
 #: What a model's own code raises on tokens that it does not expect at this place.
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
@@ -23,39 +30,60 @@ _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, Attribut
 _ROUNDING = 1e-5
 
 
-def causal_modalities(
-    model: nn.Module, inputs: Inputs, inspection: Inspection, *, writes_parameters: bool = False
-) -> frozenset[str]:
-    """The modalities that meet others as sequences and are causal.
+#: Parts of an input's length at which it is changed to see which positions of a tensor follow.
+_PARTS = (0.0, 1.0, 0.5, 0.25, 0.75)
 
-    A modality is causal if an output has an axis on which a change of its last position shows first at one index,
-    a change of the position before shows first at the index before that, and reaches the later one, too.
 
-    Nothing is said of a model without weights, and of an input that the model refuses to see changed.
+@dataclass(frozen=True)
+class Streams:
+    """Which modalities are causal, and which tensors of a run still have the positions of one.
+
+    `trace` is the model's run in evaluation on `inputs`. Nothing is said of a model without weights, and of an input
+    that the model refuses to see changed.
     """
-    wanted = _sequences(inspection)
-    if not wanted or any(has_no_values(tensor) for tensor in (*model.parameters(), *model.buffers())):
-        return frozenset()
-    runner = _Runner(model, inputs, writes_parameters)
-    return frozenset(
-        modality.name
-        for modality in inspection.modalities
-        if modality.name in wanted and any(runner.is_causal(name) for name in modality.inputs)
-    )
 
+    model: nn.Module
+    inputs: Inputs
+    trace: Trace
+    modalities: Sequence[Modality]
+    writes_parameters: bool = False
 
-def _sequences(inspection: Inspection) -> set[str]:
-    """Modalities that some site takes with their positions."""
-    sides = (side for point in inspection.fusion_points for site in point.sites for side in site.sides)
-    return {name for side in sides if side.layout.sequence for name in side.home}
+    def causal(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of the modalities `names` that are causal.
+
+        A modality is causal if an output has an axis on which a change of its last position shows first at one index,
+        a change of the position before shows first at the index before that, and reaches the later one, too.
+        """
+        return frozenset(name for name in names if self._causal_inputs.get(name))
+
+    def positional(self, home: Iterable[str], axes: Mapping[int, int]) -> frozenset[int]:
+        """The tensors, of those whose uids are given with the axis in question, that are streams of a causal input.
+
+        The positions along that axis follow the input's: what changes late in the input shows first further on than
+        what changes early, in one and the same sample. Where the vectors of several texts were laid side by side, a
+        change shows at its own text alone, whatever its place. What cannot be run is taken for a stream.
+        """
+        names = [name for modality in home for name in self._causal_inputs.get(modality, ())]
+        return frozenset(uid for name in names for uid in self._runner.followers(name, axes))
+
+    @functools.cached_property
+    def _causal_inputs(self) -> Mapping[str, tuple[str, ...]]:
+        if any(has_no_values(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())):
+            return {}
+        return {m.name: tuple(name for name in m.inputs if self._runner.is_causal(name)) for m in self.modalities}
+
+    @functools.cached_property
+    def _runner(self) -> _Runner:
+        return _Runner(self.model, self.inputs, self.trace, self.writes_parameters)
 
 
 class _Runner:
     """Runs the model on changed copies of its inputs."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, writes_parameters: bool) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, trace: Trace, writes_parameters: bool) -> None:
         self.model = model
         self.inputs = inputs
+        self.trace = trace
         self.writes = writes_parameters
         shared = shared_axis(model, inputs)
         self.batch_dim = shared[0] if shared is not None else 0
@@ -66,12 +94,35 @@ class _Runner:
         dim = self._positions(self.tensors.get(name))
         if dim is None:
             return False
-        last, before = self._changed(name, dim, -1), self._changed(name, dim, -2)
+        last, before = (self._changed(self._run, name, dim, position) for position in (-1, -2))
         if last is None or before is None:
             return False
         length = self.tensors[name].shape[dim]
         together = zip(self.plain, last, before, strict=False)
         return any(_shows_order(*outputs, self.batch_dim, length) for outputs in together)
+
+    def followers(self, name: str, axes: Mapping[int, int]) -> frozenset[int]:
+        """The tensors on whose axis the positions of an input show at different places; see `Streams.positional`."""
+        dim = self._positions(self.tensors.get(name))
+        assert dim is not None, "only inputs with positions are causal"
+        run = functools.partial(self._values, axes)
+        plain = run(self.inputs)
+        length, samples = self.tensors[name].shape[dim], self.tensors[name].shape[1 - dim]
+        found: set[int] = set()
+        for sample in dict.fromkeys((0, samples - 1)):
+            first: dict[int, set[int]] = {uid: set() for uid in axes}
+            for position in dict.fromkeys(int(part * (length - 1)) for part in _PARTS):
+                values = self._changed(run, name, dim, position, sample)
+                if plain is None or values is None:
+                    return frozenset(axes)
+                for uid in axes.keys() - found:
+                    where = _where(plain[uid], values[uid], axes[uid])
+                    first[uid] |= {min(where)} if where else set()
+                    if len(first[uid]) > 1:
+                        found.add(uid)
+                if len(found) == len(axes):
+                    return frozenset(found)
+        return frozenset(found)
 
     def _positions(self, tensor: Tensor | None) -> int | None:
         """The axis of an input that counts positions: of token ids `[B, L]`, or of `[B, L, C]`."""
@@ -88,23 +139,42 @@ class _Runner:
             self._plain = self._run(self.inputs)
         return self._plain
 
-    def _changed(self, name: str, dim: int, position: int) -> list[Tensor] | None:
-        """The outputs with another value at one position; None where the model refuses all that are tried."""
+    def _changed(
+        self, run: Callable[[Inputs], _Result], name: str, dim: int, position: int, sample: int | None = None
+    ) -> _Result | None:
+        """What `run` gives for another value at one position (of one sample); None where the model refuses all."""
         tensor = self.tensors[name]
         for value in _other_values(tensor.select(dim, position), tensor):
             changed = tensor.detach().clone()
-            changed.select(dim, position).copy_(value)
+            place = changed.select(dim, position)
+            if sample is None:
+                place.copy_(value)
+            else:  # what is left beside the positions is the batch axis, and the features of `[B, L, C]` behind it
+                place[sample] = value[sample]
             try:
-                return self._run(_with(self.inputs, tensor, changed))
+                return run(_with(self.inputs, tensor, changed))
             except _REFUSALS:
                 continue
         return None
 
     def _run(self, inputs: Inputs) -> list[Tensor]:
-        with preserved(self.model, parameters=self.writes), seeded(), torch.no_grad():
-            self.model.eval()
+        with self._as_it_is():
             args, kwargs = _tree.cloned((inputs.args, inputs.kwargs))
             return list(_tensors(self.model(*args, **kwargs)))
+
+    def _values(self, wanted: Iterable[int], inputs: Inputs) -> dict[int, Tensor] | None:
+        """The tensors of a run by uid; None where it made other calls than the known one."""
+        with self._as_it_is():
+            args, kwargs = _tree.cloned((inputs.args, inputs.kwargs))
+            trace, values = capture_values(self.model, args, kwargs, frozenset(wanted))
+        same = same_calls(self.trace, trace) and len(trace.tensors) == len(self.trace.tensors)
+        return values if same else None
+
+    @contextmanager
+    def _as_it_is(self) -> Iterator[None]:
+        with preserved(self.model, parameters=self.writes), seeded(), torch.no_grad():
+            self.model.eval()
+            yield
 
 
 def _other_values(old: Tensor, tensor: Tensor) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 from ._intercept import intercepting
 from ._recorder import Recorder
-from ._run import capture
+from ._run import capture, capture_values
 from ._source import is_user_file
 from ._trace import Frame, Op, TensorInfo, TensorRef, Trace, ValueRead
 
@@ -15,6 +15,7 @@ __all__ = [
     "Trace",
     "ValueRead",
     "capture",
+    "capture_values",
     "intercepting",
     "is_user_file",
 ]

@@ -91,6 +91,11 @@ class Objects:
         self._tensors[uid] = TensorInfo(uid, shape, tensor.dtype, storage, self._owned.get(id(tensor)))
         return uid
 
+    def values(self, wanted: frozenset[int]) -> dict[int, torch.Tensor]:
+        """The tensors with these uids, as they are now."""
+        tensors = ((self._uids.get(id(value)), value) for value in self._alive if isinstance(value, torch.Tensor))
+        return {uid: value for uid, value in tensors if uid is not None and uid in wanted}
+
     def number(self, op: Callable[..., Any], operands: tuple[Any, ...]) -> torch.fx.Node:
         """A node for arithmetic on sizes."""
         return self.graph.call_function(op, tuple(self.argument(x) for x in operands))

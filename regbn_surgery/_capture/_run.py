@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from ._intercept import intercepting
@@ -38,6 +39,15 @@ def capture(
         _record_run(again, args, kwargs, forward)
         _refuse_newcomers(recorder, again)
     return trace, output
+
+
+def capture_values(
+    root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], wanted: frozenset[int]
+) -> tuple[Trace, dict[int, torch.Tensor]]:
+    """As `capture`, with the tensors `wanted` by uid, as they are when the run ends."""
+    recorder = Recorder(root)
+    trace, _ = _record_run(recorder, args, kwargs, None)
+    return trace, recorder.values(wanted)
 
 
 def _record_run(

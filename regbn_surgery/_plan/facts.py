@@ -16,17 +16,26 @@ class Facts:
     weights_seen: bool = False
     trained: str | None = None  # why the weights look trained; None: they look fresh, or nobody looked
     causal: frozenset[str] = frozenset()  # modalities whose positions are predicted one after the other
+    streams: frozenset[tuple[str, int, int]] | None = None  # sides (point, site, 0 or 1) with such positions
 
 
 def with_causality(point: FusionPoint, facts: Facts) -> FusionPoint:
     """The point with its sides marked: causal or not."""
-    sites = tuple(
-        replace(site, sides=(mark_causal(site.sides[0], facts), mark_causal(site.sides[1], facts)))
-        for site in point.sites
-    )
-    return replace(point, sites=sites)
+    sites = []
+    for i, site in enumerate(point.sites):
+        first, second = site.sides
+        if facts.streams is not None:
+            first = replace(first, causal=(point.id, i, 0) in facts.streams)
+            second = replace(second, causal=(point.id, i, 1) in facts.streams)
+        sites.append(replace(site, sides=(mark_causal(first, facts), mark_causal(second, facts))))
+    return replace(point, sites=tuple(sites))
 
 
 def mark_causal(side: Side, facts: Facts) -> Side:
-    """A side that still has the positions of a causal stream would show what comes later to what comes before."""
+    """A side that still has the positions of a causal stream would show what comes later to what comes before.
+
+    Where nobody has looked at the side itself, one that lies like a sequence counts as such a stream.
+    """
+    if side.causal is not None:
+        return side
     return replace(side, causal=side.layout.sequence and bool(facts.causal & set(side.home)))

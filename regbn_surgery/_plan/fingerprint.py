@@ -36,7 +36,7 @@ def rebind(plan: Plan, inspection: Inspection, resolve: ResolvePair) -> Plan:
             before, now = _pair_words(site.host, site.f, site.g), _pair_words(host, f, g)
             if before != now:
                 problems.append(f"the pair {' with '.join(site.pair)} was {before}; it is {now}")
-            sites.append(dataclasses.replace(site, f=f, g=g))
+            sites.append(_bound(site, f, g))
             continue
         assert site.point is not None, "a site is at a point or at a pair"
         found = _find(site, points.get(site.point), taken)
@@ -77,8 +77,14 @@ def _find(site: PlannedSite, point: FusionPoint | None, taken: set[tuple[str, in
         if (point.id, index) not in taken and _site_words(candidate) == wanted:
             taken.add((point.id, index))
             f, g = candidate.sides if forward else candidate.sides[::-1]
-            return dataclasses.replace(site, site=candidate, f=f, g=g)
+            return _bound(dataclasses.replace(site, site=candidate), f, g)
     return None
+
+
+def _bound(site: PlannedSite, f: Side, g: Side) -> PlannedSite:
+    """The sides of this analysis, with what the plan knows of their causality."""
+    f, g = dataclasses.replace(f, causal=site.f.causal), dataclasses.replace(g, causal=site.g.causal)
+    return dataclasses.replace(site, f=f, g=g)
 
 
 def _words(point: FusionPoint) -> str:

@@ -174,8 +174,6 @@ def large_image_and_text(batch: int) -> dict[str, torch.Tensor]:
     return {**image_and_text(batch), "pixel_values": torch.randn(batch, 3, 64, 64)}
 
 
-#: OWL-ViT's text tower is causal, but what meets the image is one vector for each query.
-POOLED = {"allow_noncausal": True}
 CLICKS, PLACES = side("points", 16), side("image", 16)
 
 CASES = (
@@ -185,12 +183,12 @@ CASES = (
         inputs=images_and_queries,
         modalities=IMAGE_AND_TEXT,
         # CLIP's matrix of similarities, of which two texts belong to each image; then each patch with its image's texts
-        # in OwlViTClassPredictionHead.forward
+        # in OwlViTClassPredictionHead.forward: the text tower is causal, but these are one vector for each query.
         points=(
             point("owlvit", "similarity", meets=("image", "text"), selected=False, sites_known=False),
             point("class_head", "similarity", pooled(side("image", WIDTH), side("text", WIDTH))),
         ),
-        rules=({"id": "head", "match": {"kind": "similarity", "owner": "class_head"}, "normalize": "image", **POOLED},),
+        rules=({"id": "head", "match": {"kind": "similarity", "owner": "class_head"}, "normalize": "image"},),
         normalize="image",
         stage=3,
     ),

@@ -92,13 +92,11 @@ class HostSurgery:
             if not torch.compiler.is_compiling():
                 refuse_going_on(host, self.path, self._sites(role), args, kwargs)
             return original(*args, **kwargs)
+        if torch.compiler.is_compiling():  # the fewer frames, the fewer that a break within splits once more
+            return _stored(host, variant, variant.function(host, *args, **kwargs))
         with _modes_restored():
-            result = variant.function(host, *args, **kwargs)
-        output, stores = result if variant.stores else (result, {})
-        for name, value in stores.items():
-            setattr(host, name, value)
-        if not torch.compiler.is_compiling():
-            remember_caches(args, kwargs, output)
+            output = _stored(host, variant, variant.function(host, *args, **kwargs))
+        remember_caches(args, kwargs, output)
         return output
 
     def _sites(self, role: int) -> tuple[LocalSite, ...]:
@@ -263,12 +261,19 @@ _PATIENCE = 6
 _MOST = 8
 
 
+def _stored(host: nn.Module, variant: Variant, result: Any) -> Any:
+    """The output of a variant, once what its forward keeps on the host is there."""
+    if not variant.stores:
+        return result
+    output, stores = result
+    for name, value in stores.items():
+        setattr(host, name, value)
+    return output
+
+
 @contextmanager
 def _modes_restored() -> Iterator[None]:
     """A `with torch.no_grad():` is two calls in generated code: put the modes back if a call between them fails."""
-    if torch.compiler.is_compiling():
-        yield
-        return
     grad = torch.is_grad_enabled()
     autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
     try:

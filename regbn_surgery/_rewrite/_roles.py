@@ -9,10 +9,17 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import torch
 from torch import nn
 
 #: The role of calls at which nothing meets, such as self-attention through the same module.
 NO_ROLE = -1
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _thread() -> int:
+    """The thread we are in; in a compiled graph the one that compiled it, which counts and resets in the same graph."""
+    return threading.get_ident()
 
 
 class Roles:
@@ -21,13 +28,13 @@ class Roles:
         self.counts: dict[int, int] = {}  # by thread: a server may evaluate one model in several
 
     def next(self) -> int:
-        thread = threading.get_ident()
+        thread = _thread()
         count = self.counts.get(thread, 0)
         self.counts[thread] = count + 1
         return self.cycle[count % len(self.cycle)]
 
     def reset(self) -> None:
-        self.counts[threading.get_ident()] = 0
+        self.counts[_thread()] = 0
 
 
 class RoleReset:

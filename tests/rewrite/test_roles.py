@@ -54,6 +54,23 @@ def test_each_role_has_its_own_module_and_self_attention_none(checkpointed: bool
     torch.testing.assert_close(run(rewritten, token_pairs(3)), by_hand(rewritten, **token_pairs(3)))
 
 
+def test_roles_are_told_apart_in_one_compiled_graph() -> None:
+    rewritten = operate(build(Swapped, False), token_pairs(), "attention")
+    step(rewritten, token_pairs())
+    rewritten.eval()
+    expected = run(rewritten, token_pairs(3))
+    run(rewritten, token_pairs())
+    compiled = torch.compile(rewritten, backend="eager", fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(run(compiled, token_pairs(3)), expected)
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(run(compiled, token_pairs(3))))
+    thread.start()
+    thread.join()
+    torch.testing.assert_close(found, [expected])
+    torch.testing.assert_close(run(rewritten, token_pairs(3)), expected)
+
+
 def test_a_checkpoints_recomputation_does_not_put_the_roles_out_of_step() -> None:
     plain, checkpointed = (
         operate(build(Swapped, checkpointed), token_pairs(), "attention") for checkpointed in (False, True)

@@ -49,6 +49,14 @@ class HostRecord:
 
 
 @dataclass(frozen=True)
+class OpenedRecord:
+    """A module that a host's graph looks into, for a pair between two towers: its path and its class."""
+
+    path: str
+    opened_class: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What `regbnify` did to a model, as plain data that can be written to a small JSON file.
 
@@ -62,6 +70,7 @@ class Recipe:
     sources: tuple[FunctionSource, ...]
     operations: tuple[Operation, ...]
     writes_parameters: bool = False
+    opened: tuple[OpenedRecord, ...] = ()  # a recipe of an older version does not say
 
     @classmethod
     def of(cls, model: nn.Module) -> Recipe:
@@ -74,17 +83,18 @@ class Recipe:
         if not operations:
             raise RecipeError(f"{type(model).__name__} carries no RegBN put in by regbnify.{_wrapped(model)}")
         hosts = tuple(
-            HostRecord(report.host, _name(original_class(model.get_submodule(report.host))), report.tier, report.reason)
+            HostRecord(report.host, _class_at(model, report.host), report.tier, report.reason)
             for report in explain(model)
         )
+        opened = tuple(OpenedRecord(path, _class_at(model, path)) for path in _opened_by(operations))
         table = _Sources()
-        for path in dict.fromkeys(["", *(host.path for host in hosts)]):
+        for path in dict.fromkeys(["", *(host.path for host in hosts), *(module.path for module in opened)]):
             table.add_forward(original_class(model.get_submodule(path)))
         relative = tuple(_trimmed(table.relative_to_functions(model, operation)) for operation in operations)
         writes = any(
             module.__dict__[ATTRIBUTE].writes_parameters for module in model.modules() if ATTRIBUTE in module.__dict__
         )
-        return cls(_name(original_class(model)), _versions(model), hosts, tuple(table.sources), relative, writes)
+        return cls(_class_at(model, ""), _versions(model), hosts, tuple(table.sources), relative, writes, opened)
 
     def apply(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
         """Put RegBN into `model`, a fresh instance of the same class, without running it.
@@ -147,6 +157,7 @@ class Recipe:
     def _fitted(self, model: nn.Module) -> tuple[Operation, ...]:
         """The operations with the files and lines of now."""
         problems, moved = self._compare_classes(model)
+        problems += self._missing_layers(model)
         now: dict[int, tuple[str, int, dict[int, int]]] = {}
         for index, source in enumerate(self.sources):
             if source.module.split(".")[0] == "torch":
@@ -176,7 +187,8 @@ class Recipe:
         problems = []
         moved: dict[str, str] = {}
         forwards = {str(source): source.text for source in self.sources}
-        for path, recorded in {"": self.model, **{host.path: host.host_class for host in self.hosts}}.items():
+        classes = {"": self.model, **{host.path: host.host_class for host in self.hosts}}
+        for path, recorded in {**classes, **{module.path: module.opened_class for module in self.opened}}.items():
             where = f"the module at `{path}`" if path else "the model"
             try:
                 cls = original_class(model.get_submodule(path))
@@ -193,6 +205,17 @@ class Recipe:
             if module.split(".")[0] == "torch" and signature_only(cls).text != text:
                 problems.append(f"the arguments of {recorded} have changed: {signature_only(cls).text} was {text}")
         return problems, moved
+
+    def _missing_layers(self, model: nn.Module) -> list[str]:
+        """Which of the layers that make f and g are not where they were, and are watched there or looked for."""
+        makers = ((op.host, path) for op in self.operations if op.recipe and op.tier == 2 for path in op.recipe.makers)
+        wanted = dict.fromkeys(path for host, path in makers if path and (not host or path.startswith(f"{host}.")))
+        there = dict(model.named_modules(remove_duplicate=False))
+        return [
+            f"there is no module at `{path}` any more; what it returned was normalised"
+            for path in wanted
+            if path not in there
+        ]
 
     def _refusal(self, model: nn.Module, problems: list[str]) -> str:
         now = _versions(model)
@@ -261,6 +284,21 @@ def _trimmed(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{field.name: _trimmed(getattr(value, field.name)) for field in fields(value)})
     return value
+
+
+def _opened_by(operations: tuple[Operation, ...]) -> tuple[str, ...]:
+    """Paths of the modules that hosts look into, whose own code is then the host's."""
+    found = (
+        f"{op.host}.{path}" if op.host else path
+        for op in operations
+        if op.recipe is not None and op.recipe.across is not None
+        for path in op.recipe.across.opened
+    )
+    return tuple(dict.fromkeys(found))
+
+
+def _class_at(model: nn.Module, path: str) -> str:
+    return _name(original_class(model.get_submodule(path)))
 
 
 def _name(cls: type) -> str:

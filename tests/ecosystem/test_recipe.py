@@ -268,6 +268,111 @@ def test_a_lambda_under_a_name_is_written_down_and_held_to_what_it_says(workshop
         recipe.apply(workshop.load(text.replace("joined = lambda f, g: ", "joined = lambda f, g: 2 * ")).Model())
 
 
+# -- towers that a host looks into ------------------------------------------------------------------------------------
+
+TOWERS = """
+import torch
+from torch import nn
+
+
+class Tower(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.second = nn.Linear(width, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.second(torch.relu(x))
+
+
+class Streams(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = Tower(6), Tower(5)
+
+    def forward(self, a, b):
+        return self.left(a), self.right(b)
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.streams = Streams()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, a, b):
+        return self.head(torch.cat(self.streams(a, b), dim=1))
+"""
+ACROSS = {
+    "version": 1,
+    "rules": [{"id": "x", "pair": {"f": "module:streams.left.first", "g": "module:streams.right.first"}}],
+}
+
+
+def across(workshop: Workshop) -> Recipe:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = workshop.load(TOWERS).Model()
+    return Recipe.of(regbn_surgery.regbnify(model, ACROSS, vectors()))
+
+
+def test_towers_that_a_host_looks_into_are_written_down(workshop: Workshop, tmp_path: Path) -> None:
+    recipe = across(workshop)
+    assert [(module.path, module.opened_class) for module in recipe.opened] == [
+        ("streams.left", "workshop:Tower"), ("streams.right", "workshop:Tower")
+    ]  # fmt: skip
+    assert {"Model.forward", "Streams.forward", "Tower.forward"} <= {source.function for source in recipe.sources}
+    recipe.write(tmp_path / "regbn.json")
+    again = Recipe.read(tmp_path / "regbn.json")
+    assert again == recipe
+    moved = TOWERS.replace("        x = self.first(x)", "        # a comment\n\n        x = self.first(x)")
+    assert_works(again.apply(workshop.load(moved).Model()))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("torch.relu(x)", "torch.tanh(x)", r"Tower\.forward has changed:(.|\n)*\+ .*torch\.tanh\(x\)"),
+        (
+            "class Streams(nn.Module):",
+            "class Other(Tower):\n    pass\n\n\nclass Streams(nn.Module):",
+            r"the module at `streams\.right` was a workshop:Tower; now it is a workshop:Other",
+        ),
+        (", Tower(5)", ", nn.Identity()", r"the module at `streams\.right` was a workshop:Tower; now it is a torch"),
+        ("self.left, self.right", "self.left, self.away", r"there is no module at `streams\.right` any more"),
+    ],
+)
+def test_a_changed_tower_is_refused_with_what_changed(workshop: Workshop, old: str, new: str, said: str) -> None:
+    recipe = across(workshop)
+    text = TOWERS.replace(old, new)
+    assert text != TOWERS
+    model = workshop.load(text.replace("Tower(5)", "Other(5)") if "Other" in new else text).Model()
+    before = everything(model)
+    with pytest.raises(RecipeError, match=said):
+        recipe.apply(model, inplace=True)
+    assert everything(model) == before
+
+
+def test_a_tower_without_the_place_of_a_side_is_refused(workshop: Workshop) -> None:
+    recipe = across(workshop)
+    model = workshop.load(TOWERS).Model()
+    model.streams.left.first, model.streams.left.start = None, model.streams.left.first
+    before = everything(model)
+    with pytest.raises(RecipeError, match=r"there is no module at `streams\.left\.first` any more"):
+        recipe.apply(model, inplace=True)
+    assert everything(model) == before
+
+
+def test_a_recipe_from_before_towers_were_written_down_is_read_and_applied(workshop: Workshop, tmp_path: Path) -> None:
+    path = tmp_path / "regbn.json"
+    across(workshop).write(path)
+    older = json.loads(path.read_text())
+    del older["opened"]
+    older["sources"] = [source for source in older["sources"] if "Tower" not in source["function"]]
+    path.write_text(json.dumps(older))
+    assert_works(Recipe.read(path).apply(workshop.load(TOWERS).Model()))
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 

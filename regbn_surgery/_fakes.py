@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _tree
 from ._inputs import Inputs
+from ._metas import OnMeta
 from ._state import has_no_values
 
 
@@ -42,19 +43,29 @@ def is_weightless(model: nn.Module) -> bool:
     return any(has_no_values(t) for t in itertools.chain(model.parameters(), model.buffers()))
 
 
+def runs_on_meta(model: nn.Module) -> bool:
+    """Whether it is worth trying to run the model on the meta device: its parameters are there, and none is a fake."""
+    on_meta = [p.is_meta and not isinstance(p, FakeTensor) for p in model.parameters()]
+    return bool(on_meta) and all(on_meta)
+
+
 @dataclass(frozen=True)
 class Fakes:
-    """How to run a model: with a mode for its fakes, or, where `mode` is None, as it is."""
+    """How to run a model: with a mode for its fakes, or, where `mode` is None, as it is or on the meta device."""
 
     mode: FakeTensorMode | None
+    on_meta: bool = False
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        if self.mode is None:
+        if self.on_meta:
+            with OnMeta():
+                yield
+        elif self.mode is None:
             yield
-            return
-        with self.mode, _RealStaysReal():  # type: ignore[no-untyped-call]
-            yield
+        else:
+            with self.mode, _RealStaysReal():  # type: ignore[no-untyped-call]
+                yield
 
     def inputs(self, inputs: Inputs) -> Inputs:
         """The inputs with fakes for those that have no values."""
@@ -71,6 +82,8 @@ class Fakes:
 
 #: A model that has its weights runs as it is.
 REAL = Fakes(None)
+#: Many a model without weights runs on the meta device, which is quicker than fakes.
+META = Fakes(None, on_meta=True)
 
 
 class _RealStaysReal(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from torch import nn
 from .. import _tree
 from .._capture import Trace, capture, is_user_file
 from .._errors import CaptureError, RegBNError
-from .._fakes import REAL, Fakes, standing_in, wants_values
+from .._fakes import META, REAL, Fakes, runs_on_meta, standing_in, wants_values
 from .._inputs import Batches, Inputs
 from .._state import preserved, seeded, watching_parameters
 from .._types import InputTensor, Inspection
@@ -59,17 +59,7 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Modalit
         CaptureError: where the model cannot be run on the example inputs.
         InputsError: where `modalities` name inputs that do not exist.
     """
-    with standing_in(model) as fakes:
-        written: list[str] = []
-        with watching_parameters(model, written):
-            train = run_model(model, batches.small, training=True, fakes=fakes)
-        run = functools.partial(run_model, model, writes=bool(written), fakes=fakes)
-        small = run(batches.small, training=False)
-        large = None if batches.large is None else run(batches.large, training=False)
-        longer = None if batches.longer is None else run(batches.longer, training=False)
-        large_train = large
-        if batches.large is not None and not same_calls(small, train):  # else axes follow the batch size alike
-            large_train = run(batches.large, training=True)
+    (train, small, large, longer, large_train), written = _captured(model, batches)
     sources = find_sources(small, modalities)
     order = tuple(modality.name for modality in sources.modalities)
     runs = [
@@ -86,7 +76,35 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Modalit
         notes=(*batches.notes, *find_notes(runs, sources, found)),
     )
     recipes = {(f.point.id, i): recipe for f in found for i, recipe in enumerate(f.recipes)}
-    return Analysis(inspection, recipes, batches, tuple(runs), bool(written))
+    return Analysis(inspection, recipes, batches, tuple(runs), written)
+
+
+_Captures = tuple[Trace, Trace, Trace | None, Trace | None, Trace | None]
+
+
+def _captured(model: nn.Module, batches: Batches) -> tuple[_Captures, bool]:
+    """All runs of the model, and whether they wrote to its parameters."""
+    if runs_on_meta(model):
+        try:
+            return _captured_by(model, batches, META)
+        except CaptureError:
+            pass  # fakes can do more, and their errors say more
+    with standing_in(model) as fakes:
+        return _captured_by(model, batches, fakes)
+
+
+def _captured_by(model: nn.Module, batches: Batches, fakes: Fakes) -> tuple[_Captures, bool]:
+    written: list[str] = []
+    with watching_parameters(model, written):
+        train = run_model(model, batches.small, training=True, fakes=fakes)
+    run = functools.partial(run_model, model, writes=bool(written), fakes=fakes)
+    small = run(batches.small, training=False)
+    large = None if batches.large is None else run(batches.large, training=False)
+    longer = None if batches.longer is None else run(batches.longer, training=False)
+    large_train = large
+    if batches.large is not None and not same_calls(small, train):  # else axes follow the batch size alike
+        large_train = run(batches.large, training=True)
+    return (train, small, large, longer, large_train), bool(written)
 
 
 def run_model(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool = False, fakes: Fakes = REAL) -> Trace:

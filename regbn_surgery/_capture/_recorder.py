@@ -124,9 +124,11 @@ class Recorder(Objects):
     ) -> Any:
         source = current_source()
         with self.paused():  # the bookkeeping, too: it asks tensors for their memory, which need not be looked at
-            inputs = self._arguments(args, kwargs)
+            with torch._C.DisableTorchFunction():
+                inputs = self._arguments(args, kwargs)
             output = call(module, *plain(args), **plain(kwargs))
-            self._leaf_node(module, path, args, kwargs, inputs, output, source)
+            with torch._C.DisableTorchFunction():
+                self._leaf_node(module, path, args, kwargs, inputs, output, source)
         return output
 
     def _leaf_node(
@@ -247,7 +249,8 @@ class Recorder(Objects):
         if name in ("set_grad_enabled", "_set_grad_enabled"):
             self._set_grad_mode(bool(args[0] if args else kwargs["mode"]))
             return output
-        self._torch_node(func, name, args, kwargs, output)
+        with torch._C.DisableTorchFunction():  # a mode below this one need not see our own questions
+            self._torch_node(func, name, args, kwargs, output)
         return output
 
     def _on_transformed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from ._subject import (
     assert_regbn_learned,
     assert_same,
     backward,
+    cast,
     counting,
     gradients,
     outputs,
@@ -178,17 +179,6 @@ def other_processes(subject: Subject) -> None:
         assert_same(item, expected)
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    from regbn_surgery import _tree
-
-    def change(_: str, leaf: Any) -> Any:
-        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-    if isinstance(value, regbn_surgery.Inputs):
-        return regbn_surgery.Inputs(*_cast(value.args, dtype), **_cast(value.kwargs, dtype))
-    return _tree.rebuild(value, change)
-
-
 def other_dtypes(subject: Subject) -> None:
     """`to`, `half`, `bfloat16`, `double`, and back: what the original runs in, the rewritten one does, too."""
     example = subject.example()
@@ -199,18 +189,18 @@ def other_dtypes(subject: Subject) -> None:
         (nn.Module.half, torch.float16),
     ):
         try:
-            expected = outputs(change(subject.original()).train(), _cast(example, dtype))
+            expected = outputs(change(subject.original()).train(), cast(example, dtype))
         except (RuntimeError, ValueError, TypeError):
             continue  # the original does not run in this type
         ran.append(dtype)
         model = change(subject.rewritten()).train()
-        found = outputs(model, _cast(example, dtype))
+        found = outputs(model, cast(example, dtype))
         assert [out.dtype for out in found] == [out.dtype for out in expected], dtype
         kept = torch.float64 if dtype == torch.float64 else torch.float32
         for name, module in regbns(model).items():
             assert all(factor.dtype == kept for factor in module.factors), name
         assert_regbn_learned(model)
-        outputs(model.eval(), _cast(example, dtype))
+        outputs(model.eval(), cast(example, dtype))
         outputs(model.to("cpu", torch.float32), example)
     if not ran:
         raise DoesNotApplyError("the original runs in no other dtype")

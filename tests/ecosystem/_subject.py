@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import regbn_surgery
-from regbn_surgery import RegBN
+from regbn_surgery import RegBN, _tree
 from tests.zoo import CASES, ZooCase
 from tests.zoo._running import call, copied, tensors_of
 
@@ -152,6 +152,17 @@ def assert_regbn_learned(model: nn.Module, steps: int | None = None) -> None:
         else:
             assert module.num_steps == steps, f"{name} took {module.num_steps} steps instead of {steps}"
         assert all(factor.isfinite().all() for factor in module.factors), name
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """An example with its floating tensors in another type."""
+
+    def change(_: str, leaf: Any) -> Any:
+        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    if isinstance(value, regbn_surgery.Inputs):
+        return regbn_surgery.Inputs(*cast(value.args, dtype), **cast(value.kwargs, dtype))
+    return _tree.rebuild(value, change)
 
 
 @contextmanager

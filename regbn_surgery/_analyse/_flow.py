@@ -32,6 +32,7 @@ class Flow:
     lineages: Mapping[int, Lineage]
     graph: nx.DiGraph[int]
     producers: Mapping[int, int]
+    noted: tuple[Meeting, ...] = ()  # all that a lineage's origins number, those included that turned out to be none
     blends: tuple[tuple[Home, Op], ...] = ()  # modalities of one input that an operation takes together, unparted
 
 
@@ -70,6 +71,7 @@ class _Interpreter(Meetings):
             self.lineages,
             self.graph,
             self.producers,
+            tuple(self.meetings),
             tuple(self.blends.items()),
         )
 

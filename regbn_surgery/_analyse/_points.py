@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import networkx as nx
 
 from .._capture import Frame, Trace
 from .._types import NEVER_BY_DEFAULT, FusionPoint, Kind, Level, Operand, Site
-from ._anchors import Key
-from ._axes import SPLITS, split_dim
 from ._flow import Meeting, Met
 from ._lineage import Home
+from ._rounds import Groups, Members, Place, across_rounds, find_rounds, rounds_merged
 from ._runs import Run, ordered, producer
-from ._sites import Recipe, find_sites
+from ._sites import Recipe, find_sites, view_of
 
 _NO_LEVEL: frozenset[Kind] = frozenset({"similarity", "loss"})
 
@@ -28,66 +28,78 @@ class Found:
 
 def find_points(runs: Sequence[Run]) -> list[Found]:
     """Merge the meetings of all runs into fusion points, in the order of the forward."""
-    groups: dict[tuple[str, Key], list[tuple[Run, Meeting]]] = {}
+    groups: Groups = {}
     for run in runs:
         for meeting in run.flow.meetings:
             owner = _owner(run.trace, meeting)
             groups.setdefault((owner.path, meeting.op.key), []).append((run, meeting))
+    merged = rounds_merged(groups, _known_rounds)
+    places = {id(meeting): place for place, members in merged.items() for _, meeting in members}
     names: dict[str, int] = {}
     found = []
-    for (path, _), members in _rounds_merged(groups).items():
+    for place in [place for place, members in merged.items() if _joins_rounds(*members[0], places)]:
+        for _, meeting in merged.pop(place):
+            del places[id(meeting)]
+    for (path, _), members in merged.items():
         label = _label(members[0][1])
         name = f"{path}.{label}" if path else label
         count = names[name] = names.get(name, -1) + 1
-        found.append(_point(name if count == 0 else f"{name}_{count}", members))
+        found.append(_point(name if count == 0 else f"{name}_{count}", members, places))
     return found
 
 
-_JOINING: frozenset[Kind] = frozenset({"concat", "sum", "product", "module"})
-
-Members = list[tuple[Run, Meeting]]
-
-
-def _rounds_merged(groups: dict[tuple[str, Key], Members]) -> dict[tuple[str, Key], Members]:
-    """A call in a loop over time is one point: its rounds join outputs of the same layers in the same way.
-
-    A loop over layers is not: each of its rounds has layers of its own.
-    """
-    merged: dict[tuple[str, Key], Members] = {}
-    first: dict[tuple[object, ...], tuple[str, Key]] = {}
-    for place, members in groups.items():
-        run, meeting = members[0]
-        if meeting.kind not in _JOINING or meeting.gate is not None or meeting.outer or meeting.more:
-            merged[place] = members
-            continue
-        operands = tuple((met.home, met.info.shape, _layers_behind(run, met.info.uid)) for met in meeting.operands)
-        offset = meeting.op.source.offset if meeting.op.source is not None else 0
-        same = first.setdefault((place[0], place[1][:3], offset, meeting.level, operands), place)
-        merged.setdefault(same, []).extend(members)
-    return merged
+def _joins_rounds(run: Run, meeting: Meeting, places: Mapping[int, Place]) -> bool:
+    """Whether mixed streams only meet again as the rounds of one point, gathered over time."""
+    if meeting.level != "remeeting":
+        return False
+    origins = [
+        {places.get(id(run.flow.noted[index]), index) for index in met.lineage.origins} for met in meeting.operands
+    ]
+    return all(a & b for a, b in itertools.combinations(origins, 2))
 
 
-def _layers_behind(run: Run, uid: int) -> frozenset[tuple[object, ...]]:
-    """The nearest layers that a tensor comes out of, each with which part of its channels."""
-    found: set[tuple[object, ...]] = set()
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    todo: list[tuple[int, tuple[int, ...]]] = [(uid, ())]
-    while todo:
-        uid, parts = todo.pop()
-        if (uid, parts) in seen or uid not in run.flow.producers:
-            continue
-        seen.add((uid, parts))
-        op = run.trace.ops[run.flow.producers[uid]]
-        if op.module is not None:
-            found.add((op.module, *parts))
-            continue
-        if op.name in SPLITS and not parts:
-            before = op.inputs[0]
-            if split_dim(op, len(run.trace.tensors[before].shape)) == run.layout(before).channel_dim:
-                parts = (op.outputs.index(uid),)
-        carrying = [i for i in op.inputs if i in run.flow.lineages and run.flow.lineages[i].touched]
-        todo.extend((i, parts) for i in carrying if i != uid)
-    return frozenset(found)
+def _known_rounds(members: Members) -> bool:
+    """Whether the sites of every round of a loop are taken at the same calls as those of the first."""
+    run, meeting = members[0]
+    return _one_by_one(members) or _sites_of_rounds(run, _rounds(run, meeting, members), 0) is not None
+
+
+def _one_by_one(members: Members) -> bool:
+    return len({meeting.op.key for _, meeting in members}) == 1
+
+
+def _rounds(run: Run, meeting: Meeting, members: Members) -> list[Meeting]:
+    """The rounds of the loop that `meeting` stands in, in one call of its owner and in one role."""
+    same = (m for r, m in members if r is run and m.op.frame == meeting.op.frame and _role(m) == _role(meeting))
+    return list(same)
+
+
+def _sites_of_rounds(run: Run, rounds: list[Meeting], role: int) -> list[tuple[Site, Recipe]] | None:
+    """The sites of a call in a loop; None where its rounds take their sides in ways of their own."""
+    view = view_of(run, rounds[0])
+    found = [find_sites(run, meeting, role, view) for meeting in rounds]
+    if len(rounds) == 1:
+        return found[0]
+    sites = []
+    for turns in zip(*found, strict=True) if len({len(each) for each in found}) == 1 else ():
+        site, recipe = turns[0]
+        together = all(r.takes[0].at[0] == r.takes[1].at[0] == r.key for _, r in turns)
+        steps = find_rounds([r.key for _, r in turns], [r.takes for _, r in turns], together)
+        if steps is None:
+            return None
+        site, takes = across_rounds(site, recipe.takes, steps)
+        sites.append((site, replace(recipe, takes=takes, repeats=True, rounds=steps)))
+    return sites if len(sites) == len(found[0]) else None
+
+
+def _sites(run: Run, meeting: Meeting, role: int, members: Members) -> list[tuple[Site, Recipe]]:
+    if not _one_by_one(members):
+        sites = _sites_of_rounds(run, _rounds(run, meeting, members), role)
+        if sites is not None:
+            return sites
+    found = find_sites(run, meeting, role)
+    # A call whose counters follow no rule is a round wherever it comes.
+    return [(site, replace(recipe, repeats=not _one_by_one(members))) for site, recipe in found]
 
 
 def _owner(trace: Trace, meeting: Meeting) -> Frame:
@@ -105,7 +117,7 @@ def _label(meeting: Meeting) -> str:
     )
 
 
-def _point(name: str, members: list[tuple[Run, Meeting]]) -> Found:
+def _point(name: str, members: Members, places: Mapping[int, Place]) -> Found:
     run, meeting = members[0]
     owner = _owner(run.trace, meeting)
     sites: list[Site] = []
@@ -115,16 +127,15 @@ def _point(name: str, members: list[tuple[Run, Meeting]]) -> Found:
     for member_run, member in members:
         if member_run is run:
             roles.setdefault(_role(member), len(roles))
-    repeats = len({m.op.key for _, m in members}) > 1
     cycle, caller = _cycle(run, owner, {m.op.frame: roles[_role(m)] for r, m in members if r is run})
     for role_homes, role in roles.items():
         member = next(m for r, m in members if r is run and _role(m) == role_homes)
         seen = {met.home for met in operands}  # a shared owner may be given other streams in another role
         operands.extend(met for met in member.all_operands() if role == 0 or met.home not in seen)
-        for site, recipe in find_sites(run, member, role):
+        for site, recipe in _sites(run, member, role, members):
             sites.append(site)
-            recipes.append(replace(recipe, cycle=cycle, caller=caller, repeats=repeats))
-    level = _level(run, meeting, {m.op.index for r, m in members if r is run})
+            recipes.append(replace(recipe, cycle=cycle, caller=caller))
+    level = _level(run, meeting, places)
     point = FusionPoint(
         id=name,
         owner=owner.path,
@@ -167,17 +178,16 @@ def _cycle(run: Run, owner: Frame, roles: dict[int, int]) -> tuple[tuple[int, ..
     return tuple(roles.get(index, -1) for index in calls), frames[common[-1]].path if common else ""
 
 
-def _level(run: Run, meeting: Meeting, rounds: set[int]) -> Level:
+def _level(run: Run, meeting: Meeting, places: Mapping[int, Place]) -> Level:
     if meeting.level == "remeeting":
         return "remeeting"
     if not any(met.lineage.parametrised for met in meeting.operands):
         return "early"
-    later = nx.descendants(run.flow.graph, meeting.op.index)
-    own = rounds | {op.index for op, _ in meeting.more}
-    place = (_owner(run.trace, meeting).path, meeting.op.key)
+    own = places[id(meeting)]
+    later = nx.descendants(run.flow.graph, meeting.op.index) - {op.index for op, _ in meeting.more}
     for other in run.flow.meetings:
-        another = other.op.index in later - own and (_owner(run.trace, other).path, other.op.key) != place
-        if another and other.kind not in _NO_LEVEL:
+        place = places.get(id(other), own)
+        if other.op.index in later and place != own and other.kind not in _NO_LEVEL:
             return "middle"
     return "late"
 

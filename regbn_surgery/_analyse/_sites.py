@@ -14,6 +14,7 @@ from ._families import CONCATS
 from ._flow import Meeting, Met
 from ._lineage import comparable
 from ._masks import find_mask
+from ._rounds import Rounds
 from ._runs import Run, layer_behind, ordered, producer
 from ._scatter import Scatter, scatter_sides
 
@@ -42,12 +43,18 @@ class Recipe:
     mask_leaves_out: bool = False  # whether True in the mask marks what to leave out, not what to keep
     makers: tuple[str | None, str | None] = (None, None)  # the nearest layer that each side comes out of
     scatter: Scatter | None = None  # of a point of that kind: its calls, in other words
+    rounds: Rounds | None = None  # how these follow one another; None: each call of that line is one
     across: Across | None = None  # of a pair whose two places are called by different modules
 
 
-def find_sites(run: Run, meeting: Meeting, role: int) -> list[tuple[Site, Recipe]]:
-    frame = run.trace.frames[meeting.op.frame]
-    view = FrameView(frame, run.trace, run.flow, run.layout)
+def view_of(run: Run, meeting: Meeting) -> FrameView:
+    """The call of the owner in which the streams meet."""
+    return FrameView(run.trace.frames[meeting.op.frame], run.trace, run.flow, run.layout)
+
+
+def find_sites(run: Run, meeting: Meeting, role: int, view: FrameView | None = None) -> list[tuple[Site, Recipe]]:
+    """The sites of a meeting. `view` is the owner's call, where the caller has it at hand."""
+    view = view or view_of(run, meeting)
     event = view.event_of(meeting.op)
     if meeting.op.name in ("MultiheadAttention", "TransformerDecoderLayer", "TransformerDecoder", "Transformer"):
         pairs = _leaf_pairs(meeting)

@@ -69,6 +69,7 @@ class _Passage(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        self.turns: dict[tuple[str, str], int] = {}  # of those made in a loop: in which round
         kwargs = kwargs or {}
         if self.inside:
             return func(*args, **kwargs)
@@ -118,7 +119,10 @@ class _Passage(TorchFunctionMode):
             if site.scatter is not None and key in site.scatter.written:
                 self.stretches[site.name, key] = args[1]
             for side, take in (("f", site.f), ("g", site.g)):
-                if take.made is not None and site.matches(take.made[0], key):
+                turn = site.round_of(take.made[0], key) if take.made is not None else None
+                if take.made is not None and turn is not None:
+                    if site.made_in_loop(take):
+                        self.turns[site.name, side] = turn
                     self.held[site.name, side] = _tree.tensors(output)[take.made[1]]
                     self.results.pop(site.name, None)
         return output
@@ -166,7 +170,9 @@ class _Passage(TorchFunctionMode):
                 self.held[site.name, side] = originals.get(id(found), found)
         if not reads_f and not reads_g:
             return args, kwargs
-        f_first, g_first = self._held(site)
+        readers = (*site.f.readers, *(site.g.readers if site.replace_g else ()))
+        turns = {n for reader, _ in readers if (n := site.round_of(reader, key)) is not None}
+        f_first, g_first = self._held(site, set() if together else turns)
         f, g, f_new, g_new = self._normalised(site, now.get(id(f_first), f_first), now.get(id(g_first), g_first))
         self.originals[id(f_first)], self.originals[id(g_first)] = f_first, g_first
         if reads_f:
@@ -185,9 +191,11 @@ class _Passage(TorchFunctionMode):
     def _replaced(self, now: dict[int, Tensor]) -> list[tuple[Tensor, Tensor]]:
         return [(self.originals[identity], new) for identity, new in now.items()]
 
-    def _held(self, site: LocalSite) -> tuple[Tensor, Tensor]:
+    def _held(self, site: LocalSite, turns: set[int]) -> tuple[Tensor, Tensor]:
+        """Both sides; of what a loop makes, that of the round whose call reads (`turns`; any, where empty)."""
         f, g = self.held.get((site.name, "f")), self.held.get((site.name, "g"))
-        if f is None or g is None:
+        made = {self.turns[place] for side in "fg" if (place := (site.name, side)) in self.turns}
+        if f is None or g is None or (turns and not made <= turns):
             raise RewriteError(
                 f"RegBN {site.name!r} cannot go into {type(self.host).__name__}, whose forward has to run as it is: "
                 f"{current_source()} reads one side before the other exists. Compute both sides first, or normalise "
@@ -236,3 +244,5 @@ def interposed(
 
 
 __all__ = ["Take", "interposed"]
+    for name, why in passage.unfinished().items():
+        passage.refuse(name, why)

@@ -7,6 +7,7 @@ it goes on reading the parameters, children and attributes that are there when i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import linecache
 import operator
 import re
@@ -19,6 +20,7 @@ from torch import nn
 
 from .._analyse import Take
 from .._analyse._across import Across
+from .._analyse._rounds import Rounds
 from .._analyse._scatter import Scatter
 from .._capture import Op, TensorRef, Trace
 from .._errors import RewriteError
@@ -49,6 +51,7 @@ class LocalSite:
 
     across: Across | None = None
     words: tuple[str, str] = ("f", "g")  # where f and g are, for people
+    rounds: Rounds | None = None  # how the rounds of a loop follow one another; None: each call of that line is one
 
     @property
     def point_call(self) -> str:
@@ -56,8 +59,20 @@ class LocalSite:
         return self.f.at[0][0]
 
     def matches(self, wanted: Key, found: Key) -> bool:
-        """Whether a call of the host is one that the site names."""
-        return wanted == found or (self.repeats and wanted[:3] == found[:3])
+        """Whether a call of the host is one that the site names, in one round or another."""
+        return self.round_of(wanted, found) is not None
+
+    def round_of(self, wanted: Key, found: Key) -> int | None:
+        """In which round of the loop, from 0, a call of the host is the one that the site names; None where in none."""
+        if self.repeats and self.rounds is not None:
+            return self.rounds.round_of(wanted, found)
+        if self.repeats and wanted[:3] == found[:3]:
+            return found[3]
+        return 0 if wanted == found else None
+
+    def made_in_loop(self, take: Take) -> bool:
+        """Whether each round makes this side anew."""
+        return take.made is not None and self.rounds is not None and self.rounds.steps.get(take.made[0][:3], 0) > 0
 
 
 @dataclass(frozen=True)
@@ -121,12 +136,30 @@ def _rounds(site: LocalSite, events: dict[Key, Op]) -> list[LocalSite]:
     if not site.repeats:
         return [site]
 
-    def at(take: Take, key: Key) -> Take:
-        readers = tuple((key, position) for _, position in take.readers)
-        return dataclasses.replace(take, at=(key, take.at[1]), readers=readers)
+    def at(take: Take, place: Callable[[Key], Key]) -> Take:
+        readers = tuple((place(key), position) for key, position in take.readers)
+        return dataclasses.replace(take, at=(place(take.at[0]), take.at[1]), readers=readers)
 
-    keys = sorted(key for key in events if site.matches(site.f.at[0], key))
-    return [dataclasses.replace(site, f=at(site.f, key), g=at(site.g, key), repeats=False) for key in keys]
+    def turn(place: Callable[[Key], Key]) -> LocalSite:
+        return dataclasses.replace(site, f=at(site.f, place), g=at(site.g, place), repeats=False)
+
+    rounds = site.rounds
+    if rounds is None:
+        keys = sorted(key for key in events if site.matches(site.f.at[0], key))
+        return [turn(lambda _, key=key: key) for key in keys]  # type: ignore[misc]
+    numbers = sorted({n for key in events if (n := rounds.round_of(rounds.key, key)) is not None})
+    turns = [turn(functools.partial(_shifted, rounds, n)) for n in numbers]
+    if not rounds.once or not turns:
+        return turns
+    f, g = (
+        dataclasses.replace(takes[0], readers=tuple(dict.fromkeys(reader for take in takes for reader in take.readers)))
+        for takes in ([turn.f for turn in turns], [turn.g for turn in turns])
+    )
+    return [dataclasses.replace(turns[0], f=f, g=g)]
+
+
+def _shifted(rounds: Rounds, times: int, key: Key) -> Key:
+    return rounds.shifted(key, times)
 
 
 def _insert(

@@ -344,6 +344,7 @@ def _local(operation: Operation) -> LocalSite:
         planned.methods,
         recipe.mask,
         recipe.across,
+        recipe.rounds,
         (planned.f.anchor, planned.g.anchor),
     )
 

@@ -244,5 +244,3 @@ def interposed(
 
 
 __all__ = ["Take", "interposed"]
-    for name, why in passage.unfinished().items():
-        passage.refuse(name, why)

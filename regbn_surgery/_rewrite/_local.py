@@ -50,8 +50,8 @@ class LocalSite:
     mask: str | None = None  # argument of the host (or of its torch module that attends) that masks one of the sides
 
     across: Across | None = None
-    words: tuple[str, str] = ("f", "g")  # where f and g are, for people
     rounds: Rounds | None = None  # how the rounds of a loop follow one another; None: each call of that line is one
+    words: tuple[str, str] = ("f", "g")  # where f and g are, for people
 
     @property
     def point_call(self) -> str:

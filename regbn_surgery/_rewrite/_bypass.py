@@ -1,44 +1,42 @@
-"""A call of a host that does not come by any of its sites: nothing meets in it, or it goes on from where it met."""
+"""A call of a host that does not come by its sites: nothing meets in it, or it goes on from where it met."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import _tree
 from .._errors import RegBNBypassedError, RegBNWarning
 from ._calls import spelled
 from ._local import LocalSite
+from ._memory import Met, caches_in, has_caches, recollect, remember
+from ._onward import Onward
 
 _LEGACY = ("past_key_value", "cache_params", "kv_cache")
-#: Caches that a call which came by a site has filled, as long as they live.
-_met: Any = WeakIdKeyDictionary()
 
 
-def remember_caches(*values: Any) -> None:
-    """The caches among the arguments and outputs of a call that came by its sites hold what RegBN had a part in."""
-    for cache in caches_in(values):
-        _met[cache] = True
+class Named(Protocol):
+    """What is told of a site."""
+
+    @property
+    def name(self) -> str: ...
 
 
-def caches_in(value: Any) -> Iterator[Any]:
-    """The key-value caches in arguments or outputs."""
-    for _, leaf in _tree.leaves(value):
-        if callable(getattr(leaf, "get_seq_length", None)) and not isinstance(leaf, nn.Module):
-            yield leaf
+def remember_caches(host: nn.Module, onward: Mapping[str, Onward], *values: Any) -> None:
+    """The caches among the arguments and outputs of a call hold what RegBN had a part in. `onward`, by site's name: how
+    the call went on from there."""
+    remember({getattr(host, name).token: found for name, found in onward.items()}, *values)
 
 
-def goes_on(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call goes on from a cache that a call by the sites has filled. Tuples of tensors, as old models have
-    for caches, are new at each step, so that any of them is taken for one."""
-    if any(cache in _met for cache in caches_in((args, kwargs))):
-        return True
-    old = [value for name, value in kwargs.items() if any(word in name for word in _LEGACY)]
-    return any(isinstance(tensor, Tensor) and tensor.numel() > 0 for tensor in _tree.tensors(old))
+def remembered(
+    host: nn.Module, sites: Iterable[Named], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Met]:
+    """By name, the sites that have met in what the caches of a call hold."""
+    return recollect(host, (site.name for site in sites), args, kwargs)
 
 
 def tell_passed_by(
@@ -58,24 +56,49 @@ def tell_passed_by(
     )
 
 
-class Named(Protocol):
-    """What is told of a site."""
-
-    @property
-    def name(self) -> str: ...
-
-
 def refuse_going_on(
-    host: nn.Module, path: str, sites: Sequence[Named], args: tuple[Any, ...], kwargs: dict[str, Any]
+    host: nn.Module,
+    path: str,
+    sites: Sequence[Named],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    why: str = "",
 ) -> None:
     """Raises RegBNBypassedError where a call in which nothing meets goes on from a cache: the tokens before went
-    through RegBN, these would not."""
-    if goes_on(args, kwargs):
+    through RegBN, these would not. Tuples of tensors, as old models have for caches, are new at each step, so that any
+    of them is taken for one that RegBN had a part in."""
+    passed_by = remembered(host, sites, args, kwargs)
+    if passed_by or _legacy(kwargs):
+        names = ", ".join(passed_by) or _names(sites)
         raise RegBNBypassedError(
             f"{_what(host, path, args, kwargs)} to go on from a cache, without the modality that its RegBN sites "
-            f"({_names(sites)}) need: the new tokens would be left as they are, unlike those before them, and unlike "
-            "the same tokens without a cache. Call generate(..., use_cache=False), so that every step sees both."
+            f"({names}) need: the new tokens would be left as they are, unlike those before them, and unlike the "
+            f"same tokens without a cache{' (' + why + ')' if why else ''}. Call generate(..., use_cache=False), so "
+            "that every step sees both."
         )
+
+
+@torch.compiler.disable(reason="what a key-value cache was filled with is looked up outside of the graph")  # type: ignore[untyped-decorator, no-untyped-call]
+def refuse_unknown_caches(
+    host: nn.Module, path: str, sites: Sequence[Named], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """For compiled calls: what a compiled call has put into a cache nobody has seen.
+
+    Raises:
+        RegBNBypassedError: where a call in which nothing meets goes on from any cache that holds something.
+    """
+    if _legacy(kwargs) or any(int(cache.get_seq_length()) > 0 for cache in caches_in((args, kwargs))):
+        raise RegBNBypassedError(
+            f"{_what(host, path, args, kwargs)} in a compiled model, to go on from a cache, without the modality that "
+            f"its RegBN sites ({_names(sites)}) need. What RegBN takes from the cache for that it takes outside of "
+            "graphs: generate with the model that is not compiled, or with use_cache=False."
+        )
+
+
+def _legacy(kwargs: dict[str, Any]) -> bool:
+    old = [value for name, value in kwargs.items() if any(word in name for word in _LEGACY)]
+    tuples = [value for value in old if not has_caches(value)]
+    return any(isinstance(tensor, Tensor) and tensor.numel() > 0 for tensor in _tree.tensors(tuples))
 
 
 def _what(host: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -1,20 +1,37 @@
-"""Where g is a decoder's own stream: with a key-value cache, a call shows the last tokens of g alone."""
+"""The call of a host that runs just now: what it was given, and what its sites have met in it.
+
+Sites look at its cache, above all where g is a decoder's own stream: with a key-value cache, a call shows the last
+tokens of g alone.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .._errors import RegBNBypassedError
 
+if TYPE_CHECKING:
+    from ._memory import Met
+
+
+@dataclass
+class Frame:
+    """One call of a host; `met` by site's token."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    met: dict[str, list[Met]] = field(default_factory=dict)
+
 
 class _Calls(threading.local):
     def __init__(self) -> None:
-        self.stack: list[tuple[Any, ...]] = []
+        self.stack: list[Frame] = []
 
 
 _calls = _Calls()
@@ -26,19 +43,29 @@ def called_with(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]
     if torch.compiler.is_compiling():
         yield
         return
-    _calls.stack.append((args, kwargs))
+    from ._memory import forget_if_empty
+
+    forget_if_empty(args, kwargs)
+    _calls.stack.append(Frame(args, kwargs))
     try:
         yield
     finally:
         _calls.stack.pop()
 
 
+def current_frame() -> Frame | None:
+    """The call of the innermost host that runs in this thread."""
+    return _calls.stack[-1] if _calls.stack else None
+
+
 def refuse_growing_g(tokens: int) -> None:
     """Raises RegBNBypassedError where the host goes on from a cache that holds more than the `tokens` of g that are
     there (one that holds just these has been filled with them in this very call)."""
-    from ._bypass import caches_in
+    from ._memory import caches_in
 
-    if any(int(cache.get_seq_length()) > tokens for cache in caches_in(_calls.stack[-1:])):
+    frame = current_frame()
+    given = () if frame is None else (frame.args, frame.kwargs)
+    if any(int(cache.get_seq_length()) > tokens for cache in caches_in(given)):
         raise RegBNBypassedError(
             f"RegBN is to normalise against a decoder's own stream, of which only the last {tokens} tokens are there, "
             "since the call goes on from a cache: what is subtracted would be another thing than without one. Call "

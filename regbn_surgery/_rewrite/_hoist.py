@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import _tree
-from .._errors import RewriteError
-from ._bypass import refuse_going_on, remember_caches
+from .._errors import RegBNBypassedError, RewriteError
+from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
 from ._growing import called_with
+from ._memory import has_caches
 from ._roles import Roles
 from ._site import RegBNSite
 
@@ -60,21 +61,43 @@ class HoistHook:
             f = self._find(spec.f[0], args, kwargs)
             g = self._find(spec.g[0], args, kwargs)
             if not isinstance(f, Tensor) or not isinstance(g, Tensor):
-                # A call without the other modality, such as self-attention: nothing meets, unless it met before.
-                if isinstance(f, Tensor) and not torch.compiler.is_compiling():
-                    refuse_going_on(module, self.path, (spec,), args, kwargs)
+                if isinstance(f, Tensor) or isinstance(g, Tensor):
+                    args, kwargs, went_on = self._alone(module, spec, f, args, kwargs)
+                    changed = changed or went_on
                 continue
             site = getattr(module, spec.site)
             assert isinstance(site, RegBNSite)
             with called_with(args, kwargs):
                 f_new, g_new = site(f, g, **self._masks(spec, site, f, g, args, kwargs))
+                if not torch.compiler.is_compiling():
+                    remember_caches(module, {}, args, kwargs)
             args, kwargs = self._replace(spec.f, f, f_new, args, kwargs)
             if spec.replace_g:
                 args, kwargs = self._replace(spec.g, g, g_new, args, kwargs)
             changed = True
-        if changed and not torch.compiler.is_compiling():
-            remember_caches(args, kwargs)
         return (args, kwargs) if changed else None
+
+    def _alone(
+        self, module: nn.Module, spec: HoistSpec, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
+        """A call with one side, such as self-attention: nothing meets. Where f goes on from where the two met before,
+        it goes through RegBN with the g of then."""
+        if torch.compiler.is_compiling():
+            if has_caches(args, kwargs):
+                refuse_unknown_caches(module, self.path, (spec,), args, kwargs)
+            return args, kwargs, False
+        met = remembered(module, (spec,), args, kwargs).get(spec.name)
+        if met is None or not isinstance(f, Tensor):
+            refuse_going_on(module, self.path, (spec,), args, kwargs)
+            return args, kwargs, False
+        site = getattr(module, spec.site)
+        assert isinstance(site, RegBNSite)
+        try:
+            new = site.go_on(f, met)
+        except RegBNBypassedError as error:
+            refuse_going_on(module, self.path, (spec,), args, kwargs, str(error))
+            raise
+        return (*self._replace(spec.f, f, new, args, kwargs), True)
 
     def _masks(
         self, spec: HoistSpec, site: RegBNSite, f: Tensor, g: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -24,13 +24,14 @@ from .._capture import Trace, capture
 from .._capture._subclass import quiet_subclass
 from .._errors import CaptureError, RegBNBypassedError, RewriteError, UnseenCallError
 from .._state import preserved, random_state, seeded
-from ._bypass import refuse_going_on, remember_caches, tell_passed_by
+from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered, tell_passed_by
 from ._calls import Key, Known, key_of, kind_of, own_arguments, sizes_of, spelled
 from ._compare import difference
 from ._growing import called_with
 from ._guard import ATTRIBUTE, on_the_stack
 from ._interpose import interposed
 from ._local import LocalSite, Variant, build_variant
+from ._memory import has_caches
 from ._methods import interposed_method, refuse_methods
 from ._opened import leaf_rule, refuse_hooks, settings_of, states
 from ._reorder import without_dropout
@@ -49,10 +50,11 @@ class HostSurgery:
         self.variants: dict[Key, list[Known]] = {}
         self.opened = frozenset(path for site in sites if site.across is not None for path in site.across.opened)
         self.token = uuid.uuid4().hex  # by which guards know it; a copy is guarded by copies that know the same
+        self.going_on: set[Key] = set()  # kinds of calls that go on from a cache without all that met in it
         self.interposing = ""  # why the forward has to run as it is (tier 3); empty while variants serve
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "variants": {}}
+        return {**self.__dict__, "variants": {}, "going_on": set()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HostSurgery:
         import copy
@@ -85,19 +87,36 @@ class HostSurgery:
             return original(*args, **kwargs)
         if self.interposing:
             return interposed(host, self.path, unbound_forward(host), self._sites(role), args, kwargs)
+        compiling = torch.compiler.is_compiling()
+        met = {} if compiling else remembered(host, self._sites(role), args, kwargs)
+        if met and kind_of(key_of(host, role, args, kwargs)) in self.going_on:
+            return interposed(host, self.path, unbound_forward(host), self._sites(role), args, kwargs)
         variant = self._variant(host, role, args, kwargs)
         if variant is None:
             return interposed(host, self.path, unbound_forward(host), self._sites(role), args, kwargs)
+        if not met.keys() <= set(variant.sites):
+            return self._go_on(host, role, args, kwargs)
         if not variant.sites:
-            if not torch.compiler.is_compiling():
+            if not compiling:
                 refuse_going_on(host, self.path, self._sites(role), args, kwargs)
+            elif has_caches(args, kwargs):
+                refuse_unknown_caches(host, self.path, self._sites(role), args, kwargs)
             return original(*args, **kwargs)
-        if torch.compiler.is_compiling():  # the fewer frames, the fewer that a break within splits once more
+        if compiling:  # the fewer frames, the fewer that a break within splits once more
             return _stored(host, variant, variant.function(host, *args, **kwargs))
         with _modes_restored():
             output = _stored(host, variant, variant.function(host, *args, **kwargs))
-        remember_caches(args, kwargs, output)
+        remember_caches(host, variant.onward, args, kwargs, output)
         return output
+
+    def _go_on(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that goes on from a cache without all that met in it: no variant knows the g of then, so that the
+        forward runs as it is. Calls of this kind do so from now on, without being captured first."""
+        if self.opened or host.training:
+            refuse_going_on(host, self.path, self._sites(role), args, kwargs)
+        self._check_interposed(host, role, args, kwargs, "it goes on from a cache")
+        self.going_on.add(kind_of(key_of(host, role, args, kwargs)))
+        return interposed(host, self.path, unbound_forward(host), self._sites(role), args, kwargs)
 
     def _sites(self, role: int) -> tuple[LocalSite, ...]:
         return tuple(site for site in self.sites if site.role == role)
@@ -171,10 +190,10 @@ class HostSurgery:
         sites = self._sites(role)
         variant = build_variant(host, trace, sites)
         variant = replace(variant, settings=(*variant.settings, *settings))
-        if not variant.sites:
-            tell_passed_by(host, self.path, sites, args, kwargs)
-        else:
+        if variant.sites:
             self._check(host, variant, args, kwargs, output)
+        elif not remembered(host, sites, args, kwargs):
+            tell_passed_by(host, self.path, sites, args, kwargs)
         return self._remember(key_of(host, role, args, kwargs), variant, sizes_of(args, kwargs))
 
     @contextmanager
@@ -182,7 +201,7 @@ class HostSurgery:
         """A run that nobody asked for: it draws from a fixed seed and leaves nothing behind."""
         # A checkpoint around us counts what is saved for the backward pass; what a trial saves is none of its business.
         untouched = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-        with preserved(host, parameters=self.writes_parameters), seeded(), untouched:
+        with preserved(host, parameters=self.writes_parameters), seeded(), untouched, called_with((), {}):
             yield
 
     def _refuse_baked(self, host: nn.Module, trace: Trace, drawn: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import RegBNShapeError
+from .._errors import RegBNBypassedError, RegBNShapeError
 from .._types import PlannedSite, Side
 from ..nn import RegBN
 from ._growing import refuse_growing_g
+from ._memory import Met, note
 
 
 class RegBNSite(nn.Module):
@@ -35,6 +37,7 @@ class RegBNSite(nn.Module):
         assert f_channels is not None, "the plan refuses sides without a channel axis"
         assert g_channels is not None, "the plan refuses sides without a channel axis"
         self.regbn = RegBN(f_channels, g_channels, planned.f_layer_dim, planned.g_layer_dim, **options)
+        self.token = uuid.uuid4().hex  # by which caches know it; a copy goes on from what the original has filled
         self.frozen = False  # the running projection is subtracted in training, too, and stays as it is
         self.bypass = False  # identity in place of RegBN, for the self-check
         self.calls = 0  # how often the site was reached, for the self-check
@@ -44,23 +47,68 @@ class RegBNSite(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if self.bypass:
             self.calls += 1
+            self._note(g, g_mask)
             return f, g
-        for name, tensor, axes in (("f", f, self.f_axes), ("g", g, self.g_axes)):
-            if tensor.dim() != len(axes):
-                raise RegBNShapeError(
-                    f"{name} has {tensor.dim()} axes, {list(tensor.shape)}, where RegBN was put in for {len(axes)}: "
-                    "the host was called with tensors of another rank than in the example inputs"
-                )
+        self._check_rank("f", f, self.f_axes)
+        self._check_rank("g", g, self.g_axes)
         if self.causal_g and len(self.g_axes) > 2 and not torch.compiler.is_compiling():
             refuse_growing_g(g.shape[self.g_axes[2]])
         if self.masking is not None and mask is not None:
             keep = self.kept(mask, f, g, *self.masking)
             f_mask, g_mask = (keep, None) if self.masking[0] == "f" else (None, keep)
+        self._note(g, g_mask)
         training = False if self.frozen else None
         f_axes, g_axes = self.f_axes, self.g_axes
         f_new, g_new = self.regbn(f.permute(f_axes), g.permute(g_axes), training, f_mask=f_mask, g_mask=g_mask)
         back = f_new.permute(_inverse(self.f_axes))
         return back, (g_new.permute(_inverse(self.g_axes)) if self.replace_g else g)
+
+    def go_on(self, f: Tensor, met: Met) -> Tensor:
+        """f' of positions of f that follow those which met g, in the layout of f, in evaluation.
+
+        Raises:
+            RegBNBypassedError: where that is not what these positions would be if they met g now.
+        """
+        if self.bypass:
+            self.calls += 1
+            return f
+        self._check_rank("f", f, self.f_axes)
+        if self.training or self.causal_g or self.regbn.options.reduce != "mean":
+            why = (
+                "in training RegBN is fitted on both sides"
+                if self.training
+                else (
+                    "g is a stream that grows"
+                    if self.causal_g
+                    else "`reduce: flatten` needs all positions of f at once"
+                )
+            )
+            raise RegBNBypassedError(f"RegBN cannot go on from a cache without g: {why}")
+        g = met.pooled()
+        if g is None:
+            raise RegBNBypassedError(
+                "RegBN cannot go on from a cache that was filled in training mode, or with different values of the "
+                "modality that is absent now: positions that saw the first would have to see them all"
+            )
+        batch = f.shape[self.f_axes[0]]
+        if batch != g.shape[0]:
+            raise RegBNBypassedError(
+                f"RegBN cannot go on from a cache: {batch} samples of f are to go on from {g.shape[0]} of g, which "
+                "cannot be told apart. Fill a cache with as many samples as are to go on from it"
+            )
+        f_new, _ = self.regbn(f.permute(self.f_axes), g, False)
+        return f_new.permute(_inverse(self.f_axes))  # type: ignore[no-any-return]
+
+    def _note(self, g: Tensor, mask: Tensor | None) -> None:
+        if not torch.compiler.is_compiling() and g.dim() == len(self.g_axes):
+            note(self, g.permute(self.g_axes), mask)
+
+    def _check_rank(self, name: str, tensor: Tensor, axes: tuple[int, ...]) -> None:
+        if tensor.dim() != len(axes):
+            raise RegBNShapeError(
+                f"{name} has {tensor.dim()} axes, {list(tensor.shape)}, where RegBN was put in for {len(axes)}: "
+                "the host was called with tensors of another rank than in the example inputs"
+            )
 
     def kept(self, mask: Any, f: Tensor, g: Tensor, side: str, leaves_out: bool) -> Tensor | None:
         """What a mask over the positions of one side keeps, `[B, length]`; None where it does not fit that side."""
@@ -122,7 +170,7 @@ def keep_mask(mask: Any, length: int, padding: bool) -> Tensor | None:
         keep = ~mask if padding else mask
     elif mask.dtype.is_floating_point:
         # 0/1 or additive? Told apart without reading a value back: an additive mask is nowhere above zero.
-        keep = torch.where(mask.amax() > 0.5, mask > 0.5, mask > -1)
+        keep = torch.where(mask.max() > 0.5, mask > 0.5, mask > -1)
     else:
         keep = mask != 0
     while keep.dim() > 2:

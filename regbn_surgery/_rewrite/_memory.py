@@ -1,0 +1,178 @@
+"""What a call in which both sides of a site met leaves for calls that go on from its cache without one of them.
+
+In evaluation RegBN subtracts from every position of f the same `g_mean W`. A decoding step with a key-value cache
+brings new positions of f and no g: what it needs is the g that the positions before it met. That lies on the cache
+itself, so that it lives and dies with the cache, goes along into its copies, and no two generations share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .. import _tree
+from ..nn._features import mean_over_positions
+from ._growing import current_frame
+
+if TYPE_CHECKING:
+    from ._onward import Onward
+    from ._site import RegBNSite
+
+_ATTRIBUTE = "_regbn_met"
+#: The same for caches that take no attributes of others.
+_elsewhere: Any = WeakIdKeyDictionary()
+
+
+class Met:
+    """The g that one site was given, channels first, `[B, C, *positions]`, and the mask over its positions.
+
+    `g` is None where no single one may serve again: it was met in training, or there were different ones. `length` is
+    what the cache held after the meeting.
+    """
+
+    def __init__(self, g: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> None:
+        self.g = g
+        self.mask = mask
+        self.dtype = dtype  # of RegBN's state
+        self.version = _version(g)
+        self.onward: Onward | None = None
+        self.length = 0
+        self._pooled: Tensor | None = None
+
+    def pooled(self) -> Tensor | None:
+        """What RegBN with `reduce="mean"` makes of g, `[B, C]`; None where no single g may serve, or where somebody has
+        written to it since."""
+        if self._pooled is None and self.g is not None and _version(self.g) == self.version:
+            wide = self.g.to(torch.promote_types(self.g.dtype, self.dtype))
+            self._pooled = mean_over_positions(wide, self.mask)
+        return self._pooled
+
+    def agrees(self, other: Met) -> bool:
+        """Whether both are of one tensor, or of two with the same content."""
+        same = _memory_of(self.g) == _memory_of(other.g) and _memory_of(self.mask) == _memory_of(other.mask)
+        if same and self.g is not None and self.version == other.version:
+            return True
+        mine, others = self.pooled(), other.pooled()
+        if mine is None or others is None:
+            return False
+        return mine.shape == others.shape and torch.allclose(mine, others, rtol=1e-4, atol=1e-6)
+
+    def spoilt(self) -> Met:
+        """No single g."""
+        made = Met(None, None, self.dtype)
+        made.onward, made.length = self.onward, self.length
+        return made
+
+    def copied(self) -> Met:
+        made = Met(self.g, self.mask, self.dtype)
+        made.version, made.onward, made.length, made._pooled = self.version, self.onward, self.length, self.pooled()
+        return made
+
+
+def _memory_of(tensor: Tensor | None) -> Any:
+    """Two living tensors of the same memory that nobody has written to in between have the same content."""
+    return tensor if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def _version(tensor: Tensor | None) -> int:
+    """Counts the writes to a tensor; those to tensors of inference mode nobody counts."""
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
+
+
+def caches_in(value: Any, depth: int = 0) -> Iterator[Any]:
+    """The key-value caches in arguments or outputs: whatever says how many tokens it holds."""
+    if callable(getattr(value, "get_seq_length", None)) and not isinstance(value, nn.Module | type):
+        yield value
+        return
+    for _, child in (_tree.items(value) if depth < _tree.MAX_DEPTH else None) or ():
+        yield from caches_in(child, depth + 1)
+
+
+def has_caches(*values: Any) -> bool:
+    """Whether there is a cache among arguments or outputs. Plain loops: dynamo has to be able to follow them."""
+    for _ in caches_in(values):
+        return True
+    return False
+
+
+def note(site: RegBNSite, g: Tensor, mask: Tensor | None) -> None:
+    """A site is given g, `[B, C, *positions]`, in the call of a host that runs just now."""
+    frame = current_frame()
+    if frame is not None:
+        dtype = site.regbn.change_mean.dtype
+        met = Met(None, None, dtype) if site.training else Met(g.detach(), mask, dtype)
+        frame.met.setdefault(site.token, []).append(met)
+
+
+def remember(onward: Mapping[str, Onward], *values: Any) -> None:
+    """The caches among the arguments and outputs of a call hold what came by the sites in it. `onward`, by site's
+    token: how it went on from there."""
+    frame = current_frame()
+    if frame is None or not frame.met:
+        return
+    for cache in {id(cache): cache for cache in caches_in(values)}.values():
+        before = _read(cache)
+        new = {token: _grown(cache, before.get(token), met, onward.get(token)) for token, met in frame.met.items()}
+        _write(cache, {**before, **new})
+
+
+def _grown(cache: Any, before: Met | None, met: list[Met], onward: Onward | None) -> Met:
+    """What the cache holds of a site after a further call in which it met `met`."""
+    length = int(cache.get_seq_length())
+    first = met[0] if before is None or length <= before.length else before  # one that has not grown was emptied
+    if not all(first.agrees(other) for other in met if other is not first):
+        first = first.spoilt()
+    made = first.copied()
+    made.onward, made.length = onward or first.onward, length if first is not before else first.length
+    return made
+
+
+def recollect(host: nn.Module, names: Iterable[str], *values: Any) -> dict[str, Met]:
+    """By site's name, what the caches among the arguments of a call hold of the sites of its host."""
+    found: dict[str, Met] = {}
+    caches = list(caches_in(values))
+    if not caches:
+        return found
+    for name in names:
+        token = getattr(host, name).token
+        for cache in caches:
+            met = _read(cache).get(token)
+            if met is not None:
+                found[name] = met
+    return found
+
+
+def hand_on(given: Any, output: Any) -> None:
+    """Caches that a call returns in place of those it was given hold what they held."""
+    memory: dict[str, Met] = {}
+    for cache in caches_in(given):
+        memory.update(_read(cache))
+    for cache in caches_in(output) if memory else ():
+        if not _read(cache):
+            _write(cache, memory)
+
+
+def forget_if_empty(*values: Any) -> None:
+    """A cache that was emptied to be filled anew holds nothing of what met before."""
+    for cache in caches_in(values):
+        if any(met.length > 0 for met in _read(cache).values()) and int(cache.get_seq_length()) == 0:
+            _write(cache, {})
+
+
+def _read(cache: Any) -> dict[str, Met]:
+    found: dict[str, Met] | None = getattr(cache, _ATTRIBUTE, None)
+    if found is None and not hasattr(cache, "__dict__"):
+        found = _elsewhere.get(cache)
+    return found or {}
+
+
+def _write(cache: Any, memory: dict[str, Met]) -> None:
+    # Exchanged and never changed: a copy of the cache that shares the old one goes its own way from here.
+    try:
+        setattr(cache, _ATTRIBUTE, memory)
+    except AttributeError:
+        _elsewhere[cache] = memory

@@ -30,6 +30,8 @@ class HostLike(Protocol):
     def after(self) -> str: ...
     @property
     def reason(self) -> str: ...
+    @property
+    def unhooked(self) -> str: ...
 
 
 _TIERS = {
@@ -67,12 +69,18 @@ def host_views(hosts: Sequence[HostLike]) -> Iterator[RenderableType]:
         name = owner_text(host.host)
         head = Text.assemble((name, "bold"), f" ({host.host_class}), tier {host.tier}: {_TIERS.get(host.tier, '')}")
         calls = [f"\n  {site.name}: {_flow(site)}" for site in host.sites]
-        why = f"\n  why no graph: {host.reason}" if host.reason else ""
-        yield Group("", Text.assemble(head, *calls, why), "")
+        whys = [f"\n  why {text}" for text in whys_of(host)]
+        yield Group("", Text.assemble(head, *calls, *whys), "")
         if host.before:
             yield coloured(unified(host.before, host.after, name))
         elif host.after:
             yield Text(host.after)
+
+
+def whys_of(host: HostLike) -> list[str]:
+    """Why the host is not rewritten in a simpler way: `no hook: ...`, `no graph: ...`; empty where there was none."""
+    reasons = (("no hook", host.unhooked), ("no graph", host.reason))
+    return [f"{what}: {reason}" for what, reason in reasons if reason]
 
 
 def _flow(site: PlannedSite) -> str:

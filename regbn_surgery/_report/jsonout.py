@@ -48,6 +48,7 @@ def hosts_to_list(hosts: Sequence[HostLike]) -> list[dict[str, Any]]:
             "tier": host.tier,
             "modules": [site.name for site in host.sites],
             "reason": host.reason,
+            "unhooked": host.unhooked,
             "before": host.before,
             "after": host.after,
         }

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from .._types import Inspection, Plan
-from .diff import HostLike, unified
+from .diff import HostLike, unified, whys_of
 from .shapes import owner_text, projection_text, side_text, tensor_text
 from .tables import collapsed, cost_text, tier_text
 from .words import all_notes, count_text
@@ -20,7 +20,7 @@ def inspection_to_html(found: Inspection) -> str:
     """The modalities, a row for each fusion point, and the notes folded away."""
     points = count_text(len(found.fusion_points), "fusion point")
     head = f"<b>{escape(found.model)}</b>: {points}<br>modalities: " + escape(
-        ", ".join(f"{m.name} ({', '.join(m.inputs)})" for m in found.modalities) or "none"
+        ", ".join(f"{m.name} ({', '.join(m.roots)})" for m in found.modalities) or "none"
     )
     rows = []
     for point, repeats in collapsed(found.fusion_points):
@@ -69,9 +69,8 @@ def surgery_to_html(model: str, hosts: Sequence[HostLike]) -> str:
              f"{count_text(len(hosts), 'host')}"]  # fmt: skip
     for host in hosts:
         names = ", ".join(site.name for site in host.sites)
-        why = f"; no graph: {host.reason}" if host.reason else ""
         title = f"<b>{escape(owner_text(host.host))}</b> ({escape(host.host_class)}), {escape(tier_text(host.tier))}: "
-        title += escape(names + why)
+        title += escape("; ".join([names, *whys_of(host)]))
         diff = unified(host.before, host.after, owner_text(host.host)) if host.before else host.after
         parts.append(f"<details><summary>{title}</summary>{_code(diff)}</details>" if diff else title)
     return _whole(*parts)

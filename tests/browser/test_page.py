@@ -13,6 +13,7 @@ from ..report.graphs import POINT, after, before, box, graph, node
 
 class Host:
     host, host_class, tier, sites, reason = "", "Model", 2, (), ""
+    unhooked = "the tensor comes by another way"
     before = "return cat(a, b)"
     after = "c, d = self.regbn_late(a, b)\nreturn cat(c, d)"
 
@@ -205,6 +206,7 @@ class TestSurgery:
         page = visit(to_page(before(), after(), [Host()]))
         item(page, "regbn_late (RegBN)").click()
         assert "+c, d = self.regbn_late(a, b)" in page.locator("#details pre .add").first.inner_text()
+        assert "Why no hook: the tensor comes by another way." in page.locator("#details").inner_text()
 
     def test_the_changed_module_is_outlined(self, visit):
         changed = replace(after(2), changed=("encoder",))

@@ -29,6 +29,7 @@ class Host:
     before: str
     after: str
     reason: str = ""
+    unhooked: str = ""
 
 
 class FakeLibrary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from html.parser import HTMLParser
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from regbn_surgery import explain, inspect, plan, regbnify
+from regbn_surgery._report.notebook import surgery_to_html
 
 from ..plan.fakes import inspection, point, side
 
@@ -88,6 +90,18 @@ def test_what_comes_from_the_model_is_text():
     parsed = read(html)
     assert "img" not in parsed.tags
     assert evil in parsed.text
+
+
+def test_modalities_are_named_with_their_stretches_and_modules():
+    modalities = {"low": {"inputs": ["x"], "slice": {"dim": 1, "range": [0, 2]}}, "y": {"modules": ["right"]}}
+    found = read(inspect(Two(), EXAMPLE, modalities)._repr_html_())
+    assert any("low (x[:, 0:2]), y (module:right)" in text for text in found.text)
+
+
+def test_why_a_host_goes_in_as_it_does(things):
+    host = dataclasses.replace(things[2].hosts[0], unhooked="its outputs < differ", reason="it counts")
+    (said,) = [text for text in read(surgery_to_html("Two", [host])).text if "no hook" in text]
+    assert said.endswith("regbn_late; no hook: its outputs < differ; no graph: it counts")
 
 
 def test_a_model_without_regbn_has_an_empty_report():

@@ -7,6 +7,7 @@ import pytest
 
 from regbn_surgery._plan import decide
 from regbn_surgery._report.diff import coloured, host_views, unified
+from regbn_surgery._report.jsonout import hosts_to_list
 from regbn_surgery._report.shapes import mib_text, roles_text, side_text
 from regbn_surgery._report.text import inspection_to_text, plain, plan_to_text
 from regbn_surgery._rules import Rules
@@ -114,6 +115,7 @@ class Host:
     host_class = "Fusion"
     tier = 2
     reason = ""
+    unhooked = ""
     before = "def forward(self, a, b):\n    cat = torch.cat((a, b), 1)\n    return cat"
     after = (
         "def forward(self, a, b):\n    a1, b1 = self.regbn_late(a, b)\n    cat = torch.cat((a1, b1), 1)\n    return cat"
@@ -160,3 +162,12 @@ def test_a_host_that_runs_as_it_is_says_why() -> None:
     text = "\n".join(plain(view) for view in host_views([host]))
     assert "tier 3" in text
     assert "why no graph: Fusion.forward counts" in text
+    assert "why no hook" not in text
+
+
+def test_a_host_that_is_not_hooked_says_why() -> None:
+    text = "\n".join(plain(view) for view in host_views([Host(unhooked="its outputs differ")]))
+    assert "  why no hook: its outputs differ\n" in text
+    assert "why no graph" not in text
+    (written,) = hosts_to_list([Host(unhooked="its outputs differ")])
+    assert (written["unhooked"], written["reason"]) == ("its outputs differ", "")

@@ -275,6 +275,8 @@ function describePoint(panel, id, point) {
 
 function describeHost(panel, host) {
   panel.append(html("h3", "", `what the surgery did to ${host.host || "the model"} (tier ${host.tier})`));
+  for (const why of host.why) panel.append(html("p", "", `Why ${why}.`));
+  if (!host.diff) return;
   const pre = html("pre");
   for (const line of host.diff.split("\n")) {
     const kind = /^(\+\+\+|---|@)/.test(line) ? "at" : { "+": "add", "-": "cut" }[line[0]] || "";

@@ -46,11 +46,18 @@ def analysed(
     modalities: Mapping[str, Sequence[str] | Mapping[str, Any] | Modality] | None = None,
 ) -> Analysis:
     """`inspect`, with the runs that it was made from."""
-    given = None if modalities is None else {name: _modality(name, said) for name, said in modalities.items()}
+    given = spelt_modalities(modalities)
     if not isinstance(model, nn.Module):
         raise RegBNError(f"model must be an nn.Module; found {type(model).__module__}.{type(model).__qualname__}")
     refuse_wrapped(model)
     return analyse(model, make_batches(model, find_inputs(model, example_inputs)), given)
+
+
+def spelt_modalities(
+    modalities: Mapping[str, Sequence[str] | Mapping[str, Any] | Modality] | None,
+) -> dict[str, ModalityLike] | None:
+    """Modalities as a user gives them, as `analyse` takes them. Raises InputsError for a dict that says none."""
+    return None if modalities is None else {name: _modality(name, said) for name, said in modalities.items()}
 
 
 def _modality(name: str, said: Sequence[str] | Mapping[str, Any] | Modality) -> ModalityLike:

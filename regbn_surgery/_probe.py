@@ -57,7 +57,7 @@ def diagnose(
     count: int,
     rules: Rules | None = None,
     example: InputsLike | None = None,
-    modalities: Mapping[str, Sequence[str]] | None = None,
+    modalities: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
     """Run `model` on `count` batches of `data` and measure the dependence of f on g at each site.
 
@@ -68,6 +68,7 @@ def diagnose(
         data: batches as the model takes them: a tensor or tuple (positional arguments), a dict (keyword arguments),
             or `Inputs`; or pairs of one of these and a target, which is left out.
         example: inputs to analyse the model with; without it the first batch.
+        modalities: as for `inspect`; for use without rules.
 
     Raises:
         InputsError: for data that gives no batch, or fewer than 8 samples in all.
@@ -138,7 +139,7 @@ def call_of(model: nn.Module, batch: Any) -> Inputs:
     )
 
 
-def _first_rules(model: nn.Module, example: InputsLike, modalities: Mapping[str, Sequence[str]] | None) -> Rules:
+def _first_rules(model: nn.Module, example: InputsLike, modalities: Mapping[str, Any] | None) -> Rules:
     from ._starter import starter_rules
 
     return Rules.from_text(starter_rules(model, example, modalities), "the rules that `init` writes")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from ._analyse import analyse
 from ._facts import find_facts
 from ._inputs import InputsLike, find_inputs, make_batches
-from ._inspecting import refuse_wrapped
+from ._inspecting import refuse_wrapped, spelt_modalities
 from ._plan.starter import starter
+from ._types import Modality
 
 
 def starter_rules(
     model: nn.Module,
     example_inputs: InputsLike | None = None,
-    modalities: Mapping[str, Sequence[str]] | None = None,
+    modalities: Mapping[str, Sequence[str] | Mapping[str, Any] | Modality] | None = None,
 ) -> str:
     """A commented rules file for `model`, which `plan` and `regbnify` accept as it is. Arguments as for `inspect`.
 
@@ -24,5 +26,5 @@ def starter_rules(
     """
     refuse_wrapped(model)
     example = find_inputs(model, example_inputs)
-    analysis = analyse(model, make_batches(model, example), modalities)
+    analysis = analyse(model, make_batches(model, example), spelt_modalities(modalities))
     return starter(analysis.inspection, find_facts(model, analysis, example))

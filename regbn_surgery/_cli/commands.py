@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
 from .._version import __version__
 from . import work
+from .completing import complete_rules
 from .formats import output_options, write_graph
 from .more_commands import MORE_COMMANDS
 from .options import ModelRequest, modality_option, model_options
@@ -26,13 +28,13 @@ def cli() -> None:
 
 @cli.command(
     short_help="List the places where modalities meet.",
-    epilog="Example: regbn-surgery inspect model.py:build --modality image=pixels --modality text=input_ids",
+    epilog="Example: regbn-surgery inspect model.py:build --modality image=pixels --modality text=module:text_encoder",
 )
 @model_options
 @modality_option
 @output_options("table", "tree", "json")
 @debuggable
-def inspect(request: ModelRequest, modalities: dict[str, list[str]], form: str, output: str | None) -> None:
+def inspect(request: ModelRequest, modalities: dict[str, Any], form: str, output: str | None) -> None:
     """List the fusion points of MODEL: where its modalities meet, and what RegBN would cost there.
 
     MODEL is `package.module:factory` or `path/to/file.py:factory`; the factory returns a model, or a pair of model
@@ -52,7 +54,11 @@ def inspect(request: ModelRequest, modalities: dict[str, list[str]], form: str, 
     else:
         write_graph(form, found.graph, None, (), output)
     if not found.inspection.fusion_points:
-        warn("no fusion point: no two modalities of this model meet")
+        few = len(found.inspection.modalities) < 2
+        warn(
+            "no fusion point: "
+            + ("fewer than two modalities; name them by --modality" if few else "no two modalities of this model meet")
+        )
         raise click.exceptions.Exit(1)
 
 
@@ -61,7 +67,7 @@ def inspect(request: ModelRequest, modalities: dict[str, list[str]], form: str, 
     epilog="Example: regbn-surgery show model.py:build rules.yaml --format html -o model.html",
 )
 @model_options
-@click.argument("rules")
+@click.argument("rules", shell_complete=complete_rules)
 @output_options("diff", "table", "tree", "json")
 @debuggable
 def show(request: ModelRequest, rules: str, form: str, output: str | None) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .completing import complete_file
 from .output import write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def output_options(*texts: str) -> Callable[[_Command], _Command]:
             "-o",
             "--output",
             metavar="FILE",
+            shell_complete=complete_file,
             help="Write to a file instead of stdout. A text format in FILE.svg is a picture of the terminal.",
         )
         @functools.wraps(command)

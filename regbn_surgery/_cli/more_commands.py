@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .completing import complete_file, complete_model, complete_rules
 from .formats import SUFFIXES
 from .options import ModelRequest, modality_option, model_options
 from .output import debuggable, progress, quiet_stdout, warn, write_bytes, write_text, write_views
@@ -22,21 +23,27 @@ from .output import debuggable, progress, quiet_stdout, warn, write_bytes, write
     "--data",
     required=True,
     metavar="MODULE:NAME",
+    shell_complete=complete_model,
     help="Batches for the model: an iterable such as a DataLoader, or a function that returns one.",
 )
 @click.option("--batches", default=8, show_default=True, type=click.IntRange(1), help="How many batches to take.")
-@click.option("--rules", metavar="RULES", help="A rules file or preset: measure at its sites, before and after RegBN.")
+@click.option(
+    "--rules",
+    metavar="RULES",
+    shell_complete=complete_rules,
+    help="A rules file or preset: measure at its sites, before and after RegBN.",
+)
 @click.option(
     "--format",
     "form",
     type=click.Choice(["table", "json", "svg", "png"]),
     help="What to write; by default what the name of FILE asks for, else table. svg and png are bar plots.",
 )
-@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
+@click.option("-o", "--output", metavar="FILE", shell_complete=complete_file, help="Write to a file instead of stdout.")
 @debuggable
 def diagnose(
     request: ModelRequest,
-    modalities: dict[str, list[str]],
+    modalities: dict[str, Any],
     data: str,
     batches: int,
     rules: str | None,

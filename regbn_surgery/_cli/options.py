@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .completing import complete_model
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -49,7 +51,7 @@ class ModelRequest:
 def model_options(command: _Command) -> _Command:
     """Give a command the argument MODEL and its options; the command gets them as one `request`."""
 
-    @click.argument("model", shell_complete=_complete_model)
+    @click.argument("model", shell_complete=complete_model)
     @click.option(
         "--model-args",
         "arguments",
@@ -67,6 +69,7 @@ def model_options(command: _Command) -> _Command:
         "--inputs",
         "inputs_from",
         metavar="MODULE:NAME",
+        shell_complete=complete_model,
         help="Example inputs: a value, or a function of nothing or of the batch size.",
     )
     @click.option(
@@ -95,16 +98,10 @@ def model_options(command: _Command) -> _Command:
     return wrapped  # type: ignore[return-value]
 
 
-def _modalities(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:
-    """`image=pixel_values`, given once for each modality or input."""
-    out: dict[str, list[str]] = {}
-    for value in values:
-        name, equals, inputs = value.partition("=")
-        names = [item.strip() for item in inputs.split(",") if item.strip()]
-        if not equals or not name.strip() or not names:
-            raise click.BadParameter(f"{value!r}: write NAME=INPUT, as in --modality image=pixel_values")
-        out.setdefault(name.strip(), []).extend(names)
-    return out
+def _modalities(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    from .modalities import parse_modalities
+
+    return parse_modalities(values)
 
 
 #: For commands without rules, where nothing else names the modalities. The command gets `modalities`.
@@ -113,8 +110,10 @@ modality_option = click.option(
     "modalities",
     multiple=True,
     callback=_modalities,
-    metavar="NAME=INPUT",
-    help="Which inputs belong to which modality; by default each floating or token-id input is one.",
+    metavar="NAME=WHAT",
+    help="Which inputs belong to which modality (once for each): image=pixel_values, a stretch of an axis as in "
+    "'depth=x[:, 3:4]', or what comes out of a module, text=module:text_encoder. By default each floating or token-id "
+    "input is one.",
 )
 
 
@@ -176,12 +175,3 @@ def parse_tensor(text: str) -> tuple[str, TensorSpec]:
     return match["name"], TensorSpec(
         tuple(int(size) for size in sizes), dtype, (0, int(match["high"])) if match["high"] else None
     )
-
-
-def _complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
-    """Python files and folders for the part before the colon; what comes after it would mean running them."""
-    from click.shell_completion import CompletionItem
-
-    if incomplete.startswith("hf:"):
-        return []
-    return [CompletionItem(incomplete, type="file")]

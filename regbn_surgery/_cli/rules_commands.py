@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from .completing import complete_file, complete_preset, complete_rules
 from .options import ModelRequest, modality_option, model_options
 from .output import debuggable, quiet_stdout, warn, write_text, write_views
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from .._rules import Rules
     from .._types import Plan
 
-_OUTPUT = click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
+_OUTPUT = click.option(
+    "-o", "--output", metavar="FILE", shell_complete=complete_file, help="Write to a file instead of stdout."
+)
 
 
 @click.command(
@@ -26,9 +29,15 @@ _OUTPUT = click.option("-o", "--output", metavar="FILE", help="Write to a file i
     epilog="Example: regbn-surgery plan model.py:build rules.yaml --format json -o plan.json",
 )
 @model_options
-@click.argument("rules")
+@click.argument("rules", shell_complete=complete_rules)
 @click.option("--format", "form", type=click.Choice(["text", "json", "yaml"]), default="text", show_default=True)
-@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout; FILE.svg is a picture.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    shell_complete=complete_file,
+    help="Write to a file instead of stdout; FILE.svg is a picture.",
+)
 @debuggable
 def plan(request: ModelRequest, rules: str, form: str, output: str | None) -> None:
     """Show what RULES decide on each fusion point of MODEL and why, and the RegBN modules that follow.
@@ -81,7 +90,7 @@ def _finish(planned: Plan) -> None:
     short_help="Check a rules file, with or without a model.",
     epilog="Example: regbn-surgery check rules.yaml, or regbn-surgery check rules.yaml model.py:build",
 )
-@click.argument("rules")
+@click.argument("rules", shell_complete=complete_rules)
 @model_options
 @debuggable
 def check(rules: str, request: ModelRequest) -> None:
@@ -118,7 +127,7 @@ for _parameter in check.params:
 @modality_option
 @_OUTPUT
 @debuggable
-def init(request: ModelRequest, modalities: dict[str, list[str]], output: str | None) -> None:
+def init(request: ModelRequest, modalities: dict[str, Any], output: str | None) -> None:
     """Write a commented rules file for MODEL, with a rule for each fusion point at which RegBN can go in.
 
     The file can be used as it is. MODEL is as for `inspect`.
@@ -152,7 +161,7 @@ def schema(output: str | None) -> None:
     short_help="List the presets, or print one.",
     epilog="Example: regbn-surgery presets late",
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_preset)
 @_OUTPUT
 @debuggable
 def presets(name: str | None, output: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .options import ModelRequest
 from .output import progress, quiet_stdout
@@ -63,7 +63,7 @@ class Operated(Inspected):
         return graph_after(self.graph, trace, self.hosts)
 
 
-def inspected(request: ModelRequest, modalities: Mapping[str, list[str]] | None) -> Inspected:
+def inspected(request: ModelRequest, modalities: Mapping[str, Any] | None) -> Inspected:
     """Load the model and find its fusion points."""
     with progress("loading torch and the model"), quiet_stdout():
         from .._inspecting import analysed

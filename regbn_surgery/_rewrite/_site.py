@@ -170,7 +170,8 @@ def keep_mask(mask: Any, length: int, padding: bool) -> Tensor | None:
         keep = ~mask if padding else mask
     elif mask.dtype.is_floating_point:
         # 0/1 or additive? Told apart without reading a value back: an additive mask is nowhere above zero.
-        keep = torch.where(mask.max() > 0.5, mask > 0.5, mask > -1)
+        # (No `amax` and no `where` over booleans: ONNX has neither.)
+        keep = (mask > 0.5) | ((mask > -1) & (mask.max() <= 0.5))
     else:
         keep = mask != 0
     while keep.dim() > 2:

@@ -52,6 +52,7 @@ class HostSurgery:
         self.token = uuid.uuid4().hex  # by which guards know it; a copy is guarded by copies that know the same
         self.going_on: set[Key] = set()  # kinds of calls that go on from a cache without all that met in it
         self.interposing = ""  # why the forward has to run as it is (tier 3); empty while variants serve
+        self.last: dict[bool, str] = {}  # by training flag, the last kind of call that was captured, for people
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "variants": {}, "going_on": set()}
@@ -61,7 +62,7 @@ class HostSurgery:
 
         clone = HostSurgery(self.path, self.sites, copy.deepcopy(self.roles, memo), self.writes_parameters)
         clone.variants = {key: list(known) for key, known in self.variants.items()}
-        clone.interposing, clone.token = self.interposing, self.token
+        clone.interposing, clone.token, clone.last = self.interposing, self.token, dict(self.last)
         return clone
 
     def run(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -74,7 +75,7 @@ class HostSurgery:
     def run_method(self, host: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A further method that a rule names, with RegBN in it."""
         method = getattr(original_class(host), name).__get__(host)
-        with on_the_stack(self.token):
+        with on_the_stack(self.token), called_with(args, kwargs):
             sites = tuple(site for site in self.sites if name in site.methods)
             return interposed_method(host, name, method, sites, args, kwargs)
 
@@ -130,9 +131,14 @@ class HostSurgery:
         if torch.compiler.is_compiling():
             raise UnseenCallError(
                 type(host).__name__ + " at `" + self.path + "` is called in a way in which it has not been called "
-                "before (" + spelled(args, kwargs) + "), and nothing can be captured while compiling. Call the model "
-                "once like this (the same kinds of arguments, the same mode, gradients on or off) before compiling or "
-                "exporting it."
+                "before ("
+                + spelled(args, kwargs)
+                + "; in this mode, the last one known is "
+                + self.last.get(host.training, "none")
+                + "), and nothing can be captured while compiling. Call the "
+                "model once like this (the same kinds of arguments, the same mode, gradients on or off) before "
+                "compiling or exporting it. Where the model itself makes an argument only while it is compiled, as "
+                "transformers does with the mask of a batch without padding, call it with one that does need it."
             )
         learned: Variant | None = self.learn(host, role, args, kwargs)
         return learned
@@ -194,6 +200,7 @@ class HostSurgery:
             self._check(host, variant, args, kwargs, output)
         elif not remembered(host, sites, args, kwargs):
             tell_passed_by(host, self.path, sites, args, kwargs)
+        self.last[host.training] = f"({spelled(args, kwargs)})"
         return self._remember(key_of(host, role, args, kwargs), variant, sizes_of(args, kwargs))
 
     @contextmanager

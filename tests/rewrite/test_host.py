@@ -150,7 +150,9 @@ def test_while_compiling_an_unseen_call_is_an_error_with_the_remedy() -> None:
     compiled = torch.compile(rewritten, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**vectors()), rewritten(**vectors()))
     with pytest.raises(
-        Exception, match=r"UnseenCallError.*called before \(.*float32\[3\]\).*Call the model once like this"
+        Exception,
+        match=r"UnseenCallError.*called before \(.*float32\[3\]; .*last one known is \(a=float32\[4, 6\], "
+        r"b=float32\[4, 5\]\)\).*Call the model once like this",
     ):
         compiled(**vectors(), bias=torch.ones(3))
     torch._dynamo.reset()
@@ -169,7 +171,7 @@ def test_while_exporting_an_unseen_call_is_an_error_with_the_remedy() -> None:
         exported = torch.export.export(rewritten, (), vectors(), strict=False)
         torch.testing.assert_close(exported.module()(**vectors()), rewritten(**vectors()))
         with pytest.raises(
-            UnseenCallError, match=r"called before \(.*float32\[3\]\).*before compiling or exporting it"
+            UnseenCallError, match=r"called before \(.*float32\[3\]; .*before compiling or exporting it"
         ):
             torch.export.export(rewritten, (), {**vectors(), "bias": torch.ones(3)}, strict=False)
 

@@ -68,7 +68,7 @@ def refuse_going_on(
     through RegBN, these would not. Tuples of tensors, as old models have for caches, are new at each step, so that any
     of them is taken for one that RegBN had a part in."""
     passed_by = remembered(host, sites, args, kwargs)
-    if passed_by or _legacy(kwargs):
+    if passed_by or has_tuples_for_cache(kwargs):
         names = ", ".join(passed_by) or _names(sites)
         raise RegBNBypassedError(
             f"{_what(host, path, args, kwargs)} to go on from a cache, without the modality that its RegBN sites "
@@ -87,7 +87,7 @@ def refuse_unknown_caches(
     Raises:
         RegBNBypassedError: where a call in which nothing meets goes on from any cache that holds something.
     """
-    if _legacy(kwargs) or any(int(cache.get_seq_length()) > 0 for cache in caches_in((args, kwargs))):
+    if has_tuples_for_cache(kwargs) or any(int(cache.get_seq_length()) > 0 for cache in caches_in((args, kwargs))):
         raise RegBNBypassedError(
             f"{_what(host, path, args, kwargs)} in a compiled model, to go on from a cache, without the modality that "
             f"its RegBN sites ({_names(sites)}) need. What RegBN takes from the cache for that it takes outside of "
@@ -95,7 +95,8 @@ def refuse_unknown_caches(
         )
 
 
-def _legacy(kwargs: dict[str, Any]) -> bool:
+def has_tuples_for_cache(kwargs: dict[str, Any]) -> bool:
+    """Whether a call goes on from keys and values in tuples, as old models have them."""
     old = [value for name, value in kwargs.items() if any(word in name for word in _LEGACY)]
     tuples = [value for value in old if not has_caches(value)]
     return any(isinstance(tensor, Tensor) and tensor.numel() > 0 for tensor in _tree.tensors(tuples))

@@ -67,6 +67,15 @@ class Met:
         made.onward, made.length = self.onward, self.length
         return made
 
+    def repeated(self, times: int) -> Met:
+        """Each sample `times` times, one after the other, as for the beams of a search."""
+        made = Met(None, None, self.dtype)
+        pooled = self.pooled()
+        if pooled is not None:
+            made._pooled = pooled.repeat_interleave(times, 0)
+        made.onward, made.length = self.onward, self.length
+        return made
+
     def copied(self) -> Met:
         made = Met(self.g, self.mask, self.dtype)
         made.version, made.onward, made.length, made._pooled = self.version, self.onward, self.length, self.pooled()

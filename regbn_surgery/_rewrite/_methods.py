@@ -2,6 +2,9 @@
 
 The method's own code runs. Which call in it is the site is not known by its place, since the site was found in
 `forward`: it is the call of the same function at which what comes out of the same two layers meets.
+
+What it makes of them may go on from a cache afterwards, token by token, deep in a language model's own `generate`: see
+`_continued`.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -18,6 +21,7 @@ from .. import _tree
 from .._capture import _functions as fn
 from .._capture import intercepting
 from .._errors import RegBNBypassedError, RewriteError
+from ._continued import Continued
 from ._interpose import leaving
 from ._local import LocalSite
 from ._scatter import run_scatter
@@ -33,8 +37,11 @@ class _MethodPassage(TorchFunctionMode):
         self.host = host
         self.sites = sites
         self.inside = False
+        self.in_host = False  # the host's own forward runs, and sees to its sites itself
         self.reached: set[str] = set()
+        self.continued: dict[str, Continued] = {}  # sites that have met in this run
         self.tags: Any = WeakIdKeyDictionary()  # tensor -> the tags of the layers it comes out of
+        self.direct: Any = WeakIdKeyDictionary()  # tensor -> the layer that returned it, as it is
         self.makers: dict[int, set[Tag]] = {}
         for site in sites:
             for side, path in zip(("f", "g"), site.makers, strict=True):
@@ -45,15 +52,37 @@ class _MethodPassage(TorchFunctionMode):
         self, call: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if self.inside:
-            return call(module, *args, **kwargs)
+            return self._within(call, module, args, kwargs)
+        self.in_host = module is self.host
         with leaving(self):
-            output = call(module, *args, **kwargs)
+            output = self._within(call, module, args, kwargs, top=True)
+        self.in_host = False
         if module is self.host:
             self.reached.update(site.name for site in self.sites)
         made = {tag for child in module.modules() for tag in self.makers.get(id(child), ())}
         if made and len({side for _, side in made}) == 1:
             self._tag(output, made)
+        for path in {site.makers[0] for site in self.sites} if isinstance(output, Tensor) else ():
+            if module is self.host.get_submodule(str(path)):
+                self.direct[output] = path
         return output
+
+    def _within(
+        self,
+        call: Callable[..., Any],
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        top: bool = False,
+    ) -> Any:
+        """A call of a module, at any depth: those that go on from where sites have met are seen to."""
+        for continued in () if self.in_host else self.continued.values():
+            if top or continued.concerns(module):
+                call = continued.around(call, self._is_joint, top)
+        return call(module, *args, **kwargs)
+
+    def _is_joint(self, site: LocalSite, tensor: Tensor) -> bool:
+        return {(site.name, "f"), (site.name, "g")} <= self.tags.get(tensor, frozenset())
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -82,10 +111,12 @@ class _MethodPassage(TorchFunctionMode):
     ) -> Any:
         self.reached.add(site.name)
         module = getattr(self.host, site.name)
+        tensors = _tree.tensors((args, kwargs))
         with leaving(self):
             if site.scatter is not None:
-                return run_scatter(module, site.scatter, site.into_is_f, func, args, kwargs, ())
-            tensors = _tree.tensors((args, kwargs))
+                output = run_scatter(module, site.scatter, site.into_is_f, func, args, kwargs, ())
+                self._met(site, tensors[site.scatter.into], output)
+                return output
             f, g = (next(t for t, own in zip(tensors, tags, strict=True) if (site.name, s) in own) for s in ("f", "g"))
             f_new, g_new = module(f, g)
 
@@ -95,7 +126,17 @@ class _MethodPassage(TorchFunctionMode):
                 return g_new if site.replace_g and leaf is g else leaf
 
             new_args, new_kwargs = _tree.rebuild((args, kwargs), change)
-            return func(*new_args, **new_kwargs)
+            output = func(*new_args, **new_kwargs)
+            self._met(site, f, output)
+            return output
+
+    def _met(self, site: LocalSite, f: Tensor, output: Any) -> None:
+        out = next(iter(_tree.tensors(output)), f)
+        before = self.continued.get(site.name)
+        made = self.direct.get(f)
+        self.continued[site.name] = Continued(self.host, site, f, out, made == site.makers[0])
+        if before is not None:
+            self.continued[site.name].consumer = before.consumer
 
 
 def _meet(site: LocalSite, tags: list[frozenset[Tag]]) -> bool:

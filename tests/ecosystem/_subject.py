@@ -51,13 +51,14 @@ class DoesNotApplyError(Exception):
 
 
 @functools.cache
-def _rewritten(name: str) -> nn.Module:
+def _rewritten(name: str, methods: tuple[str, ...] = ()) -> nn.Module:
     """Rewritten with affine norms, so that RegBN has parameters to train."""
     case = BY_NAME[name]
     rules = case.rules_dict()
     for rule in rules["rules"]:
         if rule.get("action") != "skip":
             rule["regbn"] = {"affine": True, **rule.get("regbn", {})}
+            rule |= {"methods": list(methods)} if methods else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return regbn_surgery.regbnify(case.model(), rules, case.example)
@@ -73,8 +74,9 @@ class Subject:
     def original(self) -> nn.Module:
         return self.case.model()
 
-    def rewritten(self) -> nn.Module:
-        return copied(_rewritten(self.name))
+    def rewritten(self, methods: tuple[str, ...] = ()) -> nn.Module:
+        """`methods`: further ones in which RegBN is to count."""
+        return copied(_rewritten(self.name, methods))
 
     def example(self, batch: int = 4) -> Any:
         return self.case.example(batch)

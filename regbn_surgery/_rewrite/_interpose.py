@@ -8,7 +8,7 @@ they stand in the user's code. Slower than a generated forward, and a graph brea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -22,9 +22,11 @@ from .._analyse import Take
 from .._capture import _functions as fn
 from .._capture import intercepting
 from .._capture._source import current_source, kind_of_module
-from .._errors import RewriteError
-from ._bypass import remember_caches, tell_passed_by
+from .._errors import RegBNBypassedError, RewriteError
+from ._bypass import refuse_going_on, remember_caches, remembered, tell_passed_by
 from ._local import LocalSite
+from ._memory import Met, hand_on
+from ._onward import Going, Maker, Onward, continues
 from ._scatter import run_scatter
 
 Key = tuple[str, str, int, int]
@@ -50,10 +52,21 @@ def leaving(mode: Leavable) -> Iterator[None]:
 class _Passage(TorchFunctionMode):
     """One run of the host's forward. Counts its calls as a capture does, and lets RegBN in at the sites' readers."""
 
-    def __init__(self, host: nn.Module, sites: tuple[LocalSite, ...]) -> None:
+    def __init__(
+        self,
+        host: nn.Module,
+        sites: tuple[LocalSite, ...],
+        met_before: Mapping[str, Met],
+        refuse: Callable[[str, str], None],
+    ) -> None:
         super().__init__()
         self.host = host
+        self.refuse = refuse  # raises the error that a site cannot go on from a cache, and why
         self.sites = sites
+        self.met_before = met_before  # by site, what the caches that the host was given hold of it
+        self.going = Going()
+        self.went_on: dict[str, list[Key]] = {}  # site -> the calls that read f' with the g of before
+        self.strange: dict[str, str] = {}  # site -> a call that reads its f, and did not when f and g met
         self.keys: Counter[tuple[str, str, int]] = Counter()
         self.held: dict[tuple[str, str], Tensor] = {}  # (site, "f" or "g") -> the tensor to take
         self.turns: dict[tuple[str, str], int] = {}  # of those made in a loop: in which round
@@ -63,7 +76,7 @@ class _Passage(TorchFunctionMode):
         self.mask: Any = None  # of the torch module that attends, while it is called
         self.stretches: dict[tuple[str, Key], Any] = {}  # (site, earlier call that filled a part) -> the index it used
         self.inside = False
-        self.reached = False
+        self.reached: set[str] = set()  # sites that met in this call
 
     # -- calls of torch and of modules ------------------------------------------------------------------------
 
@@ -112,9 +125,12 @@ class _Passage(TorchFunctionMode):
         attends = name == "MultiheadAttention"
         self.mask = kwargs.get("key_padding_mask", args[3] if len(args) > 3 else None) if attends else None
         now: dict[int, Tensor] = {}
+        args, kwargs = self._carry_on(key, args, kwargs)
+        given = (args, kwargs)
         for site in self.sites:
             args, kwargs = self._substitute(site, key, args, kwargs, now)
         output = self._scattered(key, func, args, kwargs)
+        self._follow(key, given, output)
         for site in self.sites:
             if site.scatter is not None and key in site.scatter.written:
                 self.stretches[site.name, key] = args[1]
@@ -136,7 +152,7 @@ class _Passage(TorchFunctionMode):
             if self in written:
                 break  # this time a stretch was filled otherwise
             module = getattr(self.host, site.name)
-            self.reached = True
+            self.reached.add(site.name)
             with leaving(self):
                 return run_scatter(module, site.scatter, site.into_is_f, func, args, kwargs, tuple(written))
         return func(*args, **kwargs)
@@ -144,6 +160,7 @@ class _Passage(TorchFunctionMode):
     def start(self, arguments: dict[str, Any]) -> None:
         """Take what the sites take from the host's own arguments."""
         leaves = self.arguments = dict(_tree.leaves(arguments))
+        self.going.arguments(leaves)
         for site in self.sites:
             for side, take in (("f", site.f), ("g", site.g)):
                 tensor = leaves.get(take.argument) if take.argument is not None else None
@@ -188,6 +205,84 @@ class _Passage(TorchFunctionMode):
         changed: tuple[tuple[Any, ...], dict[str, Any]] = _tree.rebuild((args, kwargs), change)
         return changed
 
+    # -- going on from a cache --------------------------------------------------------------------------------
+
+    def _follow(self, key: Key, given: Any, output: Any) -> None:
+        """Who makes and reads what, and at which call f and g meet: what a call without g will have to know."""
+        if self.host.training:
+            return
+        self.going.call(key, given, output)
+        for site in self.sites:
+            if site.f.at[0] == key and site.g.at[0] == key and site.name in self.reached:
+                tensors = _tree.tensors(given)
+                f = tensors[site.f.at[1]] if site.f.at[1] < len(tensors) else None
+                out = next(iter(_tree.tensors(output)), f)
+                axes = getattr(self.host, site.name).f_axes
+                if f is not None and out is not None and continues(site, axes, f.shape, out.shape):
+                    self.going.meeting(site.name, key, f, output)
+
+    def onward(self) -> dict[str, Onward]:
+        found = {name: self.going.onward(name) for name in self.reached}
+        return {name: onward for name, onward in found.items() if onward is not None}
+
+    def _carry_on(
+        self, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Where a call reads f in place of what f and g were joined to, let it read f' with the g of before."""
+        if not self.met_before:
+            return args, kwargs
+        new: dict[int, Tensor] = {}
+        for tensor in _tree.tensors((args, kwargs)):
+            value = tensor
+            for names in self._chain(self.going.makers.get(tensor), key):
+                for name in names:
+                    try:
+                        with leaving(self):
+                            value = getattr(self.host, name).go_on(value, self.met_before[name])
+                    except RegBNBypassedError as error:
+                        self.refuse(name, str(error))
+                        raise
+                    self.went_on.setdefault(name, []).append(key)
+            if value is not tensor:
+                new[id(tensor)] = value
+        if not new:
+            return args, kwargs
+        changed: tuple[tuple[Any, ...], dict[str, Any]]
+        changed = _tree.rebuild((args, kwargs), lambda _, leaf: new.get(id(leaf), leaf))
+        return changed
+
+    def _chain(self, maker: Maker | None, reader: Key) -> Iterator[tuple[str, ...]]:
+        """The sites that `reader` would find between itself and the call that made what it reads: one behind another
+        where several modalities were written into one stream."""
+        passed: tuple[str, ...] = ()
+        first: Onward | None = None
+        while maker is not None:
+            site, onward = next(
+                (
+                    (site, met.onward)
+                    for site in self.sites
+                    if (met := self.met_before.get(site.name)) is not None
+                    and met.onward is not None
+                    and met.onward.maker == maker
+                    and site.name not in self.reached
+                ),
+                (None, None),
+            )
+            if site is None or onward is None:
+                break
+            passed, first, maker = (*passed, site.name), first or onward, (site.f.at[0], 0)
+            if reader in onward.joint:
+                yield passed
+                return
+        if first is not None and reader not in first.apart:
+            self.strange.setdefault(passed[0], str(current_source()))
+
+    def unfinished(self) -> dict[str, str]:
+        """Sites that a call goes on from without having come by them in any way; and why, if known."""
+        left = {name: "" for name in self.met_before if name not in self.reached and name not in self.went_on}
+        found = {name: where for name, where in self.strange.items() if name not in self.reached}
+        return left | {name: f"{where} reads them otherwise than before" for name, where in found.items()}
+
     def _replaced(self, now: dict[int, Tensor]) -> list[tuple[Tensor, Tensor]]:
         return [(self.originals[identity], new) for identity, new in now.items()]
 
@@ -208,7 +303,7 @@ class _Passage(TorchFunctionMode):
         if known is not None and known[0] is f and known[1] is g:
             return known
         module = getattr(self.host, site.name)
-        self.reached = True
+        self.reached.add(site.name)
         with leaving(self):
             f_new, g_new = module(f, g, mask=self.arguments.get(site.mask or "", self.mask))
         result = self.results[site.name] = (f, g, f_new, g_new)
@@ -232,14 +327,23 @@ def interposed(
     """
     # The forward comes unbound: dynamo hands a bound method on by its name, and by name it is the rewritten one.
     forward = forward.__get__(host)
-    passage = _Passage(host, sites)
+    met_before = remembered(host, sites, args, kwargs)
+
+    def refuse(name: str, why: str) -> None:
+        refuse_going_on(host, path, [site for site in sites if site.name == name], args, kwargs, why)
+
+    passage = _Passage(host, sites, met_before, refuse)
     passage.start(_tree.bind(forward, args, kwargs))
     with intercepting(passage), passage:
         output = forward(*args, **kwargs)
+    for name, why in passage.unfinished().items():
+        passage.refuse(name, why)
     if passage.reached:
-        remember_caches(args, kwargs, output)
-    else:
+        remember_caches(host, passage.onward(), args, kwargs, output)
+    elif not met_before:
         tell_passed_by(host, path, sites, args, kwargs)
+    if met_before:
+        hand_on((args, kwargs), output)
     return output
 
 

@@ -82,7 +82,8 @@ class _MethodPassage(TorchFunctionMode):
         return call(module, *args, **kwargs)
 
     def _is_joint(self, site: LocalSite, tensor: Tensor) -> bool:
-        return {(site.name, "f"), (site.name, "g")} <= self.tags.get(tensor, frozenset())
+        tags: frozenset[Tag] = self.tags.get(tensor, frozenset())
+        return {(site.name, "f"), (site.name, "g")} <= tags
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

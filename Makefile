@@ -15,12 +15,13 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --c
 MODEL := examples/pmr/model.py:factory
 RULES := examples/pmr/rules/late.yaml
 
-.PHONY: demo test test-all lint types format clean help
+.PHONY: demo test test-all lint types format pictures clean help
 
 help:
 	@echo "make demo    inspect, rewrite and train the example (no download of data)"
 	@echo "make test    run the tests;  make test-all: the slow ones, too"
 	@echo "make lint    ruff;  make types: mypy;  make format: rewrite in ruff's format;  make clean: remove .venv"
+	@echo "make pictures    the pictures of docs/ (PICTURES=clip: one of them); needs Chromium"
 
 demo: $(VENV)/.for-demo
 	@echo; echo "== Where do the modalities of the example meet?  (regbn-surgery inspect $(MODEL))"
@@ -46,6 +47,11 @@ types: $(VENV)/.for-development
 format: $(VENV)/.for-development
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format --exclude '*.md' .
+
+# Chromium is no Python package: `apt-get install chromium`, where the script does not find one.
+pictures: $(VENV)/.for-development
+	@$(BIN)/python docs/make_pictures.py $(PICTURES)
+	@$(BIN)/regbn-surgery show $(MODEL) $(RULES) --format diff -o docs/show.svg
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/inspection.md: `python docs/make_pictures.py [NAME ...]`.
+"""Makes the pictures of docs/inspection.md: `make pictures`, or `python docs/make_pictures.py [NAME ...]`.
 
 Needs the extras `viz` and `hf`, playwright, and Chromium on the PATH (`apt-get install chromium`). BLIP-2 and CLIP have
 their full size and no weights.
@@ -53,7 +53,7 @@ PAGES: dict[str, tuple[Callable[[], work.Inspected], bool, str]] = {
     "example": (example, False, "choose('regbn_late (RegBN)'); fit()"),
     "clip": (clip, True, "choose('/matmul')"),
     "blip2": (blip2, False, "choose('/masked_scatter', true)"),
-    "mult": (mult, False, "choose('regbn_join (RegBN)', true); zoom(0.75)"),
+    "mult": (mult, False, "choose('regbn_join (RegBN)'); fit()"),
 }
 #: Drawn by Graphviz, too.
 GRAPHS = ("example", "blip2")

@@ -71,7 +71,6 @@ function drawBox(id, rect) {
   });
   g.dataset.id = id;
   g.append(make("rect", { width: rect.w, height: rect.h, rx: 8 }));
-  g.append(make("text", { x: 10, y: 17 }, cut(`▾ ${item.title}`, rect.w)));
   return g;
 }
 
@@ -80,8 +79,14 @@ function draw() {
   drawn.clear();
   lines = [];
   const boxes = document.createDocumentFragment(), edges = document.createDocumentFragment();
+  const titles = document.createDocumentFragment(); // over the edges, which run through most of them
   const nodes = document.createDocumentFragment();
-  for (const [id, rect] of shown.boxes) { const g = drawBox(id, rect); drawn.set(id, { g, rect }); boxes.append(g); }
+  for (const [id, rect] of shown.boxes) {
+    const g = drawBox(id, rect); drawn.set(id, { g, rect }); boxes.append(g);
+    const title = make("text", { x: rect.x + 10, y: rect.y + 17 }, cut(`▾ ${model.item(id).title}`, rect.w));
+    titles.append(title);
+    lines.push({ g: title, rect });
+  }
   for (const { edge, points } of shown.edges) {
     const ends = [model.nodes.get(edge.source), model.nodes.get(edge.target)];
     const changed = ends.some((node) => node && node.kind === "regbn");
@@ -93,6 +98,7 @@ function draw() {
   for (const [id, rect] of shown.nodes) { const g = drawNode(id, rect); drawn.set(id, { g, rect }); nodes.append(g); }
   $("boxes").replaceChildren(boxes);
   $("edges").replaceChildren(edges);
+  $("titles").replaceChildren(titles);
   $("nodes").replaceChildren(nodes);
   document.body.dataset.shown = String(shown.nodes.size);
   mark();

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from regbn_surgery._rewrite import RegBNSite, identity
-from regbn_surgery._rewrite._site import keep_mask
+from regbn_surgery._rewrite._site import keep_mask, sites_of
 from regbn_surgery._types import Layout, PlannedSite, Side
 from regbn_surgery.nn import RegBN
 
@@ -76,7 +76,8 @@ def test_options_reach_regbn() -> None:
 
 
 def test_identity_passes_the_very_tensors_and_ends_after_an_error() -> None:
-    model = nn.ModuleList([RegBNSite(planned(side((6, 3), 0, 1), side((6, 2), 0, 1)), True) for _ in range(2)])
+    model = nn.ModuleList([RegBNSite(planned(side((6, 3), 0, 1), side((6, 2), 0, 1)), True) for _ in range(3)])
+    assert sites_of(model) == list(model)
     x, y = torch.randn(6, 3), torch.randn(6, 2)
     model[1].bypass = True
 
@@ -89,7 +90,7 @@ def test_identity_passes_the_very_tensors_and_ends_after_an_error() -> None:
 
     with pytest.raises(ValueError, match="on purpose"):
         trial()
-    assert [site.bypass for site in model] == [False, True]
+    assert [site.bypass for site in model] == [False, True, False]
     assert model[0](x, y)[0] is not x
     assert torch.equal(model[0].regbn.W, model[0].regbn.W)
 

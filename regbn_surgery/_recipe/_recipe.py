@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from .._errors import RecipeError
-from .._rewrite import Operation, explain, operations_of, refuse_second, repeat
+from .._rewrite import Operation, explain, operations_of, repeat
 from .._rewrite._host import ATTRIBUTE, original_class
 from .._types import Layout
 from .._version import __version__
@@ -115,7 +115,6 @@ class Recipe:
         from .._inspecting import refuse_wrapped
 
         refuse_wrapped(model)
-        refuse_second(model)
         operations = self._fitted(model)
         target = model if inplace else _copied(model)
         interposing = {host.path: host.reason for host in self.hosts if host.reason}
@@ -203,7 +202,8 @@ class Recipe:
                 moved[module] = cls.__module__
             text = forwards.get(f"{module}:{name}.forward", "")
             if module.split(".")[0] == "torch" and signature_only(cls).text != text:
-                problems.append(f"the arguments of {recorded} have changed: {signature_only(cls).text} was {text}")
+                now = signature_only(cls).text.strip()
+                problems.append(f"the arguments of {recorded} have changed: {now} was {text.strip()}")
         return problems, moved
 
     def _missing_layers(self, model: nn.Module) -> list[str]:

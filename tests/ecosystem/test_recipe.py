@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import sys
 import types
@@ -10,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import regbn_surgery
-from regbn_surgery import AlreadyRewrittenError, Recipe, RecipeError, load_regbn, save_regbn, unregbnify
-from regbn_surgery._recipe._source import locate
+from regbn_surgery import AlreadyRewrittenError, CaptureError, Recipe, RecipeError, load_regbn, save_regbn, unregbnify
+from regbn_surgery._recipe._source import code_of, locate
 from regbn_surgery._rewrite import explain, operations_of
 from tests.rewrite.models import Cross, Late, Nested, build, counting, everything, operate, run, step, vectors
 from tests.rewrite.models import token_pairs as tokens
@@ -98,6 +101,49 @@ def test_a_copy_is_changed_unless_asked_otherwise() -> None:
 def test_what_was_applied_can_be_written_again() -> None:
     recipe = Recipe.of(operate(build(Late), vectors()))
     assert Recipe.of(recipe.apply(build(Late))) == recipe
+
+
+class Reads(Late):
+    """Looks at a value, so that its forward runs as it is; and holds its weights in bounds, in place."""
+
+    def forward(self, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+        with torch.no_grad():
+            self.head.weight.clamp_(-0.05, 0.05)
+        joint = torch.cat([torch.relu(self.enc_a(a)), torch.relu(self.enc_b(b))], dim=-1)
+        return self.head(joint) * (2 if joint.sum().item() > 0 else 3)
+
+
+def test_a_forward_that_runs_as_it_is_does_so_from_the_start_and_may_write_its_parameters(tmp_path: Path) -> None:
+    first = operate(build(Reads), vectors())
+    (report,) = explain(first)
+    assert report.tier == 3
+    path = tmp_path / "regbn.json"
+    Recipe.of(first).write(path)
+    model = build(Reads)
+    weight = model.head.weight.detach().clone()
+    second = Recipe.read(path).apply(model, inplace=True)
+    assert [(r.tier, r.reason) for r in explain(second)] == [(3, report.reason)]
+    assert Recipe.read(path).writes_parameters
+    assert second._regbn_host.writes_parameters
+    assert torch.equal(second.head.weight, weight)
+    first.load_state_dict(second.state_dict())
+    torch.testing.assert_close(run(second, vectors(), False), run(first, vectors(), False), rtol=0, atol=0)
+
+
+def test_a_wrapped_model_is_refused_before_its_class_is_compared() -> None:
+    recipe = Recipe.of(operate(build(Late), vectors()))
+    with pytest.raises(CaptureError, match="put RegBN into the module first, and wrap the result"):
+        recipe.apply(nn.DataParallel(build(Late)))
+
+
+def test_a_layer_of_torch_goes_by_its_arguments() -> None:
+    recipe = Recipe.of(operate(build(Cross), tokens(), "attention"))
+    (layer,) = [source for source in recipe.sources if source.module.startswith("torch.")]
+    assert layer.text.startswith("def forward(self, query, key, value, key_padding_mask")
+    older = dataclasses.replace(layer, text=layer.text.replace("query, key", "query, keys"))
+    sources = tuple(older if source is layer else source for source in recipe.sources)
+    with pytest.raises(RecipeError, match=r"the arguments of torch\..*:MultiheadAttention have changed: .* was .*keys"):
+        dataclasses.replace(recipe, sources=sources).apply(build(Cross))
 
 
 def test_it_reads_well() -> None:
@@ -321,7 +367,8 @@ def test_towers_that_a_host_looks_into_are_written_down(workshop: Workshop, tmp_
     assert [(module.path, module.opened_class) for module in recipe.opened] == [
         ("streams.left", "workshop:Tower"), ("streams.right", "workshop:Tower")
     ]  # fmt: skip
-    assert {"Model.forward", "Streams.forward", "Tower.forward"} <= {source.function for source in recipe.sources}
+    functions = [source.function for source in recipe.sources]
+    assert sorted(functions) == ["Model.forward", "Streams.forward", "Tower.forward"], "each of them once"
     recipe.write(tmp_path / "regbn.json")
     again = Recipe.read(tmp_path / "regbn.json")
     assert again == recipe
@@ -437,6 +484,12 @@ def test_files_that_are_not_there_or_not_ours(tmp_path: Path) -> None:
         load_regbn(Late(), tmp_path)
     path = tmp_path / "regbn.json"
     good = json.loads(path.read_text())
+    assert not {"opened", "writes_parameters"} & set(good), "what is as it mostly is, is not written down"
+
+    def with_operation(**changed: Any) -> str:
+        return json.dumps({**good, "operations": [{**good["operations"][0], **changed}]})
+
+    planned, placed = good["operations"][0]["planned"], good["operations"][0]["recipe"]
     for change, said in (
         ("{", "cannot be read as a recipe"),
         ("[]", "its format is None"),
@@ -445,10 +498,81 @@ def test_files_that_are_not_there_or_not_ours(tmp_path: Path) -> None:
         (json.dumps({**good, "colour": 1}), "recipe.colour, which this version"),
         (json.dumps({**good, "writes_parameters": "no"}), "'no' at recipe.writes_parameters, where bool belongs"),
         (json.dumps({**good, "hosts": 3}), "3 at recipe.hosts, where a list belongs"),
+        (with_operation(tier=True), r"True at recipe\.operations\[0\]\.tier, where int belongs"),
+        (with_operation(planned={**planned, "reduce": "median"}), "'median' at .*reduce, where one of flatten, mean"),
+        (with_operation(recipe={**placed, "takes": placed["takes"][:1]}), "at .*takes, where a list of 2 belongs"),
     ):
         path.write_text(change)
         with pytest.raises(RecipeError, match=said):
             Recipe.read(path)
+
+
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    """As `save_pretrained` splits large ones."""
+    model = operate(build(Late), vectors())
+    step(model, vectors())
+    save_regbn(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, tmp_path / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = load_regbn(Late(), tmp_path)
+    torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+class Published(nn.Module):
+    """Writes its weights under other names, as some models of transformers do, and has a name of its own like ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = build(Nested), build(Nested)
+        self.regbnet = nn.Linear(3, 3)
+        self.config = types.SimpleNamespace(_name_or_path="")
+        self.names = lambda name: f"published.{name}"
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.regbnet(self.left(a, b) + self.right(a, b))
+
+    def save_pretrained(self, folder: Path) -> None:
+        named = {self.names(name): tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(named, folder / "model.safetensors")
+
+
+def published(folder: Path, names: Any = None) -> Any:
+    model = operate(Published(), vectors())
+    step(model, vectors())
+    model.names = names or model.names
+    save_regbn(model, folder)
+    return model
+
+
+def test_weights_under_other_names_are_found_by_the_ends_of_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = published(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    fresh = Published()
+    fresh.config._name_or_path = "saved"  # as from_pretrained("saved") says it
+    own = fresh.regbnet.weight.detach().clone()
+    found: Any = load_regbn(fresh, tmp_path / "saved")
+    for ours, theirs in ((found.left, model.left), (found.right, model.right)):
+        assert theirs.fusion.regbn_x.regbn.W.any()
+        assert torch.equal(ours.fusion.regbn_x.regbn.W, theirs.fusion.regbn_x.regbn.W)
+    assert torch.equal(found.regbnet.weight, own), "the model's own weights are from_pretrained's business"
+
+
+def test_weights_whose_names_cannot_be_told_apart_are_not_loaded(tmp_path: Path) -> None:
+    published(tmp_path, lambda name: name.replace("left.", "one.").replace("right.", "two."))
+    fresh = Published()
+    fresh.config._name_or_path = str(tmp_path)
+    before = everything(fresh)
+    with pytest.raises(RecipeError, match="under names that cannot be told apart"):
+        load_regbn(fresh, tmp_path)
+    assert everything(fresh) == before
 
 
 # -- transformers -----------------------------------------------------------------------------------------------------
@@ -527,3 +651,26 @@ def test_code_under_a_name_is_located_though_it_stands_in_no_function(tmp_path: 
     ]  # fmt: skip
     with pytest.raises(RecipeError, match="stands in no function"):
         locate(str(file), 1)
+
+
+def test_a_line_is_in_the_innermost_function_and_its_decorators_belong_to_it(tmp_path: Path) -> None:
+    file = tmp_path / "nested.py"
+    file.write_text(
+        "def outer(x):\n    def inner(y):\n        return y\n    return inner(x)\n\n@print\ndef f(x):\n    pass\n"
+    )
+    found = [locate(str(file), line) for line in (1, 3, 4, 6, 8)]
+    assert [(item.function, item.first) for item in found] == [
+        ("outer", 1), ("outer.inner", 2), ("outer", 1), ("f", 6), ("f", 6)
+    ]  # fmt: skip
+    assert found[-1].text == "@print\ndef f(x):\n    pass\n"
+    file.write_text("# One more line.\n" + file.read_text())
+    assert locate(str(file), 4).first == 3, "the file as it is now"
+
+
+def test_a_wrapped_function_is_the_one_inside() -> None:
+    @functools.wraps(published)
+    def wrapper() -> None: ...
+
+    assert code_of(wrapper) == (__file__, published.__code__.co_firstlineno)
+    with pytest.raises(RecipeError, match="is no Python function"):
+        code_of(len)

@@ -124,8 +124,10 @@ class _NoDropout(TorchFunctionMode):
         if "dropout" in name and args and isinstance(args[0], torch.Tensor):
             return args[0].clone()
         if name == "scaled_dot_product_attention":
-            kwargs["dropout_p"] = 0.0
-            args = args[:4] + args[5:6] if len(args) > 4 else args
+            if len(args) > 4:
+                args = (*args[:4], 0.0, *args[5:])
+            else:
+                kwargs["dropout_p"] = 0.0
         if name == "multi_head_attention_forward":
             kwargs["training"] = False
         return func(*args, **kwargs)

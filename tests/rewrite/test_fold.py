@@ -108,7 +108,7 @@ class Shared(Plain):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         joint = torch.cat([self.enc_a(a), self.enc_b(b)], dim=-1)
-        return self.head(joint) + self.head(torch.ones_like(joint))
+        return self.head(joint) + self.head(torch.ones(len(joint), 12))
 
 
 class Tied(Plain):

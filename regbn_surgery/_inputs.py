@@ -219,7 +219,8 @@ def find_inputs(model: nn.Module, example: InputsLike | None, specs: Mapping[str
     if isinstance(dummy, Mapping) and dummy:
         return Inputs(**dummy)
     raise InputsError(
-        f"No example inputs for {type(model).__name__}: pass example_inputs, or give the rules file an `inputs:` "
+        f"No example inputs for {type(model).__name__}: pass example_inputs (on the command line "
+        "`--input NAME=f32[8,3,32,32]` or `--inputs MODULE:NAME`), or give the rules file an `inputs:` "
         "section (name: {shape: [8, 3, 32, 32]} for each argument of forward)."
     )
 

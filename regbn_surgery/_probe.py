@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from . import _tree
+from ._analyse import MODEL_ERRORS
 from ._api import operate
 from ._diagnosis import MINIMUM, Dependence, dependence
-from ._errors import InputsError
+from ._errors import InputsError, RegBNError
 from ._inputs import Inputs, InputsLike, as_inputs
+from ._report.words import count_text
 from ._rewrite import explain
 from ._rewrite._site import RegBNSite
 from ._rules import Rules
@@ -107,7 +109,8 @@ def diagnose(
             )
         )
     if plans and not rows:
-        raise InputsError(f"no site saw {MINIMUM} samples in {len(batches)} batches: " + "; ".join(notes))
+        seen = count_text(len(batches), "batch", "batches")
+        raise InputsError(f"no site saw {MINIMUM} samples in {seen}: " + "; ".join(notes))
     return Diagnosis(type(model).__name__, len(batches), tuple(rows), tuple(notes))
 
 
@@ -139,6 +142,16 @@ def call_of(model: nn.Module, batch: Any) -> Inputs:
     )
 
 
+def _run(model: nn.Module, inputs: Inputs, number: int) -> None:
+    try:
+        model(*inputs.args, **inputs.kwargs)
+    except RegBNError:
+        raise
+    except MODEL_ERRORS as error:
+        name = type(model).__name__
+        raise InputsError(f"{name} could not be run on batch {number} of the data, {inputs!r}: {error}") from error
+
+
 def _first_rules(model: nn.Module, example: InputsLike, modalities: Mapping[str, Any] | None) -> Rules:
     from ._starter import starter_rules
 
@@ -159,8 +172,8 @@ def _fit(model: nn.Module, places: Mapping[str, RegBNSite], batches: Sequence[In
     with ExitStack() as stack:
         for path, site in places.items():
             stack.callback(site.regbn.register_forward_hook(keep(path), with_kwargs=True).remove)
-        for inputs in batches:
-            model(*inputs.args, **inputs.kwargs)
+        for number, inputs in enumerate(batches):
+            _run(model, inputs, number)
     for path, site in places.items():
         site.train()
         for args, kwargs in itertools.islice(itertools.cycle(calls[path]), max(STEPS, len(calls[path]))):
@@ -202,9 +215,9 @@ def _collected(
     with ExitStack() as stack:
         for path, site in places.items():
             stack.callback(site.regbn.register_forward_hook(watch(path), with_kwargs=True).remove)
-        for inputs in batches:
+        for number, inputs in enumerate(batches):
             seen.clear()
-            model(*inputs.args, **inputs.kwargs)
+            _run(model, inputs, number)
     return {
         path: (torch.cat([f for f, _ in pairs]), torch.cat([g for _, g in pairs]))
         for path, pairs in found.items()

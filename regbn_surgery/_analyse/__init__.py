@@ -129,7 +129,7 @@ def run_model(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool 
             raise CaptureError(
                 f"{type(model).__name__} could not be run in {mode} mode on {inputs!r}: "
                 f"{type(error).__name__}: {error}. "
-                "The same call must work without regbn_surgery; see the error above this one for where it failed."
+                "The same call must work without regbn_surgery."
             ) from error
     return trace
 

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,7 +94,7 @@ def load_data(spec: str) -> Any:
     if callable(found) and not hasattr(found, "__iter__"):
         found = _called(found, spec, "making the data", ())
     if not hasattr(found, "__iter__"):
-        raise ModelNotLoadedError(f"the data {spec!r} are a {type(found).__name__}, which cannot be iterated")
+        raise ModelNotLoadedError(f"the data {spec!r} cannot be iterated: found a value of type {type(found).__name__}")
     return found
 
 
@@ -113,7 +114,7 @@ def load_checkpoint(model: nn.Module, path: str) -> None:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelNotLoadedError(
-            f"the checkpoint {path!r} holds more than weights, or is none ({str(error).splitlines()[0]}); "
+            f"the checkpoint {path!r} holds more than weights{_refused(error)}, or is none; "
             "save the state dict alone: torch.save(model.state_dict(), path)"
         ) from error
     except Exception as error:
@@ -128,6 +129,12 @@ def load_checkpoint(model: nn.Module, path: str) -> None:
         model.load_state_dict(content)
     except RuntimeError as error:  # keys or sizes that differ: torch lists them
         raise ModelNotLoadedError(f"the checkpoint {path!r} does not fit {type(model).__name__}: {error}") from error
+
+
+def _refused(error: BaseException) -> str:
+    """The object that torch would not load, by its name; its advice to load it all the same is not passed on."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" (`{named[1]}`)" if named else ""
 
 
 def _is_file(place: str) -> bool:

@@ -13,7 +13,7 @@ import click
 
 from .completing import complete_file, complete_preset, complete_rules
 from .options import ModelRequest, modality_option, model_options
-from .output import debuggable, quiet_stdout, warn, write_text, write_views
+from .output import debuggable, progress, quiet_stdout, warn, write_text, write_views
 
 if TYPE_CHECKING:
     from .._rules import Rules
@@ -61,12 +61,14 @@ def plan(request: ModelRequest, rules: str, form: str, output: str | None) -> No
 
 
 def _plan(request: ModelRequest, parsed: Rules) -> Plan:
-    from .._api import plan as make_plan
     from .._errors import RegBNWarning
 
-    with quiet_stdout(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RegBNWarning)  # they are in the plan, from which they are told below
+    with progress("loading torch and the model"), quiet_stdout():
+        from .._api import plan as make_plan
+
         built, inputs = request.load()
+    with progress(f"planning for {type(built).__name__}"), quiet_stdout(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RegBNWarning)  # they are in the plan, from which they are told below
         return make_plan(built, parsed, inputs)
 
 
@@ -132,10 +134,11 @@ def init(request: ModelRequest, modalities: dict[str, Any], output: str | None) 
 
     The file can be used as it is. MODEL is as for `inspect`.
     """
-    from .._starter import starter_rules
+    with progress("loading torch and the model"), quiet_stdout():
+        from .._starter import starter_rules
 
-    with quiet_stdout():
         built, inputs = request.load()
+    with progress(f"running {type(built).__name__} and trying its rules"), quiet_stdout():
         text = starter_rules(built, inputs, modalities or None)
     write_text(text.rstrip("\n"), output)
 

@@ -38,7 +38,8 @@ def dependence_view(found: Diagnosis, width: int = 80) -> RenderableType:
     samples = max((row.before.samples for row in found.rows), default=0)
     head = Text.assemble(
         (found.model, "bold"),
-        f": how much of f goes with g, on {count_text(samples, 'sample')} in {found.batches} batches",
+        f": how much of f goes with g, on {count_text(samples, 'sample')} in ",
+        count_text(found.batches, "batch", "batches"),
     )
     table = plain_table("site", "measure", "0 = independent, 1 = f is g")
     for row in found.rows:

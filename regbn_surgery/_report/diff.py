@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from .._types import PlannedSite
@@ -68,9 +69,15 @@ def host_views(hosts: Sequence[HostLike]) -> Iterator[RenderableType]:
     for host in hosts:
         name = owner_text(host.host)
         head = Text.assemble((name, "bold"), f" ({host.host_class}), tier {host.tier}: {_TIERS.get(host.tier, '')}")
-        calls = [f"\n  {site.name}: {_flow(site)}" for site in host.sites]
-        whys = [f"\n  why {text}" for text in whys_of(host)]
-        yield Group("", Text.assemble(head, *calls, *whys), "")
+        lines = Table.grid(padding=(0, 1))  # so that what is wrapped stays under itself
+        lines.add_column(overflow="fold")
+        lines.add_column(overflow="fold")
+        for site in host.sites:
+            lines.add_row(Text(f"  {site.name}:"), Text(_flow(site)))
+        for text in whys_of(host):
+            what, _, reason = text.partition(": ")
+            lines.add_row(Text(f"  why {what}:"), Text(reason))
+        yield Group("", head, lines, "")
         if host.before:
             yield coloured(unified(host.before, host.after, name))
         elif host.after:

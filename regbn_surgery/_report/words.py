@@ -17,6 +17,6 @@ def all_notes(inspection: Inspection) -> list[str]:
     return notes
 
 
-def count_text(number: int, noun: str) -> str:
-    """`1 fusion point`, `2 fusion points`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def count_text(number: int, noun: str, plural: str = "") -> str:
+    """`1 fusion point`, `2 fusion points`, `3 batches`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"

@@ -15,6 +15,10 @@ def model():
     return Two()
 
 nothing = 3
+
+def other():
+    yield from batches(0.8, 1)
+    yield torch.ones(8, 99), torch.ones(8, 98)
 """
 RULES = "version: 1\nrules: [{id: late, match: {kind: concat}, normalize: x}]\n"
 COMMAND = ("diagnose", "probe_data.py:model", "--data", "probe_data.py:data", "--batches", "3")
@@ -42,6 +46,14 @@ def test_data_that_are_none(run, tmp_path):
     result = run("diagnose", "probe_data.py:model", "--data", "probe_data.py:nothing")
     assert result.exit_code == 2
     assert "cannot be iterated" in result.stderr
+
+
+def test_a_batch_that_the_model_does_not_take_is_named(run, tmp_path):
+    (tmp_path / "probe_data.py").write_text(DATA)
+    result = run("diagnose", "probe_data.py:model", "--data", "probe_data.py:other")
+    assert result.exit_code == 2
+    assert "Two could not be run on batch 1 of the data" in result.stderr
+    assert "[8, 99]" in result.stderr
 
 
 def test_rules_name_the_modalities(run, tmp_path):

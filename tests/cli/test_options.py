@@ -139,9 +139,15 @@ class TestCheckpoint:
                 return (open, ("trapped", "w"))
 
         torch.save({"x": Trap()}, "trap.pt")
-        with pytest.raises(ModelNotLoadedError, match="holds more than weights"):
+        with pytest.raises(ModelNotLoadedError, match=r"holds more than weights \(`\w*\.?open`\)") as caught:
             ModelRequest("optioned.py:Two", checkpoint="trap.pt").load()
+        assert "weights_only" not in str(caught.value)
         assert not (place / "trapped").exists()
+
+    def test_what_is_no_checkpoint_is_not_advised_to_be_loaded_all_the_same(self, place):
+        with pytest.raises(ModelNotLoadedError, match="or is none; save the state dict") as caught:
+            ModelRequest("optioned.py:Two", checkpoint="optioned.py").load()
+        assert "weights_only" not in str(caught.value)
 
     def test_keys_that_do_not_fit_are_named(self, place):
         torch.save({"left.weight": torch.zeros(8, 4), "extra": torch.zeros(1)}, "other.pt")
@@ -152,3 +158,9 @@ class TestCheckpoint:
         (place / "text.pt").write_text("hello")
         with pytest.raises(ModelNotLoadedError, match="text"):
             ModelRequest("optioned.py:Two", checkpoint="text.pt").load()
+
+
+def test_a_model_without_inputs_is_told_the_options(run, place):
+    result = run("inspect", "optioned.py:Two")
+    assert result.exit_code == 2
+    assert "--input NAME=f32[8,3,32,32]" in result.stderr

@@ -37,6 +37,8 @@ class Objects:
         self.strict = strict
         self.recording = True
         self.graph = torch.fx.Graph()
+        # A child may be called `self`, as in every BERT: its result must not take the name of the module.
+        self.graph._graph_namespace.create_name("self", None)
         self._owned: dict[int, str] = {}
         for path, tensor in (
             *root.named_parameters(remove_duplicate=False),

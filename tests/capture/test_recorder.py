@@ -305,6 +305,17 @@ def test_the_graph_repeats_what_the_forward_does(
         check_repeats(module, trace, inputs(batch))
 
 
+def test_a_child_may_have_the_name_of_the_module_itself() -> None:
+    """BERT's attention has a child `self`, and reads other attributes after calling it."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.self(x) + self.bias
+
+    module = make(forward, self=nn.Linear(4, 4), bias=nn.Parameter(torch.randn(4)))
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(run_graph(module, captured(module, x, strict=True), x), module(x))
+
+
 def test_the_captured_run_itself_is_the_models_own() -> None:
     from regbn_surgery._capture import capture
 

@@ -108,6 +108,8 @@ class FrameView:
                 seen.add(event.order)
                 crossed.append(event)
             before = [i for i in event.inputs if self.carries(i) is not None and i not in event.outputs]
+            if event.op is not None and event.op.name in ax.STRETCHES:
+                before = before[:1]  # the other one gives its shape alone
             if not before:
                 break
             frontier.update(dict.fromkeys(before))
@@ -173,7 +175,7 @@ class FrameView:
                 name = event.op.name if event.op is not None else ""
                 if name in SQUASHES and not squashed:
                     squashed = True
-                elif name not in _TRANSPARENT | _SCALING and not self._only_reshapes(event):
+                elif name not in _TRANSPARENT | _SCALING | ax.STRETCHES and not self._only_reshapes(event):
                     return best
             best = uid
         return best
@@ -196,6 +198,8 @@ class FrameView:
         )
 
     def _only_reshapes(self, event: Event) -> bool:
+        if event.op is not None and event.op.name in ax.STRETCHES:
+            return True
         if event.op is None or len(event.outputs) != 1 or len(event.inputs) != 1:
             return False
         sizes = [_numel(self.trace.tensors[uid].shape) for uid in (event.inputs[0], event.outputs[0])]

@@ -18,6 +18,8 @@ VIEWS = frozenset({
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "ravel", "contiguous",
     "Flatten", "Unflatten", "squeeze_", "unsqueeze_", "expand_dims",
 })  # fmt: skip
+#: Repeat a tensor without copying it, as broadcasting does.
+STRETCHES = frozenset({"expand", "expand_as", "broadcast_to"})
 PERMUTES = frozenset({
     "permute", "transpose", "t", "T", "mT", "H", "mH", "swapaxes", "swapdims", "movedim", "moveaxis", "adjoint",
     "transpose_", "t_",

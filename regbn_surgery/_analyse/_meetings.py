@@ -33,6 +33,8 @@ from ._lineage import (
 #: Behind these an operand is still the same data, or a part of it.
 _SEEN_THROUGH = ax.VIEWS | ax.PERMUTES | ax.CASTS | ax.DROPOUTS | ax.SPLITS | {"__getitem__", "narrow", "select"}
 
+Extents = Mapping[int, tuple[int, ...]]  # shapes of operands, by their position
+
 
 @dataclass(frozen=True)
 class Met:
@@ -116,7 +118,7 @@ class Meetings:
             return
         if lineage.segments.meeting is not None:
             self.meetings[lineage.segments.meeting].real = True
-        elif not lineage.segments.batch and self.op is not None and len(lineage.home) > 1:
+        elif not lineage.segments.batch and self.op is not None and _is_cut_input(lineage):
             self.blends.setdefault(lineage.home, self.op)
         for _, part in lineage.segments.parts:
             self._mixed(part)
@@ -212,9 +214,10 @@ class Meetings:
         if any(m.lineage.axes is not None for m in operands):
             return self._scores_elementwise(op, kind, operands, result)
         homes = [m.home for m in operands]
-        larger = _larger(operands, result.shape)
+        extents = {m.position: self._extent(m.info) for m in operands}
+        larger = _larger(operands, extents)
         if larger == "outer":
-            return self._outer(op, kind, operands, result)
+            return self._outer(op, kind, operands, extents)
         if not incomparable(homes):
             if len(set(homes)) == 1:
                 lineage = self._same_home(op, kind, operands, result)
@@ -278,11 +281,21 @@ class Meetings:
         producer = self.producers.get(self._root(operand.info.uid))
         return producer is not None and self.trace.ops[producer].name in SQUASHES
 
-    def _outer(self, op: Op, kind: Family, operands: tuple[Met, ...], result: TensorInfo) -> Lineage:
+    def _extent(self, info: TensorInfo) -> tuple[int, ...]:
+        """A tensor's shape, with size 1 where it was only stretched: `scale.expand_as(x) * x` is `scale * x`."""
+        shape, uid = info.shape, info.uid
+        while uid in self.producers and self.trace.ops[self.producers[uid]].name in ax.STRETCHES:
+            before = self.trace.ops[self.producers[uid]].inputs[0]
+            if before == uid:
+                break
+            uid, shape = before, self.trace.tensors[before].shape
+        return shape
+
+    def _outer(self, op: Op, kind: Family, operands: tuple[Met, ...], extents: Extents) -> Lineage:
         axes: list[Home] = []
-        rank = len(result.shape)
+        rank = len(self.trace.tensors[op.outputs[0]].shape)
         for i in range(rank):
-            owners = [m for m in operands if _size_at(m.info.shape, i, rank) > 1]
+            owners = [m for m in operands if _size_at(extents[m.position], i, rank) > 1]
             axes.append(owners[0].home if len(owners) == 1 else NOBODY)
         homes = [m.home for m in operands]
         if not incomparable(homes):
@@ -367,10 +380,17 @@ def _size_at(shape: tuple[int, ...], axis: int, rank: int) -> int:
     return shape[index] if index >= 0 else 1
 
 
-def _larger(operands: tuple[Met, ...], result: tuple[int, ...]) -> Met | str | None:
+def _is_cut_input(lineage: Lineage) -> bool:
+    """Whether this is an input of several modalities, each a stretch of it: a concatenation that no call has made."""
+    parts = lineage.segments.parts if lineage.segments is not None else ()
+    return len(lineage.home) > 1 and not lineage.origins and all(len(part.home) <= 1 for _, part in parts)
+
+
+def _larger(operands: tuple[Met, ...], extents: Extents) -> Met | str | None:
     """The one operand that fills the result, "outer" where several stretch each other, None for equal shapes."""
-    rank = len(result)
-    full = [m for m in operands if all(_size_at(m.info.shape, i, rank) == n for i, n in enumerate(result))]
+    rank = max(map(len, extents.values()))
+    result = [max(_size_at(shape, i, rank) for shape in extents.values()) for i in range(rank)]
+    full = [m for m in operands if all(_size_at(extents[m.position], i, rank) == n for i, n in enumerate(result))]
     if len(full) == len(operands):
         return None
     if not full:

@@ -18,7 +18,7 @@ from ._lineage import NOBODY, Lineage, Segments, fuse
 #: Parts of names that mark an input as bookkeeping rather than content, by the words of DESIGN's default.
 _BOOKKEEPING = re.compile(
     r"(^|[._])(\w*mask\w*|position\w*|\w*_pos|pos|type|\w*_type_ids?|types?|segment\w*|length\w*|lens?|labels?|targets?|"
-    r"edge_index|cache_position|indices|index)([._]|$)"
+    r"edge_index|edge_weights?|adj|adjacency|cache_position|indices|index)([._]|$)"
 )
 _PASSES_IDS = (
     VIEWS
@@ -28,6 +28,10 @@ _PASSES_IDS = (
     | SPLITS
     | {"__getitem__", "cat", "where", "masked_fill", "clamp", "new_zeros"}
     | {"expand", "expand_as", "broadcast_to", "repeat"}
+    # Fields that share one table are told apart by an offset, and ids without end are hashed into it.
+    | {"add", "__radd__", "sub", "__rsub__", "mul", "__rmul__", "remainder", "__mod__", "fmod", "abs"}
+    | {"floor_divide", "__floordiv__", "bitwise_and", "__and__", "bitwise_or", "__or__", "bitwise_xor", "__xor__"}
+    | {"bitwise_left_shift", "__lshift__", "bitwise_right_shift", "__rshift__"}
 )
 
 

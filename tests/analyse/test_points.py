@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -165,6 +166,37 @@ def test_an_outer_sum_is_taken_before_its_stretching() -> None:
     assert point.sites[0].reduce == "mean"
 
 
+@pytest.mark.parametrize("stretched", [False, True])
+def test_stretching_by_hand_is_broadcasting(stretched: bool) -> None:
+    """`x * g.expand_as(x)` is a gate of x; two tensors stretched against each other are an outer sum."""
+
+    def gated(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.p(b)).view(-1, 4, 1, 1)
+        return a * (gate.expand_as(a) if stretched else gate)
+
+    (point,) = points(gated, {"a": MAPS["a"], "b": AB["b"]}, p=nn.Linear(8, 4))
+    assert point.sites[0].gate == 1
+    assert [side.shape for side in point.sites[0].sides] == [(2, 4, 6, 6), (2, 4)]
+
+    def summed(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        a, b = self.p(a)[:, :, None], self.p(b)[:, None]
+        if stretched:
+            a, b = a.expand(-1, -1, 7, -1), b.expand(-1, 5, -1, -1)
+        return torch.tanh(a + b).sum(2)
+
+    (point,) = points(summed, TOKENS, p=nn.Linear(8, 4))
+    assert [side.shape for side in point.sites[0].sides] == [(2, 5, 4), (2, 7, 4)]
+
+
+def test_a_shift_that_is_stretched_by_hand_re_enters_no_more_than_a_broadcast_one() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        both = self.p(torch.cat([a.mean((2, 3)), b], 1)).view(-1, 4, 1, 1)
+        return a + both.expand_as(a)
+
+    found = points(forward, {"a": MAPS["a"], "b": AB["b"]}, p=nn.Linear(12, 4))
+    assert [point.kind for point in found] == ["concat"]
+
+
 def test_two_calls_in_one_line_are_two_points_and_a_call_in_a_loop_over_time_is_one() -> None:
     def stitched(self: Any, a: Tensor, b: Tensor) -> Any:
         a, b = self.m(a), self.n(b)
@@ -178,6 +210,22 @@ def test_two_calls_in_one_line_are_two_points_and_a_call_in_a_loop_over_time_is_
         return [torch.cat([a[:, t], b[:, t]], 1) for t in range(5)]
 
     assert len(points(over_time, inputs(a=(5, 8), b=(5, 8)), **layers)) == 1
+
+
+def test_what_a_loop_gathers_of_one_point_meets_no_more() -> None:
+    def gathered(self: Any, a: Tensor, b: Tensor) -> Any:
+        a, b = self.m(a), self.n(b)
+        return torch.stack([a[:, t] * torch.sigmoid(b[:, t]) for t in range(5)], 1)
+
+    layers = {"m": nn.Linear(8, 8), "n": nn.Linear(8, 8)}
+    (point,) = points(gathered, inputs(a=(5, 8), b=(5, 8)), **layers)
+    assert (point.kind, point.level) == ("product", "late")
+
+    def two_ways(self: Any, a: Tensor, b: Tensor) -> Any:
+        a, b = self.m(a), self.n(b)
+        return torch.stack([a * b, torch.tanh(a) * torch.cos(b)], 1)
+
+    assert [point.level for point in points(two_ways, AB, **layers)] == ["middle", "middle", "remeeting"]
 
 
 def test_a_call_in_a_loop_over_layers_is_a_point_for_each() -> None:

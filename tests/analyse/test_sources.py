@@ -42,6 +42,9 @@ def test_floats_and_ids_that_reach_a_table_are_modalities_and_others_are_told_wh
         lambda self, ids: self.table.weight.index_select(0, ids.flatten()).view(-1, 5, 8),
         lambda self, ids: torch.index_select(self.table.weight, dim=0, index=ids.view(-1)).unflatten(0, (-1, 5)),
         lambda self, ids: self.table.weight.gather(0, ids.view(-1, 1).expand(-1, 8)).view(-1, 5, 8),
+        lambda self, ids: self.table((ids * 7 + 3) % 10),  # hashed into a small table
+        lambda self, ids: self.table(ids % 2 + torch.arange(0, 10, 2)),  # fields that share a table
+        lambda self, ids: self.table((ids ^ (ids >> 1)).remainder(10)),
     ],
 )
 def test_a_table_may_be_looked_up_in_any_way(look_up: Any) -> None:
@@ -57,7 +60,7 @@ def test_a_table_may_be_looked_up_in_any_way(look_up: Any) -> None:
     "name",
     ["attention_mask", "mask", "pixel_mask", "position_ids", "token_type_ids", "segment_ids", "lengths", "labels",
      "target", "targets", "target_ids", "text_target", "label", "labels_a", "batch.targets", "edge_index",
-     "cache_position"],
+     "edge_weight", "adj", "graph.adjacency", "cache_position"],
 )  # fmt: skip
 def test_bookkeeping_is_left_out_by_its_name(name: str) -> None:
     def forward(self: Any, **given: Tensor) -> Tensor:
@@ -168,6 +171,17 @@ def test_channels_of_an_image_that_no_call_parts_are_told_of() -> None:
     found = inspected(lambda self, x: self.conv(x), {"x": normal(4, 4, 8, 8)}, modalities, conv=nn.Conv2d(4, 6, 3))
     assert not found.fusion_points
     assert any("`rgb` and `depth` are stretches of one input that Conv2d `conv` at" in note for note in found.notes)
+
+
+def test_a_concatenation_that_joins_what_has_met_is_no_stretch_of_an_input() -> None:
+    def forward(self: Any, points: Tensor, image: Tensor) -> Tensor:
+        given = torch.cat([points, image], -1)
+        return self.second(torch.cat([self.first(given), given], -1))
+
+    example = {"points": normal(4, 3), "image": normal(4, 5)}
+    found = inspected(forward, example, first=nn.Linear(8, 8), second=nn.Linear(16, 2))
+    assert [point.kind for point in found.fusion_points] == ["concat"]
+    assert not found.notes
 
 
 def test_what_no_stretch_covers_belongs_to_nobody() -> None:

@@ -9,6 +9,7 @@ from . import (
     cross_attention,
     gating,
     multi_level,
+    over_time,
     posteriors,
     selection,
     spatial,
@@ -40,4 +41,5 @@ CASES = (
     *posteriors.CASES,
     *tables_and_graphs.CASES,
     *styles.CASES,
+    *over_time.CASES,
 )

@@ -26,12 +26,15 @@ class Named(Protocol):
     def name(self) -> str: ...
 
 
-def remember_caches(host: nn.Module, onward: Mapping[str, Onward], *values: Any) -> None:
-    """The caches among the arguments and outputs of a call hold what RegBN had a part in. `onward`, by site's name: how
-    the call went on from there."""
-    remember({getattr(host, name).token: found for name, found in onward.items()}, *values)
+@torch.compiler.disable(reason="what a key-value cache was filled with is noted outside of the graph")  # type: ignore[untyped-decorator, no-untyped-call]
+def remember_caches(host: nn.Module, ran: Iterable[str], onward: Mapping[str, Onward], *values: Any) -> None:
+    """The caches among the arguments and outputs of a call hold what RegBN had a part in. By site's name: those that
+    `ran`, and how the call went `onward` from there."""
+    tokens = {name: getattr(host, name).token for name in ran}
+    remember(tokens.values(), {tokens[name]: found for name, found in onward.items()}, *values)
 
 
+@torch.compiler.disable(reason="what a key-value cache was filled with is looked up outside of the graph")  # type: ignore[untyped-decorator, no-untyped-call]
 def remembered(
     host: nn.Module, sites: Iterable[Named], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Met]:

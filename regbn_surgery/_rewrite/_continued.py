@@ -72,7 +72,7 @@ class Continued:
         output = call(module, *args, **kwargs)
         if has_caches(args, kwargs, output):
             self._spread(joint)
-            remember({}, args, kwargs, output)
+            remember((self.module.token,), {}, args, kwargs, output)
         return output
 
     def _spread(self, joint: Tensor) -> None:

@@ -16,7 +16,7 @@ from .. import _tree
 from .._errors import RegBNBypassedError, RewriteError
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
 from ._growing import called_with
-from ._memory import has_caches
+from ._memory import has_caches, mark_compiled
 from ._roles import Roles
 from ._site import RegBNSite
 
@@ -70,7 +70,9 @@ class HoistHook:
             with called_with(args, kwargs):
                 f_new, g_new = site(f, g, **self._masks(spec, site, f, g, args, kwargs))
                 if not torch.compiler.is_compiling():
-                    remember_caches(module, {}, args, kwargs)
+                    remember_caches(module, (spec.site,), {}, args, kwargs)
+                elif not torch.compiler.is_exporting():
+                    mark_compiled((site.token,), args, kwargs)
             args, kwargs = self._replace(spec.f, f, f_new, args, kwargs)
             if spec.replace_g:
                 args, kwargs = self._replace(spec.g, g, g_new, args, kwargs)

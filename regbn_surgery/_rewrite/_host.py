@@ -31,7 +31,7 @@ from ._growing import called_with
 from ._guard import ATTRIBUTE, on_the_stack
 from ._interpose import interposed
 from ._local import LocalSite, Variant, build_variant
-from ._memory import has_caches
+from ._memory import has_caches, mark_compiled
 from ._methods import interposed_method, refuse_methods
 from ._opened import leaf_rule, refuse_hooks, settings_of, states
 from ._reorder import without_dropout
@@ -69,7 +69,7 @@ class HostSurgery:
         """The host's forward, with RegBN in it."""
         if torch.compiler.is_compiling():
             return self._run(host, args, kwargs)
-        with on_the_stack(self.token), called_with(args, kwargs):
+        with on_the_stack(self.token):
             return self._run(host, args, kwargs)
 
     def run_method(self, host: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -104,10 +104,14 @@ class HostSurgery:
                 refuse_unknown_caches(host, self.path, self._sites(role), args, kwargs)
             return original(*args, **kwargs)
         if compiling:  # the fewer frames, the fewer that a break within splits once more
-            return _stored(host, variant, variant.function(host, *args, **kwargs))
-        with _modes_restored():
             output = _stored(host, variant, variant.function(host, *args, **kwargs))
-        remember_caches(host, variant.onward, args, kwargs, output)
+            if not torch.compiler.is_exporting():
+                mark_compiled(variant.tokens, args, kwargs, output)
+            return output
+        with called_with(args, kwargs):
+            with _modes_restored():
+                output = _stored(host, variant, variant.function(host, *args, **kwargs))
+            remember_caches(host, variant.sites, variant.onward, args, kwargs, output)
         return output
 
     def _go_on(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -24,8 +24,9 @@ from .._capture import intercepting
 from .._capture._source import current_source, kind_of_module
 from .._errors import RegBNBypassedError, RewriteError
 from ._bypass import refuse_going_on, remember_caches, remembered, tell_passed_by
+from ._growing import called_with
 from ._local import LocalSite
-from ._memory import Met, hand_on
+from ._memory import SPOILT, Met, hand_on
 from ._onward import Going, Maker, Onward, continues
 from ._scatter import run_scatter
 
@@ -202,8 +203,7 @@ class _Passage(TorchFunctionMode):
                 return f_new
             return g_new if reads_g and leaf is g else leaf
 
-        changed: tuple[tuple[Any, ...], dict[str, Any]] = _tree.rebuild((args, kwargs), change)
-        return changed
+        return _exchanged(args, kwargs, change)
 
     # -- going on from a cache --------------------------------------------------------------------------------
 
@@ -247,9 +247,7 @@ class _Passage(TorchFunctionMode):
                 new[id(tensor)] = value
         if not new:
             return args, kwargs
-        changed: tuple[tuple[Any, ...], dict[str, Any]]
-        changed = _tree.rebuild((args, kwargs), lambda _, leaf: new.get(id(leaf), leaf))
-        return changed
+        return _exchanged(args, kwargs, lambda _, leaf: new.get(id(leaf), leaf))
 
     def _chain(self, maker: Maker | None, reader: Key) -> Iterator[tuple[str, ...]]:
         """The sites that `reader` would find between itself and the call that made what it reads: one behind another
@@ -279,7 +277,11 @@ class _Passage(TorchFunctionMode):
 
     def unfinished(self) -> dict[str, str]:
         """Sites that a call goes on from without having come by them in any way; and why, if known."""
-        left = {name: "" for name in self.met_before if name not in self.reached and name not in self.went_on}
+        left = {
+            name: "" if met.pooled() is not None else SPOILT
+            for name, met in self.met_before.items()
+            if name not in self.reached and name not in self.went_on
+        }
         found = {name: where for name, where in self.strange.items() if name not in self.reached}
         return left | {name: f"{where} reads them otherwise than before" for name, where in found.items()}
 
@@ -310,6 +312,19 @@ class _Passage(TorchFunctionMode):
         return result
 
 
+def _exchanged(
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[str, Any], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with some leaves exchanged. What holds none of them stays the object it is: a cache that is a
+    dataclass is going to be written to."""
+
+    def exchange(value: Any) -> Any:
+        leaves = list(_tree.leaves(value))
+        return value if all(change(name, leaf) is leaf for name, leaf in leaves) else _tree.rebuild(value, change)
+
+    return tuple(exchange(value) for value in args), {name: exchange(value) for name, value in kwargs.items()}
+
+
 @torch.compiler.disable(reason="RegBN is let into a forward that runs as it is (tier 3); see explain(model)")  # type: ignore[untyped-decorator, no-untyped-call]
 def interposed(
     host: nn.Module,
@@ -334,14 +349,15 @@ def interposed(
 
     passage = _Passage(host, sites, met_before, refuse)
     passage.start(_tree.bind(forward, args, kwargs))
-    with intercepting(passage), passage:
-        output = forward(*args, **kwargs)
-    for name, why in passage.unfinished().items():
-        passage.refuse(name, why)
-    if passage.reached:
-        remember_caches(host, passage.onward(), args, kwargs, output)
-    elif not met_before:
-        tell_passed_by(host, path, sites, args, kwargs)
+    with called_with(args, kwargs):
+        with intercepting(passage), passage:
+            output = forward(*args, **kwargs)
+        for name, why in passage.unfinished().items():
+            passage.refuse(name, why)
+        if passage.reached:
+            remember_caches(host, passage.reached, passage.onward(), args, kwargs, output)
+        elif not met_before:
+            tell_passed_by(host, path, sites, args, kwargs)
     if met_before:
         hand_on((args, kwargs), output)
     return output

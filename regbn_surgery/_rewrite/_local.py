@@ -88,6 +88,7 @@ class Variant:
     held: tuple[int, ...]  # identities of the objects from outside the module that it uses
     leaks: bool  # whether it may hold for the sizes of the captured call only
     stores: bool  # whether the function returns `(output, {attribute: value})`
+    tokens: tuple[str, ...] = ()  # by which caches know `sites`
     onward: Mapping[str, Onward] = field(default_factory=dict)  # by site, how it goes on where f may follow without g
     reordered: bool = False  # whether calls have to wait for a RegBN, so that random numbers are drawn in another order
 
@@ -127,8 +128,19 @@ def build_variant(host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -
     identities = tuple(id(value) for value in trace.constants.values())
     held = {f"_held_{name}": value for name, value in trace.constants.items()}
     function = _compile(source, {**code.globals, **held}, type(host).__name__)
-    stores = bool(trace.stores)
-    return Variant(before, after, function, tuple(done), settings, identities, trace.leaks, stores, onward, waiting)
+    return Variant(
+        before,
+        after,
+        function,
+        tuple(done),
+        settings,
+        identities,
+        trace.leaks,
+        bool(trace.stores),
+        tuple(getattr(host, name).token for name in done),
+        onward,
+        waiting,
+    )
 
 
 def _onward(host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -> dict[str, Onward]:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from ._onward import Onward
     from ._site import RegBNSite
 
+#: Why a cache that RegBN had a part in does not tell one g.
+SPOILT = (
+    "the cache was filled in training mode, by a compiled call, or with different values of the modality that is "
+    "absent now, all of which the new positions would have to see"
+)
 _ATTRIBUTE = "_regbn_met"
 #: The same for caches that take no attributes of others.
 _elsewhere: Any = WeakIdKeyDictionary()
@@ -117,16 +122,32 @@ def note(site: RegBNSite, g: Tensor, mask: Tensor | None) -> None:
         frame.met.setdefault(site.token, []).append(met)
 
 
-def remember(onward: Mapping[str, Onward], *values: Any) -> None:
-    """The caches among the arguments and outputs of a call hold what came by the sites in it. `onward`, by site's
-    token: how it went on from there."""
+def remember(ran: Iterable[str], onward: Mapping[str, Onward], *values: Any) -> None:
+    """The caches among the arguments and outputs of a call hold what came by the sites in it. `ran`: the tokens of the
+    sites; those that did so in a compiled piece have told nothing of it. `onward`: how it went on from there."""
     frame = current_frame()
-    if frame is None or not frame.met:
+    told = {} if frame is None else frame.met
+    if not told or not set(ran) <= told.keys():
+        mark_compiled(tuple(token for token in ran if token not in told), *values)
+    if frame is None or not told:
         return
     for cache in {id(cache): cache for cache in caches_in(values)}.values():
         before = _read(cache)
         new = {token: _grown(cache, before.get(token), met, onward.get(token)) for token, met in frame.met.items()}
         _write(cache, {**before, **new})
+
+
+#: What a compiled call has met.
+_compiled = Met(None, None, torch.float32)
+
+
+def mark_compiled(tokens: tuple[str, ...], *values: Any) -> None:
+    """The same for a compiled call, in a way that dynamo can follow: that something has met, and not what."""
+    for cache in caches_in(values):
+        memory = dict(getattr(cache, _ATTRIBUTE, {}))
+        for token in tokens:
+            memory[token] = _compiled
+        setattr(cache, _ATTRIBUTE, memory)
 
 
 def _grown(cache: Any, before: Met | None, met: list[Met], onward: Onward | None) -> Met:
@@ -146,6 +167,7 @@ def recollect(host: nn.Module, names: Iterable[str], *values: Any) -> dict[str, 
     caches = list(caches_in(values))
     if not caches:
         return found
+    forget_if_empty(caches)
     for name in names:
         token = getattr(host, name).token
         for cache in caches:

@@ -14,7 +14,7 @@ from .._errors import RegBNBypassedError, RegBNShapeError
 from .._types import PlannedSite, Side
 from ..nn import RegBN
 from ._growing import refuse_growing_g
-from ._memory import Met, note
+from ._memory import SPOILT, Met, note
 
 
 class RegBNSite(nn.Module):
@@ -86,10 +86,7 @@ class RegBNSite(nn.Module):
             raise RegBNBypassedError(f"RegBN cannot go on from a cache without g: {why}")
         g = met.pooled()
         if g is None:
-            raise RegBNBypassedError(
-                "RegBN cannot go on from a cache that was filled in training mode, or with different values of the "
-                "modality that is absent now: positions that saw the first would have to see them all"
-            )
+            raise RegBNBypassedError(f"RegBN cannot go on from a cache without g: {SPOILT}")
         batch = f.shape[self.f_axes[0]]
         if batch != g.shape[0]:
             raise RegBNBypassedError(

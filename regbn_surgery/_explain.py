@@ -10,7 +10,7 @@ from torch import nn
 from ._report.jsonout import hosts_to_list
 from ._rewrite import HostReport
 from ._rewrite import explain as hosts_of
-from ._rewrite._host import original_class
+from ._rewrite._classes import original_class
 
 
 @dataclass(frozen=True, repr=False)

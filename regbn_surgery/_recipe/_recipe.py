@@ -21,7 +21,8 @@ from torch import nn
 
 from .._errors import RecipeError
 from .._rewrite import Operation, explain, operations_of, repeat
-from .._rewrite._host import ATTRIBUTE, original_class
+from .._rewrite._classes import original_class
+from .._rewrite._guard import ATTRIBUTE
 from .._types import Layout
 from .._version import __version__
 from . import _json

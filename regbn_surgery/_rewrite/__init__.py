@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ._fold import fold, freeze
+from ._operations import Operation
 from ._site import RegBNSite, identity
 from ._source import forward_digests, refuse_changed
-from ._surgery import HostReport, Operation, explain, operations_of, perform, refuse_second, repeat, undo
+from ._surgery import HostReport, explain, operations_of, perform, refuse_second, repeat, undo
 
 __all__ = [
     "HostReport",

@@ -17,10 +17,10 @@ from .._inputs import Inputs
 from .._state import preserved
 from ..nn.fold import fold_into_linear
 from ._calls import own_arguments
+from ._classes import uninstall
 from ._compare import difference
 from ._guard import ATTRIBUTE, RECORD, Guard
 from ._hoist import HoistHook
-from ._host import uninstall
 from ._site import RegBNSite, sites_of
 
 

@@ -1,16 +1,12 @@
-"""A host whose forward is generated: the same class by name, keys and behaviour, with variants behind `forward`.
+"""A host whose forward is generated: one variant for each kind of call, captured, checked and kept.
 
-As `torch.nn.utils.parametrize` does, the instance gets a class of its own that derives from its old one. Everything
-particular to the instance sits in its `HostSurgery`, so that copies and pickles are easy: compiled functions are not
-pickled but made anew from the sites at the first call.
+Everything particular to the instance sits in its `HostSurgery`, so that copies and pickles are easy: compiled
+functions are not pickled but made anew from the sites at the first call. The class around it is made in `_classes`.
 """
 
 from __future__ import annotations
 
-import copyreg
 import functools
-import inspect
-import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,18 +17,18 @@ import torch
 from torch import nn
 
 from .._capture import Trace, capture
-from .._capture._subclass import quiet_subclass
 from .._errors import CaptureError, RegBNBypassedError, RewriteError, UnseenCallError
 from .._state import preserved, random_state, seeded
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered, tell_passed_by
 from ._calls import Key, Known, key_of, kind_of, own_arguments, sizes_of, spelled
+from ._classes import original_class, original_forward, unbound_forward
 from ._compare import difference
 from ._growing import called_with
-from ._guard import ATTRIBUTE, on_the_stack
+from ._guard import on_the_stack
 from ._interpose import interposed
 from ._local import LocalSite, Variant, build_variant
 from ._memory import has_caches, mark_compiled
-from ._methods import interposed_method, refuse_methods
+from ._methods import interposed_method
 from ._opened import leaf_rule, refuse_hooks, settings_of, states
 from ._reorder import without_dropout
 from ._roles import NO_ROLE, Roles
@@ -314,169 +310,3 @@ def _modes_restored() -> Iterator[None]:
             torch.set_autocast_enabled(kind, enabled)
             torch.set_autocast_dtype(kind, dtype)
         raise
-
-
-def original_class(module: nn.Module) -> type[nn.Module]:
-    found: type[nn.Module] = getattr(type(module), "_regbn_original_class", type(module))
-    return found
-
-
-def original_forward(host: nn.Module) -> Any:
-    return unbound_forward(host).__get__(host)
-
-
-def unbound_forward(host: nn.Module) -> Any:
-    """The forward that the host had before the surgery, of its class or, where it had one, its own."""
-    own = host.__dict__.get("forward")
-    before = own.before if isinstance(own, InstanceForward) else None
-    return original_class(host).forward if before is None else _Unbound(before)
-
-
-class _Unbound:
-    """A forward that is bound already, to be bound once more."""
-
-    def __init__(self, forward: Any) -> None:
-        self.forward = forward
-
-    def __get__(self, host: nn.Module, owner: Any = None) -> Any:
-        return self.forward
-
-
-class InstanceForward:
-    """Stands as `forward` on an instance that keeps its very class: one that has a forward of its own, or a class that
-    asks which class it is. `before` is the forward that stood there; None where the class' served."""
-
-    def __init__(self, host: nn.Module, before: Any) -> None:
-        self.host = host
-        self.before = before
-        self.__signature__ = inspect.signature(before or type(host).forward.__get__(host))
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        surgery: HostSurgery = self.host.__dict__[ATTRIBUTE]
-        return surgery.run(self.host, args, kwargs)
-
-
-_classes: dict[Any, type[nn.Module]] = {}
-
-
-def rewritten_class(cls: Any, methods: tuple[str, ...] = ()) -> type[nn.Module]:
-    """The class of rewritten instances of `cls`: the same name and signature, `forward`, and the named methods, through
-    its HostSurgery."""
-    if (cls, methods) in _classes:
-        return _classes[cls, methods]
-
-    @functools.wraps(cls.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        surgery: HostSurgery = self.__dict__[ATTRIBUTE]
-        return surgery.run(self, args, kwargs)
-
-    # Who unwraps functions (accelerate, taking its own wrapper off) must not unwrap this one: RegBN would be gone.
-    forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
-    del forward.__wrapped__
-
-    def reduce(self: nn.Module, protocol: Any) -> Any:
-        made = cls.__reduce_ex__(self, protocol)
-        if made[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
-            return (_rebuild, (cls, methods, *made[1][1:]), *made[2:])
-        return (_make_again, (methods, made[0], made[1]), *made[2:])  # the class says itself how it is made
-
-    body = {
-        "forward": forward,
-        "__reduce_ex__": reduce,
-        "_regbn_original_class": cls,
-        **{name: _rewritten_method(cls, name) for name in methods},
-    }
-    derived: type[nn.Module] = quiet_subclass(cls, body)
-    return _classes.setdefault((cls, methods), derived)
-
-
-def _rewritten_method(cls: Any, name: str) -> Any:
-    @functools.wraps(getattr(cls, name))
-    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        surgery: HostSurgery = self.__dict__[ATTRIBUTE]
-        return surgery.run_method(self, name, args, kwargs)
-
-    return method
-
-
-def _rebuild(cls: type[nn.Module], methods: tuple[str, ...], *args: Any) -> nn.Module:
-    derived: Any = rewritten_class(cls, methods)
-    made: nn.Module = derived.__new__(derived, *args)
-    return made
-
-
-def _make_again(methods: tuple[str, ...], make: Any, args: tuple[Any, ...]) -> nn.Module:
-    made: nn.Module = make(*args)
-    object.__setattr__(made, "__class__", rewritten_class(type(made), methods))
-    return made
-
-
-def install(host: nn.Module, surgery: HostSurgery) -> None:
-    """Make the module a rewritten host.
-
-    Raises:
-        RewriteError: where its forward is not its class' (something has wrapped the instance already).
-    """
-    own = host.__dict__.get("forward")
-    if own is not None and not _is_its_own(own, host):
-        raise RewriteError(
-            f"The forward of {type(host).__name__} at `{surgery.path}` has been replaced on the instance (a hook of "
-            "another library?). Put RegBN in first, and wrap the model afterwards."
-        )
-    methods = tuple(dict.fromkeys(name for site in surgery.sites for name in site.methods))
-    for site in surgery.sites:
-        refuse_methods(site, site.methods, type(host))
-    host.__dict__[ATTRIBUTE] = surgery
-    if _asks_its_class(type(host)):  # while it is captured it has another class, too
-        surgery.interposing = f"{type(host).__name__}.forward asks which class it is, by identity"
-    if own is not None or surgery.interposing:
-        host.__dict__["forward"] = InstanceForward(host, own)
-        if not methods:
-            return
-        del host.__dict__[ATTRIBUTE], host.__dict__["forward"]
-        if own is not None:
-            host.__dict__["forward"] = own
-        raise RewriteError(
-            f"`methods: [{', '.join(methods)}]`: {type(host).__name__} at `{surgery.path}` has to keep its very class, "
-            "so that only its forward can be exchanged"
-        )
-    object.__setattr__(host, "__class__", rewritten_class(type(host), methods))
-
-
-def _is_its_own(forward: Any, host: nn.Module) -> bool:
-    """Whether a forward on the instance is a method of the instance, perhaps with arguments filled in: then its class
-    put it there, and no other library that will want to take it away again."""
-    if "_original_forward" in host.__dict__:  # where accelerate keeps the forward that it will put back
-        return False
-    while isinstance(forward, functools.partial):
-        forward = forward.func
-    return inspect.ismethod(forward) and forward.__self__ is host
-
-
-def _asks_its_class(cls: type[nn.Module]) -> bool:
-    """Whether the forward asks for the class by identity, to which a class of the instance's own is another answer."""
-    try:
-        source = inspect.getsource(inspect.unwrap(cls.forward))
-    except (OSError, TypeError):
-        return False
-    return re.search(r"\btype\(self\)\s*(is|==|!=|in|not)\b|self\.__class__\s*(is|==|!=|in|not)\b", source) is not None
-
-
-def uninstall(host: nn.Module) -> None:
-    """Take everything away that `install` and the variants put on the host."""
-    if ATTRIBUTE not in host.__dict__:
-        return
-    # Wrappers such as accelerate's leave a bound method on the instance when they are taken off again.
-    left = getattr(host.__dict__.get("forward"), "__func__", None)
-    if left is not None and left is vars(type(host)).get("forward"):
-        del host.__dict__["forward"]
-    object.__setattr__(host, "__class__", original_class(host))
-    del host.__dict__[ATTRIBUTE]
-    own = host.__dict__.get("forward")
-    if isinstance(own, InstanceForward):
-        del host.__dict__["forward"]
-        if own.before is not None:
-            host.__dict__["forward"] = own.before
-
-
-__all__ = ["ATTRIBUTE", "HostSurgery", "install", "original_class", "uninstall"]

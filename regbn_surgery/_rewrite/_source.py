@@ -15,7 +15,7 @@ from torch import nn
 
 from .._errors import PlanError
 from .._types import Plan
-from ._host import original_class
+from ._classes import original_class
 
 
 def forward_digests(model: nn.Module, plan: Plan) -> tuple[tuple[str, str], ...]:

@@ -19,7 +19,7 @@ from torch import nn
 import regbn_surgery
 from regbn_surgery._rewrite import identity
 from regbn_surgery._rewrite._reorder import without_dropout
-from regbn_surgery._rewrite._surgery import _reordered
+from regbn_surgery._rewrite._trials import reordered
 from tests.zoo import CASES, ZooCase
 from tests.zoo._running import SEED, call, copied, tensors_of
 
@@ -53,7 +53,7 @@ def test_fidelity(case: ZooCase) -> None:
             with identity(ours):
                 _step(ours, case.example(batch), training, quiet=True)  # a kind of call that is new is captured first
             ours = _with_state_of(ours, rewritten)
-            quiet = training and _reordered(rewritten)
+            quiet = training and reordered(rewritten)
             with identity(ours):
                 found = _step(ours, case.example(batch), training, quiet)
             expected = _step(theirs, case.example(batch), training, quiet)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import regbn_surgery
 from regbn_surgery import CaptureError, PlanError, RegBNError, RewriteError, unregbnify
-from regbn_surgery._rewrite import _host, _interpose, _keep, _local, _reorder, _surgery, explain
+from regbn_surgery._rewrite import _classes, _host, _interpose, _keep, _local, _operations, _reorder, _trials, explain
 from regbn_surgery._types import Plan
 
 from .models import Late, Nested, build, counting, everything, operate, rules, run, vectors
@@ -140,18 +140,18 @@ MODELS: dict[str, tuple[Any, Any, Any]] = {
     "interposed": (lambda: reading(Functional), SCATTER, example(ragged=False)),
 }
 STAGES: list[tuple[Any, str]] = [
-    (_surgery, "keep"),
-    (_surgery, "_guard"),
-    (_surgery, "refuse_hooks"),
-    (_surgery, "_site_module"),
-    (_surgery, "_reordered"),
+    (_operations, "keep"),
+    (_operations, "_guard"),
+    (_operations, "refuse_hooks"),
+    (_operations, "_site_module"),
+    (_trials, "reordered"),
     (_host, "leaf_rule"),
     (_host, "states"),
     (_host, "settings_of"),
-    (_host, "rewritten_class"),
+    (_classes, "rewritten_class"),
     (_host, "interposed"),
     (_host, "own_arguments"),
-    (_host, "refuse_methods"),
+    (_classes, "refuse_methods"),
     (_local, "insert_scatter"),
     (_local, "dependents"),
     (_local, "refuse_hazard"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import regbn_surgery
 from regbn_surgery import RegBNBypassedError, RewriteError
-from regbn_surgery._rewrite import _surgery, explain
+from regbn_surgery._rewrite import _operations, explain
 from regbn_surgery._rewrite._host import HostSurgery
 
 from .models import Cross, Masked, build, counting, operate, run, site_of, step, token_pairs
@@ -20,9 +20,9 @@ from .models import Cross, Masked, build, counting, operate, run, site_of, step,
 def tier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Keeps the surgery from the tiers that would be tried before."""
     wanted: int = request.param
-    usual = _surgery._operation
+    usual = _operations._operation
     if wanted > 1:
-        monkeypatch.setattr(_surgery, "_operation", lambda *args, **_: usual(*args[:2], hoisting=False))
+        monkeypatch.setattr(_operations, "_operation", lambda *args, **_: usual(*args[:2], hoisting=False))
     if wanted > 2:
 
         def refuse(*args: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import regbn_surgery
 from regbn_surgery import AlreadyRewrittenError, RegBN, RegBNError, RewriteError, unregbnify
-from regbn_surgery._rewrite import RegBNSite, _hoist, _host, _surgery, explain, identity
+from regbn_surgery._rewrite import RegBNSite, _hoist, _host, _operations, _surgery, _trials, explain, identity
 
 from .models import (
     Cross,
@@ -301,14 +301,14 @@ STAGES: list[tuple[Any, str]] = [
     (_host, "build_variant"),
     (_host, "capture"),
     (_host.HostSurgery, "learn"),
-    (_surgery, "install"),
-    (_surgery, "_install"),
-    (_surgery, "_capture_hosts"),
-    (_surgery, "_check"),
-    (_surgery, "_run"),
-    (_surgery, "positions_of"),
-    (_surgery, "RoleReset"),
-    (_surgery, "difference"),
+    (_operations, "install"),
+    (_surgery, "put_in"),
+    (_surgery, "capture_hosts"),
+    (_surgery, "check"),
+    (_surgery, "run"),
+    (_operations, "positions_of"),
+    (_operations, "RoleReset"),
+    (_trials, "difference"),
     (RegBNSite, "__init__"),
     (RegBNSite, "forward"),
     (RegBN, "__init__"),

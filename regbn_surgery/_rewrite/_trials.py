@@ -1,0 +1,148 @@
+"""Trial runs of a whole model, which leave nothing behind: to capture its hosts, and to hold it to the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._errors import RewriteError
+from .._inputs import Inputs
+from .._state import preserved, seeded
+from ._calls import own_arguments
+from ._classes import original_forward
+from ._compare import difference
+from ._guard import ATTRIBUTE, on_the_stack
+from ._host import HostSurgery
+from ._reorder import without_dropout
+from ._roles import NO_ROLE
+from ._site import RegBNSite, identity, sites_of
+
+
+@contextmanager
+def _trial(model: nn.Module, training: bool, writes: bool) -> Iterator[None]:
+    with preserved(model, parameters=writes), seeded(), torch.set_grad_enabled(training):
+        model.train(training)
+        yield
+
+
+def run(model: nn.Module, inputs: Inputs, training: bool, writes: bool) -> Any:
+    with _trial(model, training, writes):
+        args, kwargs = own_arguments(inputs.args, inputs.kwargs)
+        return model(*args, **kwargs)
+
+
+def capture_hosts(model: nn.Module, runs: list[tuple[Inputs, bool]], writes: bool) -> None:
+    """Run the model so that every rewritten host meets, and captures, the calls it gets."""
+    hosts = [module for module in model.modules() if ATTRIBUTE in module.__dict__]
+    for inputs, training in runs:
+        with _trial(model, training, writes), identity(model), _learning(hosts):
+            args, kwargs = own_arguments(inputs.args, inputs.kwargs)
+            model(*args, **kwargs)
+
+
+@contextmanager
+def _learning(hosts: list[nn.Module]) -> Iterator[None]:
+    """For the time of the `with`, every call of a host is captured and answered by the original."""
+
+    def learner(host: nn.Module) -> Callable[..., Any]:
+        surgery: HostSurgery = host.__dict__[ATTRIBUTE]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            role = surgery.roles.next() if surgery.roles is not None else 0
+            with on_the_stack(surgery.token):
+                _put(host, before[host])
+                try:
+                    if role != NO_ROLE and not surgery.interposing:
+                        surgery.learn(host, role, args, kwargs)
+                    original = original_forward(host)
+                finally:
+                    host.__dict__["forward"] = forward
+                return original(*args, **kwargs)
+
+        return forward
+
+    before = {host: host.__dict__.get("forward") for host in hosts}
+    for host in hosts:
+        host.__dict__["forward"] = learner(host)
+    try:
+        yield
+    finally:
+        for host in hosts:
+            _put(host, before[host])
+
+
+def _put(host: nn.Module, forward: Any) -> None:
+    """What stood as `forward` on the instance before; None where nothing did."""
+    host.__dict__.pop("forward", None)
+    if forward is not None:
+        host.__dict__["forward"] = forward
+
+
+def check(model: nn.Module, runs: list[tuple[Inputs, bool]], expected: list[Any], writes: bool) -> None:
+    """With identity in place of RegBN the outputs are the original's, and every site is reached."""
+    sites = {name: module for name, module in model.named_modules() if isinstance(module, RegBNSite)}
+    for site in sites.values():
+        site.calls = 0
+    for (inputs, training), wanted in zip(runs, expected, strict=True):
+        with identity(model):
+            found = _run_counting(model, inputs, training, writes)
+        wrong = difference(wanted, found)
+        if wrong is not None and training and reordered(model):
+            wrong = _difference_without_dropout(model, inputs, writes)
+        if wrong is not None:
+            mode = "training" if training else "evaluation"
+            raise RewriteError(f"self-check failed in {mode} mode on {inputs!r}: {wrong}")
+    idle = [name for name, site in sites.items() if site.calls == 0]
+    if idle:
+        raise RewriteError(f"self-check failed: RegBN would never run at {', '.join(idle)}")
+
+
+def reordered(model: nn.Module) -> bool:
+    """Whether a generated forward makes calls in another order than the original."""
+    surgeries = [module.__dict__[ATTRIBUTE] for module in model.modules() if ATTRIBUTE in module.__dict__]
+    return any(k.variant.reordered for surgery in surgeries for many in surgery.variants.values() for k in many)
+
+
+def _difference_without_dropout(model: nn.Module, inputs: Inputs, writes: bool) -> str | None:
+    """What differs in training beside the order in which dropout draws its numbers."""
+    with without_dropout(model), identity(model):
+        with _as_before([module for module in model.modules() if ATTRIBUTE in module.__dict__]):
+            wanted = run(model, inputs, True, writes)
+        return difference(wanted, run(model, inputs, True, writes))
+
+
+@contextmanager
+def _as_before(hosts: list[nn.Module]) -> Iterator[None]:
+    """For the time of the `with`, hosts run their original forwards."""
+    before = {host: host.__dict__.get("forward") for host in hosts}
+    originals = {host: original_forward(host) for host in hosts}
+    for host, original in originals.items():
+        host.__dict__["forward"] = _on_the_stack(host.__dict__[ATTRIBUTE].token, original)
+    try:
+        yield
+    finally:
+        for host in hosts:
+            _put(host, before[host])
+
+
+def _on_the_stack(token: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with on_the_stack(token):
+            return forward(*args, **kwargs)
+
+    return called
+
+
+def _run_counting(model: nn.Module, inputs: Inputs, training: bool, writes: bool) -> Any:
+    counts = [(site, site.calls) for site in sites_of(model)]
+    with _trial(model, training, writes):
+        args, kwargs = own_arguments(inputs.args, inputs.kwargs)
+        output = model(*args, **kwargs)
+        counts = [(site, site.calls) for site, _ in counts]
+    for site, calls in counts:  # `preserved` has put the counters back with all other attributes
+        site.calls = calls
+    return output

@@ -24,13 +24,22 @@ _OUTPUT = click.option(
 )
 
 
+#: What the end of a file's name asks `plan` for.
+_SUFFIXES = {"json": "json", "yaml": "yaml", "yml": "yaml"}
+
+
 @click.command(
     short_help="Show every decision of rules on a model.",
     epilog="Example: regbn-surgery plan model.py:build rules.yaml --format json -o plan.json",
 )
 @model_options
 @click.argument("rules", shell_complete=complete_rules)
-@click.option("--format", "form", type=click.Choice(["text", "json", "yaml"]), default="text", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "yaml"]),
+    help="What to write; by default what the name of FILE asks for, else text.",
+)
 @click.option(
     "-o",
     "--output",
@@ -39,7 +48,7 @@ _OUTPUT = click.option(
     help="Write to a file instead of stdout; FILE.svg is a picture.",
 )
 @debuggable
-def plan(request: ModelRequest, rules: str, form: str, output: str | None) -> None:
+def plan(request: ModelRequest, rules: str, form: str | None, output: str | None) -> None:
     """Show what RULES decide on each fusion point of MODEL and why, and the RegBN modules that follow.
 
     RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed. The JSON can be read
@@ -47,6 +56,7 @@ def plan(request: ModelRequest, rules: str, form: str, output: str | None) -> No
     """
     from .._rules import Rules
 
+    form = form or _SUFFIXES.get((output or "").rpartition(".")[2].lower(), "text")
     parsed = Rules.load(rules)
     planned = _plan(request, parsed)
     if form == "text":

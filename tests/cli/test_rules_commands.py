@@ -64,6 +64,13 @@ class TestPlan:
         plan = Plan.from_json((project / "plan.json").read_text())
         assert [site.name for site in plan.sites] == ["regbn_late"]
 
+    @pytest.mark.parametrize(("name", "read"), [("plan.json", json.loads), ("plan.yml", yaml.safe_load)])
+    def test_the_name_of_the_file_decides(self, run, project, name, read):
+        assert run("plan", "project.py:build", "r.yaml", "-o", name).exit_code == 0
+        assert len(read((project / name).read_text())["sites"]) == 1
+        assert run("plan", "project.py:build", "r.yaml", "--format", "text", "-o", name).exit_code == 0
+        assert "normalised" in (project / name).read_text()
+
     def test_yaml_says_the_same(self, run, project):
         as_yaml = yaml.safe_load(run("plan", "project.py:build", "r.yaml", "--format", "yaml").stdout)
         as_json = json.loads(run("plan", "project.py:build", "r.yaml", "--format", "json").stdout)

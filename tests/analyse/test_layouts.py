@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regbn_surgery._analyse._layouts import same_calls
+from regbn_surgery._capture import capture
 from regbn_surgery._types import Layout
 
 from .reading import Inputs, analysed, inputs, inspected, normal
@@ -174,3 +176,19 @@ def test_maps_of_varying_size_vary_along_both_axes() -> None:
         "axis 2 varies in length: 4 in one example, 7 in the other",
         "axis 3 varies in length: 5 in one example, 8 in the other",
     ]
+
+
+class Steps(nn.Module):
+    def forward(self, x: Tensor, names: tuple[str, ...]) -> Tensor:
+        for name in names:
+            x = getattr(torch, name)(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("other", "same"), [(("relu", "tanh"), True), (("relu",), False), (("relu", "relu"), False), (("relu",) * 3, False)]
+)
+def test_two_runs_are_alike_where_they_make_the_same_calls_in_the_same_order(other: Any, same: bool) -> None:
+    first, second = (capture(Steps(), (torch.ones(2, 3), names), {})[0] for names in (("relu", "tanh"), other))
+    assert same_calls(first, second) is same
+    assert same_calls(second, first) is same

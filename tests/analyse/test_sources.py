@@ -193,6 +193,11 @@ def test_what_no_stretch_covers_belongs_to_nobody() -> None:
     (point,) = inspected(forward, {"x": normal(4, 12)}, modalities, **layers).fusion_points
     assert point.homes == (("left",), ("right",))
 
+    def without_the_right(self: Any, x: Tensor) -> Tensor:
+        return torch.cat([self.left(x[:, :4]), self.middle(x[:, 4:8])], -1)
+
+    assert not inspected(without_the_right, {"x": normal(4, 12)}, modalities, **layers).fusion_points
+
 
 @pytest.mark.parametrize(
     ("modalities", "message"),
@@ -228,6 +233,28 @@ def test_the_outputs_of_modules_begin_branches(pattern: str) -> None:
     found = inspected(forward, {"x": normal(4, 5), "image": normal(4, 8)}, modalities, **layers)
     assert found.modalities[0].roots == (f"module:{pattern}",)
     assert [(p.kind, p.level, p.homes) for p in found.fusion_points] == [("concat", "late", (("text",), ("image",)))]
+
+
+class Conditioned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(5, 6)
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.inner(x) + image
+
+
+def test_a_branch_begins_at_the_outermost_module_that_fits() -> None:
+    """So that nothing meets inside of it."""
+
+    def forward(self: Any, x: Tensor, image: Tensor) -> Tensor:
+        image = self.image(image)
+        return torch.cat([self.text(x, image), image], -1)
+
+    modalities = {"text": {"modules": ["re:text.*"]}, "image": {"inputs": ["image"]}}
+    example = {"x": normal(4, 5), "image": normal(4, 8)}
+    found = inspected(forward, example, modalities, text=Conditioned(), image=nn.Linear(8, 6))
+    assert [point.kind for point in found.fusion_points] == ["concat"]
 
 
 def test_a_leaf_that_hands_on_its_input_begins_a_branch_all_the_same() -> None:

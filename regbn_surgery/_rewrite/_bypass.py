@@ -30,6 +30,8 @@ class Named(Protocol):
 def remember_caches(host: nn.Module, ran: Iterable[str], onward: Mapping[str, Onward], *values: Any) -> None:
     """The caches among the arguments and outputs of a call hold what RegBN had a part in. By site's name: those that
     `ran`, and how the call went `onward` from there."""
+    if not has_caches(*values):
+        return
     tokens = {name: getattr(host, name).token for name in ran}
     remember(tokens.values(), {tokens[name]: found for name, found in onward.items()}, *values)
 

@@ -56,8 +56,7 @@ def from_json(hint: Any, data: Any, where: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         _checked(data, isinstance(data, dict), "an object", where)
         return {key: from_json(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
-    fits = isinstance(data, int | float) if hint is float else type(data) is hint
-    return _checked(data, fits, getattr(hint, "__name__", str(hint)), where)
+    return _checked(data, type(data) is hint, getattr(hint, "__name__", str(hint)), where)
 
 
 def _dataclass(cls: Any, data: Any, where: str) -> Any:

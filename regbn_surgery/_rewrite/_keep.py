@@ -41,7 +41,7 @@ def keep(model: nn.Module, path: str, name: str, site: RegBNSite) -> None:
         around = model.get_submodule(keeper)
         if not goes_over_children(around):
             if hasattr(around, f"{name}_{inner}"):
-                raise RewriteError(f"{type(around).__name__} at `{keeper}` already has an attribute {name}_{inner!r}")
+                raise RewriteError(f"{type(around).__name__} at `{keeper}` already has an attribute '{name}_{inner}'")
             around.add_module(f"{name}_{inner}", site)
             host.__dict__[name] = site
             return

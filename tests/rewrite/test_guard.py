@@ -132,3 +132,26 @@ def test_the_method_that_is_named_is_the_outermost_of_the_users() -> None:
     rewritten = operated(Outer)
     with pytest.raises(RegBNBypassedError, match=r"^Outer\.forward \(.*test_guard\.py:\d+\) computes both sides"):
         rewritten(**vectors(), generates=True)
+
+
+class Encoders(nn.Module):
+    """torch's own encoders compute in another way, and other numbers, where anybody hooks them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc_a, self.enc_b = (nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.head(torch.cat([self.enc_a(a), self.enc_b(b)], dim=-1))
+
+
+def test_layers_that_mind_a_hook_are_not_watched() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = {name: torch.randn(4, 3, 8, generator=generator) for name in "ab"}
+    rewritten: Any = regbn_surgery.regbnify(build(Encoders), rules(), inputs)
+    with counting(rewritten) as calls:
+        run(rewritten, inputs, training=False)
+    assert dict(calls) == {"regbn_x": 1}
+    assert not rewritten.enc_a._forward_pre_hooks
+    assert not rewritten.enc_b._forward_pre_hooks

@@ -77,6 +77,15 @@ def test_a_host_that_goes_over_its_children_never_sees_regbn(cls: type[nn.Module
     assert "regbn_x" not in str(everything(rewritten))
 
 
+def test_a_name_that_is_taken_around_the_host_is_not_overwritten() -> None:
+    model = build(OverChildren)
+    model.regbn_x_pair = nn.Linear(2, 2)
+    before = everything(model)
+    with pytest.raises(RewriteError, match=r"OverChildren at `` already has an attribute 'regbn_x_pair'"):
+        operate(model, vectors(), inplace=True)
+    assert everything(model) == before
+
+
 def test_a_container_with_nothing_around_it_is_refused_with_the_remedy() -> None:
     model = Parallel(nn.Linear(6, 8), nn.Linear(5, 8))
     before = everything(model)

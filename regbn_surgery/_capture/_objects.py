@@ -240,6 +240,22 @@ class _ShapeNode:
         return self.recorder.graph.call_function(operator.getitem, (self(), dim))
 
 
+class Contents:
+    """What lies where in the containers of a value, to see later whether anybody has changed them."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.before = list(_tree.leaves(value))
+
+    @property
+    def changed(self) -> bool:
+        now = list(_tree.leaves(self.value))
+        same = len(now) == len(self.before) and all(
+            name == old and leaf is held for (name, leaf), (old, held) in zip(now, self.before, strict=True)
+        )
+        return not same
+
+
 def named_tensors(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[tuple[str, torch.Tensor]]:

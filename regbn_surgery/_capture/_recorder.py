@@ -24,7 +24,7 @@ from .. import _tree
 from .._types import Source
 from . import _functions as fn
 from ._guards import expect_value
-from ._objects import Objects, UnrecordableError, named_tensors
+from ._objects import Contents, Objects, UnrecordableError, named_tensors
 from ._scopes import FrameScope, Paused
 from ._source import current_source, entering_grad_mode, kind_of_module
 from ._trace import Frame, Op, Stranger, Trace, ValueRead
@@ -126,7 +126,10 @@ class Recorder(Objects):
         with self.paused():  # the bookkeeping, too: it asks tensors for their memory, which need not be looked at
             with torch._C.DisableTorchFunction():
                 inputs = self._arguments(args, kwargs)
+            given = Contents((args, kwargs))
             output = call(module, *plain(args), **plain(kwargs))
+            if self.strict and given.changed:
+                self._note_effect(f"hands {kind_of_module(module)} `{path}` a list, dict or object, which it changes")
             with torch._C.DisableTorchFunction():
                 self._leaf_node(module, path, args, kwargs, inputs, output, source)
         return output
@@ -378,7 +381,12 @@ class Recorder(Objects):
     def paused(self) -> Paused:
         return Paused(self)
 
-    def finish(self, output: Any, inputs: tuple[tuple[str, int], ...]) -> Trace:
+    def finish(self, output: Any, inputs: tuple[tuple[str, int], ...], changed: bool = False) -> Trace:
+        if changed and self.strict:
+            raise UnrecordableError(
+                f"{type(self.root).__name__}.forward changes a list, dict or object among its arguments; a graph would "
+                "not"
+            )
         if self.mutated:
             names = ", ".join(f"`self.{name}`" for name in self.mutated)
             raise UnrecordableError(f"{type(self.root).__name__}.forward changes what {names} hold; a graph would not")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ._intercept import intercepting
-from ._objects import UnrecordableError, named_tensors
+from ._objects import Contents, UnrecordableError, named_tensors
 from ._placeholders import bind_arguments
 from ._recorder import LeafRule, Recorder, is_torch_leaf
 from ._scopes import FrameScope, FunctionMode
@@ -57,6 +57,7 @@ def _record_run(
     bind_arguments(recorder, forward or root.forward, args, dict(kwargs))
     named = named_tensors(root, args, kwargs)
     inputs = tuple((name, recorder.uid(tensor)) for name, tensor in named)
+    given = Contents((args, dict(kwargs)))
     recorder._entered = forward is not None
     run = root if forward is None else forward
     watching = watched(root, recorder) if recorder.strict else nullcontext()
@@ -67,7 +68,7 @@ def _record_run(
         FunctionMode(recorder),
     ):
         frame.output = run(*args, **kwargs)
-    return recorder.finish(frame.output, inputs), frame.output
+    return recorder.finish(frame.output, inputs, given.changed), frame.output
 
 
 def _refuse_newcomers(first: Recorder, second: Recorder) -> None:

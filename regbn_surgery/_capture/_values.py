@@ -103,15 +103,18 @@ TracedInt.__hash__ = int.__hash__  # type: ignore[method-assign]
 
 
 def plain(value: Any) -> Any:
-    """The same value with plain integers, for calls into torch."""
+    """The same value with plain integers, for calls into torch; the very object where it holds none of ours, since
+    whom it is given to may write into it."""
     if type(value) is TracedInt:
         return int(value)
     if type(value) is tuple or type(value) is list:
-        return type(value)(plain(item) for item in value)
+        items = [plain(item) for item in value]
+        return value if all(map(operator.is_, items, value)) else type(value)(items)
     if type(value) is torch.Size:
         return torch.Size(int(item) for item in value)
     if type(value) is dict:
-        return {key: plain(item) for key, item in value.items()}
+        entries = {key: plain(item) for key, item in value.items()}
+        return value if all(entries[key] is item for key, item in value.items()) else entries
     if type(value) is slice:
         return slice(plain(value.start), plain(value.stop), plain(value.step))
     return value

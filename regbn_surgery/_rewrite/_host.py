@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._analyse import MODEL_ERRORS
 from .._capture import Trace, capture
 from .._errors import CaptureError, RegBNBypassedError, RewriteError, UnseenCallError
 from .._state import preserved, random_state, seeded
@@ -249,7 +250,13 @@ class HostSurgery:
     ) -> None:
         with self._trial(host), identity(host):
             own_args, own_kwargs = own_arguments(args, kwargs)
-            found = variant.function(host, *own_args, **own_kwargs)
+            try:
+                found = variant.function(host, *own_args, **own_kwargs)
+            except MODEL_ERRORS as error:
+                raise RewriteError(
+                    f"the captured forward of {type(host).__name__} fails where the original does not: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
         wrong = difference(expected, found[0] if variant.stores else found)
         if wrong is not None and variant.reordered:
             wrong = self._difference_without_dropout(host, variant, args, kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from regbn_surgery import RegBNError, RewriteError, UnseenCallError, unregbnify
-from regbn_surgery._rewrite import explain, identity
+from regbn_surgery._rewrite import _host, explain, identity
 
 from .models import Late, Nested, build, counting, operate, run, site_of, step, vectors
 
@@ -438,3 +439,22 @@ def test_data_parallel_training_code_sees_ordinary_parameters() -> None:
     assert all(p.is_leaf and p.requires_grad for p in rewritten.parameters())
     assert not site_of(rewritten).regbn.W.requires_grad
     assert rewritten.to(torch.float64).fusion.regbn_x.regbn.W.dtype == torch.float64
+
+
+def test_a_graph_that_fails_gives_way_to_the_forward_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = _host.build_variant
+
+    def failing(*args: Any) -> Any:
+        def function(*_: Any, **__: Any) -> Any:
+            raise KeyError("of the graph alone")
+
+        return dataclasses.replace(built(*args), function=function)
+
+    monkeypatch.setattr(_host, "build_variant", failing)
+    rewritten = operate(build(Late), vectors()).eval()
+    (report,) = explain(rewritten)
+    assert report.tier == 3
+    assert "fails where the original does not: KeyError: 'of the graph alone'" in report.reason
+    with counting(rewritten) as calls:
+        rewritten(**vectors())
+    assert sum(calls.values()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import sys
 
@@ -13,6 +14,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without `×` gets `?`, not a traceback
+    # Importing torch and transformers makes a million objects that stay: to look for garbage among them takes a second.
+    gc.set_threshold(100_000, 10, 10)
     cli(prog_name="regbn-surgery")
 
 

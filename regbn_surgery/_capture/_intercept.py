@@ -34,6 +34,8 @@ _users = 0
 _originals: dict[tuple[Any, str], Any] = {}
 _CALL, _ENTER, _EXIT = (nn.Module, "__call__"), (torch.autocast, "__enter__"), (torch.autocast, "__exit__")
 _APPLY = (torch.autograd.Function, "apply")
+_KEEP = (torch.autograd.graph.saved_tensors_hooks, "__enter__")
+_KEPT = (torch.autograd.graph.saved_tensors_hooks, "__exit__")
 _VMAP = (torch._functorch.apis, "vmap_impl")
 
 
@@ -62,6 +64,24 @@ def _tell(region: torch.autocast, entering: bool) -> None:
         listen(region, entering)
 
 
+def _keep(hooks: torch.autograd.graph.saved_tensors_hooks) -> Any:
+    entered = _originals[_KEEP](hooks)
+    _tell_kept(entering=True)
+    return entered
+
+
+def _kept(hooks: torch.autograd.graph.saved_tensors_hooks, *exc: Any) -> Any:
+    left = _originals[_KEPT](hooks, *exc)
+    _tell_kept(entering=False)
+    return left
+
+
+def _tell_kept(entering: bool) -> None:
+    listen = getattr(_listeners.stack[-1], "on_saved_tensors", None) if _listeners.stack else None
+    if listen is not None:
+        listen(entering)
+
+
 def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
     if _users == 0 and torch.compiler.is_compiling():
         return cls.apply(*args, **kwargs)  # captured code holds on to this one: let dynamo see the function itself
@@ -83,6 +103,8 @@ _REPLACEMENTS: dict[tuple[Any, str], Any] = {
     _VMAP: _vmapped,
     _ENTER: _enter,
     _EXIT: _exit,
+    _KEEP: _keep,
+    _KEPT: _kept,
     _APPLY: classmethod(_apply),
 }
 
@@ -92,7 +114,9 @@ def intercepting(handler: CallHandler) -> Iterator[None]:
     """Route this thread's module calls through `handler.on_call(original_call, module, args, kwargs)`, and tell
     `handler.on_autocast(region, entering)`, where there is one, of the autocast regions it enters and leaves, and
     `handler.on_function(call, cls, args, kwargs)` of applied autograd functions, and
-    `handler.on_vmap(call, func, args, kwargs)` of calls that `torch.vmap` made."""
+    `handler.on_vmap(call, func, args, kwargs)` of calls that `torch.vmap` made, and
+    `handler.on_saved_tensors(entering)` of regions whose saved tensors are kept in a way of their own, such as those of
+    a checkpoint."""
     global _users
     with _lock:
         if _users == 0:

@@ -72,6 +72,8 @@ class Recorder(Objects):
         self.leaks = 0  # how often a size was compared, divided or counted by Python
         self._grad_modes: list[Any] = []  # gradient mode at entry, then one per `with` that is open
         self._autocasts: list[torch.fx.Node] = []  # the regions that are open
+        self._regions = 0  # in how many regions we are whose saved tensors are kept in a way of their own
+        self._checkpointed: set[int] = set()  # the operations in such regions
         self._enclosed: dict[int, torch.Tensor] | None = None  # what a function under vmap takes from around it
         self.settings: dict[str, Any] = {}  # plain attributes of the root that its forward read
         self.mutated: list[str] = []  # attributes it read whose content it changed
@@ -189,8 +191,14 @@ class Recorder(Objects):
         if not self.recording or not self._stack:
             return call(*args, **kwargs)
         if cls is CheckpointFunction:  # runs a part of the model, which is looked into
-            self._note_effect("checkpoints a part of the model")
-            return call(*args, **kwargs)
+            if not self.strict:
+                self._note_effect("checkpoints a part of the model")
+                return call(*args, **kwargs)
+            self.on_saved_tensors(entering=True)
+            function, _, *inputs_of_it = args
+            output = function(*inputs_of_it)  # with gradients: what a graph would do
+            self.on_saved_tensors(entering=False)
+            return output
         inputs = self._arguments(args, kwargs)
         source = current_source()
         with self.paused():
@@ -328,6 +336,11 @@ class Recorder(Objects):
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return tuple(self.argument(x) for x in args), {key: self.argument(x) for key, x in kwargs.items()}
 
+    def on_saved_tensors(self, entering: bool) -> None:
+        """A checkpoint begins or ends, or a `saved_tensors_hooks` of the user's."""
+        if self.recording and self._stack:
+            self._regions += 1 if entering else -1
+
     # -- records ----------------------------------------------------------------------------------------------
 
     def _record(
@@ -359,6 +372,8 @@ class Recorder(Objects):
             inplace, self._key(frame, name, source), node, nodes, traits or {},
         )  # fmt: skip
         node.meta["op"] = op
+        if self._regions:
+            self._checkpointed.add(op.index)
         self._ops.append(op)
 
     def _key(self, frame: int, name: str, source: Source | None) -> tuple[str, str, int, int]:
@@ -402,7 +417,7 @@ class Recorder(Objects):
             self.graph, tuple(self._ops), tuple(self._frames), dict(self._tensors), inputs, dict(self.constants),
             tuple(self._reads), tuple(dict.fromkeys(self._effects)), dict(self.settings),
             tuple(self.stores), self._met_strangers(),
-            self.leaks > 0,
+            self.leaks > 0, frozenset(self._checkpointed),
         )  # fmt: skip
 
 

@@ -118,6 +118,7 @@ class Trace:
     stores: tuple[str, ...]  # attributes it wrote; the graph then returns `(output, {name: value})`
     strangers: tuple[Stranger, ...]
     leaks: bool  # whether a size went its own way through Python, so that other sizes may go another
+    checkpointed: frozenset[int]  # operations whose saved tensors are kept in a way of their own, or computed again
 
     def path_of(self, op: Op) -> str:
         return self.frames[op.frame].path

@@ -195,6 +195,7 @@ class HostSurgery:
             settings = settings_of(host, before, states(host, self.opened))
         self._refuse_baked(host, trace, drawn)
         sites = self._sites(role)
+        self._refuse_checkpoints(host, trace, sites)
         variant = build_variant(host, trace, sites)
         variant = replace(variant, settings=(*variant.settings, *settings))
         if variant.sites:
@@ -222,6 +223,17 @@ class HostSurgery:
             raise RewriteError(f"{name} does what a graph cannot repeat: {trace.effects[0]}")
         if drawn:
             raise RewriteError(f"{name} draws random numbers from Python or NumPy")
+
+    def _refuse_checkpoints(self, host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -> None:
+        """Raises RewriteError where a graph would drop a checkpoint of the forward's own. Where RegBN itself lies in
+        the part, it does: computed again by torch, that part would be without RegBN."""
+        keys = [op.key for op in trace.ops if op.index in trace.checkpointed]
+        if not keys or self.opened:
+            return
+        if not any(site.matches(take.at[0], key) for site in sites for take in (site.f, site.g) for key in keys):
+            raise RewriteError(
+                f"{type(host).__name__}.forward checkpoints a part of itself, or has its saved tensors kept elsewhere"
+            )
 
     def _check_interposed(
         self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str

@@ -77,6 +77,7 @@ class _Passage(TorchFunctionMode):
         self.mask: Any = None  # of the torch module that attends, while it is called
         self.stretches: dict[tuple[str, Key], Any] = {}  # (site, earlier call that filled a part) -> the index it used
         self.inside = False
+        self.regions: list[bool] = []  # checkpoints of the host's own that we are in, and whether gradients will ask
         self.reached: set[str] = set()  # sites that met in this call
 
     # -- calls of torch and of modules ------------------------------------------------------------------------
@@ -107,14 +108,37 @@ class _Passage(TorchFunctionMode):
         return self._event(kind_of_module(module), run, args, kwargs)
 
     def on_function(self, call: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.inside or cls is CheckpointFunction:
+        if self.inside:
             return call(*args, **kwargs)
+        if cls is CheckpointFunction:
+            self.on_saved_tensors(entering=True)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.on_saved_tensors(entering=False)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with leaving(self):
                 return call(*args, **kwargs)
 
         return self._event(cls.__name__, run, args, kwargs)
+
+    def on_saved_tensors(self, entering: bool) -> None:
+        if entering:
+            self.regions.append(not self.inside and torch.is_grad_enabled())
+        else:
+            self.regions.pop()
+
+    def _run_here(self, site: LocalSite) -> Any:
+        """The module of a site that is about to run."""
+        if any(self.regions):
+            raise RewriteError(
+                f"RegBN `{site.name}` would run in a part of {type(self.host).__name__}.forward that is checkpointed "
+                "there: computed again for the backward pass, that part would be without it. Checkpoint the layers, or "
+                "the whole model, instead."
+            )
+        self.reached.add(site.name)
+        return getattr(self.host, site.name)
 
     # -- sites ------------------------------------------------------------------------------------------------
 
@@ -152,8 +176,7 @@ class _Passage(TorchFunctionMode):
             written = [self.stretches.get((site.name, earlier), self) for earlier in site.scatter.written]
             if self in written:
                 break  # this time a stretch was filled otherwise
-            module = getattr(self.host, site.name)
-            self.reached.add(site.name)
+            module = self._run_here(site)
             with leaving(self):
                 return run_scatter(module, site.scatter, site.into_is_f, func, args, kwargs, tuple(written))
         return func(*args, **kwargs)
@@ -304,8 +327,7 @@ class _Passage(TorchFunctionMode):
         known = self.results.get(site.name)
         if known is not None and known[0] is f and known[1] is g:
             return known
-        module = getattr(self.host, site.name)
-        self.reached.add(site.name)
+        module = self._run_here(site)
         with leaving(self):
             f_new, g_new = module(f, g, mask=self.arguments.get(site.mask or "", self.mask))
         result = self.results[site.name] = (f, g, f_new, g_new)

@@ -31,16 +31,8 @@ def cases() -> Iterator[Any]:
     for case in CASES:
         reason = case.pending.get("surgery")
         marks = [] if case.name in QUICK else [pytest.mark.slow]
-        reason = reason or OPEN.get(case.name)
         marks += [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
         yield pytest.param(case, id=case.name, marks=marks)
-
-
-#: What is not mended yet.
-OPEN = {
-    "checkpointed": "a host that checkpoints a part of its own forward does not do so when generated: the same values, "
-    "but hooks in that part do not fire a second time in the backward pass"
-}
 
 
 @pytest.mark.parametrize("case", list(cases()))

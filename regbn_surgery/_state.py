@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,6 @@ def preserved(model: nn.Module, *, parameters: bool = False) -> Iterator[None]:
     attributes = [(module, dict(module.__dict__)) for module in model.modules()]
     # Registries (hooks, buffers, children) are changed in place: `transformers` installs hooks in the first forward.
     containers = [kept for _, saved in attributes for value in saved.values() for kept in _contents(value)]
-    generators = [
-        (value, value.get_state())
-        for _, saved in attributes
-        for value in saved.values()
-        if isinstance(value, torch.Generator)
-    ]
     written = tuple(model.parameters() if parameters else _renormalised(model))
     values = [(tensor, tensor.detach().clone()) for tensor in written if not has_no_values(tensor)]
     _lend_buffers(model)
@@ -49,8 +44,6 @@ def preserved(model: nn.Module, *, parameters: bool = False) -> Iterator[None]:
             module.__dict__.update(saved)
         for container, content in containers:
             _refill(container, content)
-        for generator, state in generators:
-            generator.set_state(state)
         with torch.no_grad():
             for tensor, value in values:
                 if tensor.shape == value.shape:
@@ -92,28 +85,106 @@ def _lend_buffers(model: nn.Module) -> None:
                 module._buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
 
 
-def _contents(value: Any, depth: int = 0) -> Iterator[tuple[Any, list[Any]]]:
-    """The mutable containers in an attribute, each with what it holds now; a plain object is the dict of its own."""
+def _contents(value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
+    """What can change in place in an attribute, each with what it holds now: containers, arrays, generators of random
+    numbers, and objects; a plain object is the dict of its own."""
+    slots = slots_of(value)
     if is_plain_object(value):
         value = vars(value)
-    if depth > _DEPTH or not isinstance(value, dict | list | set | deque):
+    if depth > _DEPTH:
         return
-    yield value, list(value.items() if isinstance(value, dict) else value)
-    for item in value.values() if isinstance(value, dict) else value:
-        yield from _contents(item, depth + 1)
+    if is_generator(value):
+        yield value, generator_state(value)
+    elif isinstance(value, np.ndarray):
+        yield value, value.copy()
+    elif slots is not None:
+        yield value, slots
+        for item in slots.values():
+            yield from _contents(item, depth + 1)
+    elif isinstance(value, dict | list | set | deque):
+        yield value, list(value.items() if isinstance(value, dict) else value)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _contents(item, depth + 1)
 
 
-_NOT_PLAIN = (nn.Module, torch.Tensor, torch.Generator, ModuleType, type, dict, list, tuple, set, frozenset, deque)
+_NOT_PLAIN = (nn.Module, torch.Tensor, torch.Generator, ModuleType, type, dict, list, tuple, set, frozenset, deque,
+              FunctionType, MethodType, np.ndarray, random.Random)  # fmt: skip
 
 
 def is_plain_object(value: Any) -> bool:
-    """An object that only holds settings or counters: no module, tensor, function, or class, and none of ours."""
-    if isinstance(value, _NOT_PLAIN) or callable(value) or not hasattr(value, "__dict__"):
+    """An object that only holds settings or counters: no module, tensor, function, or class, and none of ours.
+
+    One that can be called is such where its class is written in Python: a schedule that counts how often it was asked.
+    """
+    if isinstance(value, _NOT_PLAIN) or not hasattr(value, "__dict__"):
         return False
-    return not type(value).__module__.startswith("regbn_surgery.")
+    home = type(value).__module__
+    if callable(value) and (not isinstance(type(value).__call__, FunctionType) or home.partition(".")[0] == "torch"):
+        return False
+    return not home.startswith("regbn_surgery.")
 
 
-def _refill(container: Any, content: list[Any]) -> None:
+def slots_of(value: Any) -> dict[str, Any] | None:
+    """What an object of a class with `__slots__` and no dict holds; None for any other."""
+    cls = type(value)
+    if hasattr(value, "__dict__") or isinstance(value, torch.Tensor | tuple) or "__slots__" not in vars(cls):
+        return None
+    names = [name for base in cls.__mro__ for name in _names(vars(base).get("__slots__", ()))]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in names if not name.startswith("__"))
+
+
+def is_generator(value: Any) -> bool:
+    """Whether random numbers are drawn from it."""
+    return isinstance(value, torch.Generator | random.Random | np.random.Generator | np.random.RandomState)
+
+
+def generator_state(generator: Any) -> Any:
+    """The state of a generator of random numbers, to put back, or to see whether somebody drew from it."""
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.Generator):
+        return copy.deepcopy(generator.bit_generator.state)
+    return generator.get_state()
+
+
+def _set_generator_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+
+
+def own_generator(generator: Any) -> Any:
+    """Another generator in the same state."""
+    if not isinstance(generator, torch.Generator):
+        return copy.deepcopy(generator)
+    own = torch.Generator(generator.device)
+    own.set_state(generator.get_state())
+    return own
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Let `container` hold what it held when `_contents` gave `content`."""
+    if is_generator(container):
+        _set_generator_state(container, content)
+    elif isinstance(container, np.ndarray):
+        if container.flags.writeable and container.shape == content.shape:
+            container[...] = content
+    elif isinstance(container, dict | list | set | deque):
+        _refill_container(container, content)
+    else:
+        for name, value in content.items():
+            object.__setattr__(container, name, value)
+
+
+def _refill_container(container: Any, content: list[Any]) -> None:
     now = list(container.items() if isinstance(container, dict) else container)
     if len(now) == len(content) and all(_is_same(a, b) for a, b in zip(now, content, strict=True)):
         return

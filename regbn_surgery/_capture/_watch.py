@@ -7,14 +7,17 @@ class is exchanged for one that reports both, so that the first becomes a guard 
 from __future__ import annotations
 
 import enum
+import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from .._state import is_plain_object
+from .._state import is_generator, is_plain_object, slots_of
 from ._subclass import quiet_subclass
 
 if TYPE_CHECKING:
@@ -22,9 +25,14 @@ if TYPE_CHECKING:
 
 _PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, enum.Enum)
 _MACHINERY = frozenset(nn.Module().__dict__) - {"training"}
+#: Of the modules in a root: `training` is in the key of a call, and a forward is looked up only to be called.
+_UNASKED = _MACHINERY | {"training", "forward"}
 _DEPTH = 3
 #: Objects with more fields than this (the configuration of a whole model family) are known by identity alone.
 _MANY = 32
+
+
+ABSENT = ("absent",)
 
 
 def token(value: Any, depth: int = 0) -> Any:
@@ -35,14 +43,29 @@ def token(value: Any, depth: int = 0) -> Any:
     if isinstance(value, torch.Tensor):
         # An attribute is read anew at each call; a tensor in a list is a constant of the graph.
         return ("tensor", value.dim(), value.dtype) if depth == 0 else ("object", id(value))
-    if type(value) in (list, tuple, set, frozenset) and depth < _DEPTH:
+    if isinstance(value, list | tuple | set | frozenset | deque) and depth < _DEPTH:
         items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
         return (type(value).__name__, tuple(token(item, depth + 1) for item in items))
-    if type(value) is dict and depth < _DEPTH:
+    if isinstance(value, dict) and depth < _DEPTH:
         return ("dict", tuple((repr(key), token(item, depth + 1)) for key, item in value.items()))
+    if isinstance(value, np.ndarray):
+        return ("array", id(value), str(value.dtype), value.shape, hash(value.tobytes()))
     if is_plain_object(value) and depth < _DEPTH - 1 and len(vars(value)) <= _MANY:
         return ("fields", id(value), tuple((key, token(item, depth + 1)) for key, item in vars(value).items()))
+    slots = slots_of(value) if depth < _DEPTH - 1 else None
+    if slots is not None:
+        return ("fields", id(value), tuple((key, token(item, depth + 1)) for key, item in slots.items()))
     return ("object", id(value))
+
+
+def attribute_token(root: nn.Module, name: str) -> Any:
+    """The token of an attribute of `root`, or of a module in it by dotted path."""
+    path, _, last = name.rpartition(".")
+    try:
+        value = getattr(root.get_submodule(path) if path else root, last)
+    except AttributeError:
+        return ABSENT
+    return token(value)
 
 
 @contextmanager
@@ -55,7 +78,19 @@ def watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
             held = cls.__getattribute__(self, "__dict__")
             # Class attributes that are plain may be overlaid on the instance at any time; methods are none of ours.
             if name in held or isinstance(value, _PLAIN):
-                recorder.on_setting(name, token(value))
+                _note(recorder, name, value)
+        return value
+
+    def missing(self: nn.Module, name: str) -> Any:
+        """Buffers, parameters and children; what the class forwards to somebody else; and what is not there yet."""
+        try:
+            value = cls.__getattr__(self, name)
+        except AttributeError:
+            if self is module and not name.startswith("__"):
+                recorder.on_setting(name, ABSENT)
+            raise
+        if self is module and (isinstance(value, _PLAIN) or name in self._buffers):
+            recorder.on_setting(name, token(value))
         return value
 
     def write(self: nn.Module, name: str, value: Any) -> None:
@@ -63,12 +98,87 @@ def watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
         if self is module:
             recorder.on_store(name, value)
 
-    body = {"__getattribute__": read, "__setattr__": write}
+    body = {"__getattribute__": read, "__getattr__": missing, "__setattr__": write}
+    before = _attributes(module)
     object.__setattr__(module, "__class__", quiet_subclass(cls, body))
+    try:
+        with _children_watched(module, recorder):
+            yield
+    finally:
+        object.__setattr__(module, "__class__", cls)
+        after = _attributes(module)
+        unseen = {name: before.get(name, ABSENT) for name in (before | after) if before.get(name) != after.get(name)}
+        for name, known in (unseen | recorder.settings).items():
+            if name not in recorder.stores and attribute_token(module, name) != known:
+                recorder.mutated.append(name)
+
+
+def _note(recorder: Recorder, name: str, value: Any) -> None:
+    recorder.on_setting(name, token(value))
+    steps_on = hasattr(type(value), "__next__") or (is_generator(value) and not isinstance(value, torch.Generator))
+    if steps_on and recorder.recording:
+        recorder.mutated.append(name)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: token(value) for name, value in vars(module).items() if name not in _MACHINERY}
+
+
+class _Watchers(threading.local):
+    def __init__(self) -> None:
+        self.stack: list[tuple[nn.Module, Recorder]] = []
+
+
+_watchers = _Watchers()
+_lock = threading.Lock()
+_users = 0
+_write = nn.Module.__setattr__
+
+
+def _path_of(module: nn.Module, root: nn.Module, recorder: Recorder) -> str | None:
+    """Of a module in the root whose own forward is not running; that of one that is looked into is the root's."""
+    path = recorder.paths.get(id(module)) if module is not root and recorder.recording else None
+    return path if path and recorder.leaf(module, path) else None
+
+
+def _read_of_any(self: nn.Module, name: str) -> Any:
+    value = object.__getattribute__(self, name)
+    if _watchers.stack and name not in _UNASKED and not name.startswith("__"):
+        root, recorder = _watchers.stack[-1]
+        path = _path_of(self, root, recorder)
+        if path and (isinstance(value, _PLAIN) or name in object.__getattribute__(self, "__dict__")):
+            _note(recorder, f"{path}.{name}", value)
+    return value
+
+
+def _write_of_any(self: nn.Module, name: str, value: Any) -> None:
+    if _watchers.stack:
+        root, recorder = _watchers.stack[-1]
+        path = _path_of(self, root, recorder)
+        if path:
+            recorder.on_setting(f"{path}.{name}", attribute_token(self, name))
+    _write(self, name, value)
+
+
+@contextmanager
+def _children_watched(root: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """What the root's own forward reads from, and keeps on, the modules in it.
+
+    Reading goes through one attribute of `nn.Module` for the whole process, exchanged as `_intercept` does with calls.
+    """
+    global _users
+    with _lock:
+        if _users == 0:
+            nn.Module.__getattribute__ = _read_of_any  # type: ignore[method-assign,assignment]
+            nn.Module.__setattr__ = _write_of_any  # type: ignore[method-assign]
+        _users += 1
+    _watchers.stack.append((root, recorder))
     try:
         yield
     finally:
-        object.__setattr__(module, "__class__", cls)
-        for name, before in recorder.settings.items():
-            if name not in recorder.stores and token(getattr(module, name, None)) != before:
-                recorder.mutated.append(name)
+        _watchers.stack.pop()
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                del nn.Module.__getattribute__
+                nn.Module.__setattr__ = _write  # type: ignore[method-assign]

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _tree
-from .._capture._watch import token
-from .._state import is_plain_object
+from .._capture._watch import attribute_token, token
+from .._state import is_generator, is_plain_object, own_generator
 from ._local import Variant
 
 Key = tuple[Any, ...]
@@ -23,6 +23,8 @@ def own_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
     memo: dict[int, Any] = {}
 
     def change(_: str, leaf: Any) -> Any:
+        if is_generator(leaf):
+            return memo.setdefault(id(leaf), own_generator(leaf))
         if not is_plain_object(leaf) or isinstance(leaf, enum.Enum | PackedSequence):
             return leaf
         if id(leaf) not in memo:
@@ -54,7 +56,7 @@ class Known:
             values.add(size)
 
     def fits(self, host: nn.Module, sizes: tuple[int, ...]) -> bool:
-        if any(token(_attribute(host, name)) != value for name, value in self.variant.settings):
+        if any(attribute_token(host, name) != value for name, value in self.variant.settings):
             return False
         if self.variant.leaks:
             return sizes in self.exact
@@ -66,12 +68,6 @@ class Known:
 def is_symbolic(size: object) -> bool:
     """Whether a size stands for any, in an export with dynamic shapes: to ask for its value would pin it down."""
     return isinstance(size, torch.SymInt)
-
-
-def _attribute(host: nn.Module, name: str) -> Any:
-    """A plain attribute of the host, or of a module in it by dotted path."""
-    path, _, last = name.rpartition(".")
-    return getattr(host.get_submodule(path) if path else host, last, None)
 
 
 def is_free(seen: set[int]) -> bool:

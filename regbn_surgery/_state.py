@@ -108,7 +108,7 @@ def _contents(value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
 
 
 _NOT_PLAIN = (nn.Module, torch.Tensor, torch.Generator, ModuleType, type, dict, list, tuple, set, frozenset, deque,
-              FunctionType, MethodType, np.ndarray, random.Random)  # fmt: skip
+              FunctionType, MethodType, np.ndarray)  # fmt: skip
 
 
 def is_plain_object(value: Any) -> bool:
@@ -121,7 +121,7 @@ def is_plain_object(value: Any) -> bool:
     home = type(value).__module__
     if callable(value) and (not isinstance(type(value).__call__, FunctionType) or home.partition(".")[0] == "torch"):
         return False
-    return not home.startswith("regbn_surgery.")
+    return home != "random" and not home.startswith("regbn_surgery.")  # by name: dynamo does not know random.Random
 
 
 def slots_of(value: Any) -> dict[str, Any] | None:

@@ -17,9 +17,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _tree
 from .._errors import CaptureError
+from .._state import generator_state, is_generator
 from ._source import current_source
 from ._trace import TensorInfo, TensorRef
 from ._values import TracedInt, plain
+from ._watch import token
 
 _CONSTANTS = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.layout,
               torch.memory_format, range)  # fmt: skip
@@ -241,11 +243,19 @@ class _ShapeNode:
 
 
 class Contents:
-    """What lies where in the containers of a value, to see later whether anybody has changed them."""
+    """What lies where in a value, to see later whether anybody has changed it: in its containers and objects, the
+    state of its generators of random numbers. Iterators count as changed, since whoever reads them moves them on."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, *, objects: bool = True) -> None:
+        """`objects`: whether to look into objects as well; else into containers and dataclasses alone."""
         self.value = value
-        self.before = list(_tree.leaves(value))
+        self.objects = objects
+        self.renew()
+
+    def renew(self) -> None:
+        """What lies there now is as it should be."""
+        self.before = list(_tree.leaves(self.value))
+        self.states = [_state(leaf) for _, leaf in self.before] if self.objects else []
 
     @property
     def changed(self) -> bool:
@@ -253,7 +263,17 @@ class Contents:
         same = len(now) == len(self.before) and all(
             name == old and leaf is held for (name, leaf), (old, held) in zip(now, self.before, strict=True)
         )
-        return not same
+        if not same or not self.objects:
+            return not same
+        if any(hasattr(type(leaf), "__next__") for _, leaf in now):
+            return True
+        return any(_state(leaf) != state for (_, leaf), state in zip(now, self.states, strict=True))
+
+
+def _state(leaf: Any) -> str:
+    if isinstance(leaf, torch.Tensor | torch.Generator | PackedSequence):
+        return ""  # written to, and drawn from, by calls that the graph makes, too
+    return repr(generator_state(leaf) if is_generator(leaf) else token(leaf))
 
 
 def named_tensors(

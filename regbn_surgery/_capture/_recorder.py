@@ -77,6 +77,8 @@ class Recorder(Objects):
         self._enclosed: dict[int, torch.Tensor] | None = None  # what a function under vmap takes from around it
         self.settings: dict[str, Any] = {}  # plain attributes of the root that its forward read
         self.mutated: list[str] = []  # attributes it read whose content it changed
+        self.given: Contents | None = None  # what the root was called with, in strict captures
+        self.changed_given = False
 
     # -- what the watched root and its sizes tell ---------------------------------------------------------------
 
@@ -128,13 +130,21 @@ class Recorder(Objects):
         with self.paused():  # the bookkeeping, too: it asks tensors for their memory, which need not be looked at
             with torch._C.DisableTorchFunction():
                 inputs = self._arguments(args, kwargs)
-            given = Contents((args, kwargs))
+            given = Contents((args, kwargs), objects=False)
+            self._see_given()
             output = call(module, *plain(args), **plain(kwargs))
+            if self.given is not None:
+                self.given.renew()
             if self.strict and given.changed:
                 self._note_effect(f"hands {kind_of_module(module)} `{path}` a list, dict or object, which it changes")
             with torch._C.DisableTorchFunction():
                 self._leaf_node(module, path, args, kwargs, inputs, output, source)
         return output
+
+    def _see_given(self) -> None:
+        """A layer may write into an object that it is handed, in the graph as in the run; the root's own writes get
+        lost."""
+        self.changed_given = self.changed_given or (self.given is not None and self.given.changed)
 
     def _leaf_node(
         self,
@@ -396,8 +406,9 @@ class Recorder(Objects):
     def paused(self) -> Paused:
         return Paused(self)
 
-    def finish(self, output: Any, inputs: tuple[tuple[str, int], ...], changed: bool = False) -> Trace:
-        if changed and self.strict:
+    def finish(self, output: Any, inputs: tuple[tuple[str, int], ...]) -> Trace:
+        self._see_given()
+        if self.changed_given:
             raise UnrecordableError(
                 f"{type(self.root).__name__}.forward changes a list, dict or object among its arguments; a graph would "
                 "not"

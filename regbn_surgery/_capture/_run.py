@@ -57,7 +57,7 @@ def _record_run(
     bind_arguments(recorder, forward or root.forward, args, dict(kwargs))
     named = named_tensors(root, args, kwargs)
     inputs = tuple((name, recorder.uid(tensor)) for name, tensor in named)
-    given = Contents((args, dict(kwargs)))
+    recorder.given = Contents((args, dict(kwargs))) if recorder.strict else None
     recorder._entered = forward is not None
     run = root if forward is None else forward
     watching = watched(root, recorder) if recorder.strict else nullcontext()
@@ -68,7 +68,7 @@ def _record_run(
         FunctionMode(recorder),
     ):
         frame.output = run(*args, **kwargs)
-    return recorder.finish(frame.output, inputs, given.changed), frame.output
+    return recorder.finish(frame.output, inputs), frame.output
 
 
 def _refuse_newcomers(first: Recorder, second: Recorder) -> None:

@@ -51,10 +51,14 @@ def token(value: Any, depth: int = 0) -> Any:
     if isinstance(value, np.ndarray):
         return ("array", id(value), str(value.dtype), value.shape, hash(value.tobytes()))
     if is_plain_object(value) and depth < _DEPTH - 1 and len(vars(value)) <= _MANY:
-        return ("fields", id(value), tuple((key, token(item, depth + 1)) for key, item in vars(value).items()))
+        return (
+            "fields",
+            type(value).__qualname__,
+            tuple((key, token(item, depth + 1)) for key, item in vars(value).items()),
+        )
     slots = slots_of(value) if depth < _DEPTH - 1 else None
     if slots is not None:
-        return ("fields", id(value), tuple((key, token(item, depth + 1)) for key, item in slots.items()))
+        return ("fields", type(value).__qualname__, tuple((key, token(item, depth + 1)) for key, item in slots.items()))
     return ("object", id(value))
 
 
@@ -108,7 +112,7 @@ def watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
         object.__setattr__(module, "__class__", cls)
         after = _attributes(module)
         unseen = {name: before.get(name, ABSENT) for name in (before | after) if before.get(name) != after.get(name)}
-        for name, known in (unseen | recorder.settings).items():
+        for name, known in (recorder.settings | unseen).items():
             if name not in recorder.stores and attribute_token(module, name) != known:
                 recorder.mutated.append(name)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import enum
+import warnings
+from collections import deque
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _tree
 from .._capture._watch import attribute_token, token
+from .._errors import UnseenCallError
 from .._state import is_generator, is_plain_object, own_generator
 from ._local import Variant
 
@@ -25,6 +29,10 @@ def own_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
     def change(_: str, leaf: Any) -> Any:
         if is_generator(leaf):
             return memo.setdefault(id(leaf), own_generator(leaf))
+        if hasattr(type(leaf), "__next__"):
+            return memo.setdefault(id(leaf), _own_iterator(leaf))
+        if isinstance(leaf, deque | np.ndarray | set):
+            return memo.setdefault(id(leaf), copy.copy(leaf))
         if not is_plain_object(leaf) or isinstance(leaf, enum.Enum | PackedSequence):
             return leaf
         if id(leaf) not in memo:
@@ -35,6 +43,23 @@ def own_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
 
     changed: tuple[tuple[Any, ...], dict[str, Any]] = _tree.cloned(_tree.rebuild((args, kwargs), change))
     return changed
+
+
+def _own_iterator(iterator: Any) -> Any:
+    """Another iterator that goes on from the same place.
+
+    Raises:
+        UnseenCallError: for one that can be gone through only once.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of itertools, which lose this in Python 3.14
+            return copy.copy(iterator)
+    except TypeError as error:
+        raise UnseenCallError(
+            f"The call is given a {type(iterator).__name__}, which can be gone through only once, and a new kind "
+            "of call is run more than once to see that RegBN changes nothing else. Hand it on as a list."
+        ) from error
 
 
 class Known:

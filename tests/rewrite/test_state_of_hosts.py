@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from regbn_surgery import UnseenCallError
 from regbn_surgery._rewrite import explain, identity
 
 from .models import build, counting, operate, vectors
@@ -238,3 +239,61 @@ def test_a_generator_that_is_handed_in_is_drawn_from_once_a_call() -> None:
         for _ in range(3):
             torch.testing.assert_close(rewritten(**vectors(), generator=ours), plain(**vectors(), generator=theirs))
             assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+class Notes:
+    """An object like any other."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.seen: Tensor | None = None
+
+
+def _note(given: Any, joint: Tensor) -> float:
+    given.calls, given.seen = given.calls + 1, joint.detach()
+    return float(given.calls)
+
+
+def _put(given: Any, joint: Tensor) -> float:
+    given.append(float(len(given)))
+    return 1.0 + sum(given)
+
+
+GIVEN: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], float]]] = {
+    "object": (Notes, _note),
+    "deque": (lambda: collections.deque(maxlen=3), _put),
+    "random.Random": (lambda: random.Random(3), lambda given, joint: given.random()),
+    "numpy": (lambda: np.random.default_rng(3), lambda given, joint: float(given.random())),
+    "iterator": (lambda: iter([0.5, 1.5, 2.5, 3.5]), lambda given, joint: next(given)),
+}
+
+
+class IsHanded(Two):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.use = GIVEN[kind][1]
+
+    def forward(self, a: Tensor, b: Tensor, given: Any = None) -> Tensor:
+        joint = self.joined(a, b)
+        return joint if given is None else joint * self.use(given, joint)
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_what_is_handed_in_and_written_or_read_on_goes_on(kind: str) -> None:
+    plain = build(IsHanded, kind)
+    rewritten = operate(plain, vectors())
+    ours, theirs = GIVEN[kind][0](), GIVEN[kind][0]()
+    with identity(rewritten):
+        for seed in range(4):
+            expected = plain(**vectors(seed=seed), given=theirs)
+            torch.testing.assert_close(rewritten(**vectors(seed=seed), given=ours), expected)
+    if kind == "object":
+        assert ours.calls == 4
+        assert torch.equal(ours.seen, theirs.seen)
+    assert [report.tier for report in explain(rewritten)] == [3]
+
+
+def test_what_can_be_gone_through_only_once_is_refused() -> None:
+    rewritten = operate(build(IsHanded, "iterator"), vectors())
+    with pytest.raises(UnseenCallError, match="given a generator, which can be gone through only once"):
+        rewritten(**vectors(), given=(x for x in [1.0]))

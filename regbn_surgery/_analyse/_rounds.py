@@ -7,7 +7,7 @@ line in each, make it the fifth in the second.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from .._types import Kind, Site
@@ -29,22 +29,27 @@ _ONE_BY_ONE: frozenset[Kind] = frozenset({"scatter", "similarity", "loss"})
 
 @dataclass(frozen=True)
 class Rounds:
-    """`key` is the fusion call in the first round; `steps` are the calls of each line in one round (0: before it).
+    """`key` is the fusion call in the first round; `steps` say of each line how many calls one round makes of it (0:
+    before the loop), in the place where a key has its count, so that recipes can hold them as they hold keys.
 
     `once`: the rounds take the very same two tensors, so that RegBN is called once for all of them.
     """
 
     key: Key
-    steps: Mapping[Line, int]
+    steps: tuple[Key, ...]
     once: bool = False
+
+    def step(self, line: Line) -> int:
+        """How many calls of a line one round makes."""
+        return next((number for *of, number in self.steps if tuple(of) == line), 0)
 
     def shifted(self, key: Key, times: int) -> Key:
         """The same call of a later round."""
-        return (*key[:3], key[3] + times * self.steps.get(key[:3], 0))
+        return (*key[:3], key[3] + times * self.step(key[:3]))
 
     def round_of(self, first: Key, found: Key) -> int | None:
         """In which round `found` is what `first` is in the first; None where it never is."""
-        step = self.steps.get(first[:3], 0)
+        step = self.step(first[:3])
         ahead = found[3] - first[3]
         if first[:3] != found[:3] or ahead < 0 or (ahead % step if step else ahead):
             return None
@@ -139,7 +144,9 @@ def find_rounds(keys: Sequence[Key], takes: Sequence[tuple[Take, Take]], togethe
             if ahead % number or steps.setdefault(line, ahead // number) * number != ahead or ahead < 0:
                 return None
     once = len({tuple(take.uid for take in sides) for sides in takes}) == 1
-    return Rounds(keys[0], steps, once) if steps.get(keys[0][:3]) else None
+    if not steps.get(keys[0][:3]):
+        return None
+    return Rounds(keys[0], tuple((*line, number) for line, number in steps.items()), once)
 
 
 def _places(key: Key, sides: tuple[Take, Take], together: bool) -> list[Reader | None]:
@@ -155,7 +162,7 @@ def across_rounds(site: Site, takes: tuple[Take, Take], rounds: Rounds) -> tuple
 
     A stream that is projected before the loop is read by every round, and no round can change what the others read.
     """
-    fixed = [i for i in (0, 1) if any(not rounds.steps.get(key[:3], 0) for key, _ in takes[i].readers)]
+    fixed = [i for i in (0, 1) if any(not rounds.step(key[:3]) for key, _ in takes[i].readers)]
     if rounds.once or not fixed:
         return site, takes
     (side, *others) = fixed

@@ -28,7 +28,9 @@ def to_json(value: Any) -> Any:
         items = ((field, getattr(value, field.name)) for field in fields(value))
         return {field.name: to_json(item) for field, item in items if item != _default(field)}
     if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
+        if strange := [key for key in value if not isinstance(key, str)]:
+            raise RecipeError(f"a recipe cannot hold a mapping by {type(strange[0]).__qualname__}: {strange[0]!r}")
+        return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     raise RecipeError(f"a recipe cannot hold a {type(value).__module__}.{type(value).__qualname__}: {value!r}")

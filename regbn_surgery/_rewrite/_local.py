@@ -73,7 +73,7 @@ class LocalSite:
 
     def made_in_loop(self, take: Take) -> bool:
         """Whether each round makes this side anew."""
-        return take.made is not None and self.rounds is not None and self.rounds.steps.get(take.made[0][:3], 0) > 0
+        return take.made is not None and self.rounds is not None and self.rounds.step(take.made[0][:3]) > 0
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import regbn_surgery
 from regbn_surgery import AlreadyRewrittenError, CaptureError, Recipe, RecipeError, load_regbn, save_regbn, unregbnify
+from regbn_surgery._recipe import _json
 from regbn_surgery._recipe._source import code_of, locate
 from regbn_surgery._rewrite import explain, operations_of
 from tests.rewrite.models import Cross, Late, Nested, build, counting, everything, operate, run, step, vectors
@@ -26,8 +27,8 @@ from tests.zoo._running import run as run_case
 from tests.zoo._running import training_step
 
 BY_NAME = {case.name: case for case in CASES}
-#: One for each way in: a hook, a generated forward, a forward that runs as it is; shared roles, helper functions.
-SAMPLE = ("concat", "fusenet", "hf_vilt", "hf_lxmert")
+#: One for each way in: a hook, a generated forward, a forward that runs as it is; shared roles, helper functions, loops.
+SAMPLE = ("concat", "fusenet", "hf_vilt", "hf_lxmert", "stepwise_gate")
 
 
 def zoo_parameters() -> list[Any]:
@@ -674,3 +675,8 @@ def test_a_wrapped_function_is_the_one_inside() -> None:
     assert code_of(wrapper) == (__file__, published.__code__.co_firstlineno)
     with pytest.raises(RecipeError, match="is no Python function"):
         code_of(len)
+
+
+def test_a_mapping_that_json_would_change_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"cannot hold a mapping by tuple: \('a', 1\)"):
+        _json.to_json({("a", 1): 2})

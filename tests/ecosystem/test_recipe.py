@@ -27,7 +27,7 @@ from tests.zoo._running import run as run_case
 from tests.zoo._running import training_step
 
 BY_NAME = {case.name: case for case in CASES}
-#: One for each way in: a hook, a generated forward, a forward that runs as it is; shared roles, helper functions, loops.
+#: One for each way in: a hook, a generated forward, a forward that runs as it is; shared roles, helpers, loops.
 SAMPLE = ("concat", "fusenet", "hf_vilt", "hf_lxmert", "stepwise_gate")
 
 

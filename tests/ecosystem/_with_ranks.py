@@ -27,6 +27,7 @@ from regbn_surgery.nn import convert_sync_regbn
 from tests.zoo._running import call, tensors_of
 
 from ._subject import (
+    DoesNotApplyError,
     Subject,
     assert_regbn_learned,
     assert_same,
@@ -175,15 +176,17 @@ def data_parallel(subject: Subject) -> None:
         lambda: _ranks().run(_ddp_rank, subject.name),
         lambda: _ranks().run(_ddp_original, subject.name),
     )
-    model = _only_regbn_trains(subject.rewritten())
-    backward(model, _joined(subject))
-    for answer in answers:
-        assert_same(answer["state"], _running_state(model), rtol=1e-3, atol=1e-5)
     assert_same(answers[0]["after"], answers[1]["after"], 0, 0)
     original = subject.original().eval()
     apart = [_rows(original, _part(subject, rank)) for rank in range(RANKS)]
     whole = _rows(original, _joined(subject))
-    pairs = zip(whole, zip(*apart, strict=True), strict=True)
+    pairs = list(zip(whole, zip(*apart, strict=True), strict=True))
+    if any(_are_rows(out, parts) and not _are_apart(out, parts) for out, parts in pairs):
+        raise DoesNotApplyError("the samples of a batch see each other in the original: ranks are not one process")
+    model = _only_regbn_trains(subject.rewritten())
+    backward(model, _joined(subject))
+    for answer in answers:
+        assert_same(answer["state"], _running_state(model), rtol=1e-3, atol=1e-5)
     if not all(_are_rows(out, parts) for out, parts in pairs):
         return  # the original's outputs are no rows of samples: ranks differ from one process without RegBN, too
     found = answers[0]["gradients"]
@@ -214,8 +217,11 @@ def _settled(subject: Subject, found: dict[str, Tensor], atol: float) -> dict[st
 def _are_rows(whole: Tensor, parts: tuple[Tensor, ...]) -> bool:
     if whole.dim() == 0 or any(part.shape[1:] != whole.shape[1:] for part in parts):
         return False
-    joined = torch.cat(parts)
-    return joined.shape == whole.shape and torch.allclose(joined, whole, rtol=1e-4, atol=1e-5)
+    return sum(part.shape[0] for part in parts) == whole.shape[0]
+
+
+def _are_apart(whole: Tensor, parts: tuple[Tensor, ...]) -> bool:
+    return torch.allclose(torch.cat(parts), whole, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def _ddp_original(subject: Subject, rank: int) -> bool:

@@ -204,7 +204,7 @@ def vitals_and_notes(batch: int) -> dict[str, torch.Tensor]:
         "vitals": torch.randn(batch, 6, 5),
         "notes": tokens(batch, 7, vocabulary=40),
         "admission": torch.randn(batch, 4),
-        "vitals_length": torch.tensor([6, 4, 5, 3, 6])[:batch],
+        "vitals_length": torch.tensor([6, 4, 5, 3] * batch)[:batch],
     }
 
 

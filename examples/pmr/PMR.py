@@ -55,10 +55,11 @@ def parser() -> argparse.ArgumentParser:
     )
     what = p.add_argument_group("what to do").add_mutually_exclusive_group()
     what.add_argument("--train", action="store_true", help="train one model; without it the saved one is tested")
-    what.add_argument("--compare", nargs="+", metavar="RULES", help="train several: none, early, late or rules files")
+    what.add_argument("--compare", nargs="+", metavar="RULES",
+                      help="train several: none, names in rules/ (early, late, ...) or rules files")  # fmt: skip
     what.add_argument("--quick", action="store_true", help=f"--compare none early, {QUICK_EPOCHS} epochs, seed 0")
     p.add_argument("--regbn", nargs="?", const="early", default="none", metavar="RULES",
-                   help="put RegBN in, by early (the default), late or a rules file")  # fmt: skip
+                   help="put RegBN in, by a name in rules/ (early is the default) or a rules file")  # fmt: skip
     p.add_argument("--resume", action="store_true", help="go on from the saved checkpoints")
     p.add_argument("--epochs", type=_at_least(1), help=f"default {EPOCHS}")
     p.add_argument("--batch_size", type=_at_least(2), default=50, help="default 50")

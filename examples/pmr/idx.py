@@ -33,9 +33,13 @@ def find_idx(folder: Path, stem: str, axes: int) -> Path:
         for name in names:
             if (folder / sub / name).is_file():
                 return folder / sub / name
-    state = "has no such file" if folder.is_dir() else "is no folder"
+    if not folder.is_dir():
+        raise ExampleError(
+            f"--mnist {folder} is no folder. Give the one that holds MNIST's four files, or leave --mnist out to use "
+            "scikit-learn's digits."
+        )
     raise ExampleError(
-        f"--mnist {folder}: {state}: {names[0]} (also looked for: {', '.join(names[1:])}; "
+        f"--mnist {folder}: has no such file: {names[0]} (also looked for: {', '.join(names[1:])}; "
         "also in raw/ and MNIST/raw/). "
         "Give the folder that holds MNIST's four files, or leave --mnist out to use scikit-learn's digits."
     )

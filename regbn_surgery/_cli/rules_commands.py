@@ -6,6 +6,7 @@ Everything slow is imported inside them, and a rules file is read before torch i
 from __future__ import annotations
 
 import json
+import textwrap
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -184,8 +185,12 @@ def presets(name: str | None, output: str | None) -> None:
     if name is not None:
         write_text(preset_text(name).rstrip("\n"), output)
         return
-    width = max((len(known) for known in preset_names()), default=0)
-    write_text("\n".join(f"{known:<{width}}  {preset_summary(known)}" for known in preset_names()), output)
+    width = max((len(known) for known in preset_names()), default=0) + 2
+    lines = [
+        textwrap.fill(preset_summary(known), 80, initial_indent=f"{known:<{width}}", subsequent_indent=" " * width)
+        for known in preset_names()
+    ]
+    write_text("\n".join(lines), output)
 
 
 RULES_COMMANDS = (plan, check, init, schema, presets)

@@ -101,7 +101,7 @@ def _underdetermined(sites: Sequence[PlannedSite], facts: Facts) -> Iterator[str
         return
     wide = [site for site in sites if site.projection_shape[0] > facts.batch]
     if wide:
-        sizes = ", ".join(f"{site_path(site)}: {site.projection_shape[0]}" for site in wide[:6])
+        sizes = ", ".join(f"{site_path(site)} ({site.projection_shape[0]})" for site in wide[:6])
         more = f" and {len(wide) - 6} more" if len(wide) > 6 else ""
         remedy = "larger batches help"
         if any(site.reduce == "flatten" and site.g_layer_dim for site in wide):

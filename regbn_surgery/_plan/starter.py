@@ -7,6 +7,7 @@ comment, with the reason.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def _direction(inspection: Inspection, facts: Facts, point: FusionPoint) -> list
 
 def _rule(draft: _Draft) -> list[str]:
     first = draft.points[0]
-    place = f" ({first.source})" if first.source is not None else ""
+    place = f" ({os.path.basename(first.source.file)}:{first.source.line})" if first.source is not None else ""
     more = f", and {len(draft.points) - 1} more like it" if len(draft.points) > 1 else ""
     about = f"  # {first.id}{more}: {spell_homes(first.homes)} meet in {first.owner_class}{place}, {first.level}"
     lines = ["", _comment(about)]

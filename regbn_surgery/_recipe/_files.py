@@ -163,7 +163,7 @@ def _refuse_misfit(model: nn.Module, weights: dict[str, Tensor], folder: Path) -
     ]
     if problems:
         raise RecipeError(
-            f"The weights in {folder} do not fit {type(model).__name__} with RegBN; nothing was changed. "
+            f"The weights in {folder} do not fit {type(model).__name__} with RegBN; nothing was changed. Found "
             + "; ".join(problems)
             + ". Build the model with the same sizes and options as the one that was saved"
             + (f", by {type(model).__name__}.from_pretrained({str(folder)!r})." if _pretrains(model) else ".")

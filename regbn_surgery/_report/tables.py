@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Group, RenderableType
@@ -157,6 +158,15 @@ def plain_table(*headers: str) -> Table:
     return table
 
 
+def _near(note: str) -> str:
+    """The note with its paths from here, or from where packages are installed: whole ones fill a line and say less."""
+    installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    for folder in (*installed, os.getcwd()):
+        if os.path.dirname(folder) != folder:  # not the root
+            note = note.replace(folder + os.sep, "")
+    return note
+
+
 def notes_view(notes: Sequence[str]) -> Iterator[RenderableType]:
     if notes:
         yield Text("\nnotes:")
@@ -164,5 +174,5 @@ def notes_view(notes: Sequence[str]) -> Iterator[RenderableType]:
             grid = Table.grid(padding=(0, 1))
             grid.add_column()
             grid.add_column(overflow="fold")
-            grid.add_row(Text("-"), Text(note))
+            grid.add_row(Text("-"), Text(_near(note)))
             yield Padding(grid, (0, 0, 0, 1))

@@ -171,7 +171,11 @@ def refuse_methods(site: LocalSite, methods: tuple[str, ...], cls: type[nn.Modul
     """Raises RewriteError where a site cannot be found again in methods other than `forward`."""
     for name in methods:
         if not callable(getattr(cls, name, None)) or name == "forward":
-            raise RewriteError(f"`methods: [{name}]` of {site.name}: {cls.__name__} has no such method beside forward")
+            raise RewriteError(
+                f"`methods: [{name}]` of {site.name}: {cls.__name__} has no such method beside forward. The host of "
+                "the fusion point is meant, not a model around it: methods out there that call its forward, as "
+                "`generate` mostly does, come by RegBN without being named. Leave it out of `methods:`"
+            )
     if not methods:
         return
     together = site.f.at[0] == site.g.at[0] and not site.repeats

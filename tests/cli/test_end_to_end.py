@@ -63,7 +63,7 @@ def test_show(run, files, factory):
     result = run("show", f"end_to_end_model.py:{factory}", "late.yaml")
     assert result.exit_code == 0, result.stderr
     assert "f x: 8 channels" in result.stdout
-    assert "6×8, 0.00 MiB" in result.stdout
+    assert "6×8, 0.2 KiB" in result.stdout
     assert any(line.startswith("+") and "self.regbn_late(" in line for line in result.stdout.splitlines())
 
 

@@ -169,7 +169,8 @@ class TestPresets:
     def test_list(self, run):
         result = run("presets")
         assert result.exit_code == 0
-        lines = result.stdout.splitlines()
+        assert max(len(line) for line in result.stdout.splitlines()) <= 80
+        lines = result.stdout.replace("\n  ", " ").splitlines()
         assert [line.split()[0] for line in lines] == list(preset_names())
         assert {"early", "late", "layer-wise", "cross-attention", "token-concat"} <= set(preset_names())
         assert all(len(line.split()) > 5 for line in lines)

@@ -98,7 +98,7 @@ class TestSizes:
     def test_more_features_than_samples(self) -> None:
         wide = inspection(point("cat", side("gray"), side("colored", (8, 16, 3, 3), MAP)))
         (note,) = plan_of(wide, Facts(weights_seen=True, batch=100), normalize="gray").notes
-        assert note.startswith("g has more features than the example has samples (100) at regbn_r: 144")
+        assert note.startswith("g has more features than the example has samples (100) at regbn_r (144)")
         assert "`reduce: mean`" in note
         assert plan_of(wide, Facts(weights_seen=True, batch=144), normalize="gray").notes == ()
         (note,) = plan_of(vectors(), Facts(weights_seen=True, batch=4), normalize="gray").notes

@@ -30,7 +30,7 @@ def test_a_rule_for_each_point_and_a_comment_on_each() -> None:
     text = starter(found)
     rules = Rules.from_text(text)
     assert [rule.id for rule in rules.rules] == ["sum-1", "concat-2"]
-    assert "# mid.add: gray with colored meet in Fusion (/home/me/model.py:42), middle" in text
+    assert "# mid.add: gray with colored meet in Fusion (model.py:42), middle" in text
     assert "# not one: mask (its name says mask)" in text
     assert [(s.point, s.f.home) for s in planned(text, found).sites] == [("mid.add", ("gray",)), ("cat", ("gray",))]
 

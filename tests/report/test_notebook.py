@@ -78,7 +78,7 @@ def test_str_is_for_reading(things):
 
 def test_html(things):
     found, made, done = (read(thing._repr_html_()) for thing in things)
-    assert {"x 2×8 (B×C)", "y 2×6 (B×C)", "cat", "concat, late", "W 6×8, 0.00 MiB (flatten)"} <= set(found.text)
+    assert {"x 2×8 (B×C)", "y 2×6 (B×C)", "cat", "concat, late", "W 6×8, 0.2 KiB (flatten)"} <= set(found.text)
     assert {"regbn_late", "x: 8 channels", "y: 6 channels", "normalize"} <= set(made.text)
     assert any(text.startswith("+    regbn_late") for text in done.text)
     assert "details" in done.tags

@@ -1,6 +1,7 @@
 """Tables for people, compared as a whole: a change of their look is a choice (`UPDATE_GOLDEN=1` writes them)."""
 
 import os
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from regbn_surgery._plan import decide
 from regbn_surgery._report.diff import coloured, host_views, unified
 from regbn_surgery._report.jsonout import hosts_to_list
 from regbn_surgery._report.shapes import mib_text, roles_text, side_text
+from regbn_surgery._report.tables import notes_view
 from regbn_surgery._report.text import inspection_to_text, plain, plan_to_text
 from regbn_surgery._rules import Rules
 from regbn_surgery._types import Layout
@@ -171,3 +173,15 @@ def test_a_host_that_is_not_hooked_says_why() -> None:
     assert "why no graph" not in text
     (written,) = hosts_to_list([Host(unhooked="its outputs differ")])
     assert (written["unhooked"], written["reason"]) == ("its outputs differ", "")
+
+
+def test_notes_name_files_from_here_or_from_where_packages_lie(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    installed = os.path.join(sysconfig.get_path("purelib"), "lib", "a.py")
+    text = "\n".join(plain(view) for view in notes_view([f"read at {installed}:3, called at {tmp_path / 'b.py'}:4"]))
+    assert "read at lib/a.py:3, called at b.py:4" in text
+
+
+@pytest.mark.parametrize(("m", "n", "text"), [(8, 16, "8×16, 0.5 KiB"), (96, 96, "96×96, 0.04 MiB")])
+def test_a_small_projection_is_not_said_to_hold_nothing(m: int, n: int, text: str) -> None:
+    assert mib_text(m, n) == text

@@ -46,17 +46,17 @@ def compiled(subject: Subject) -> None:
             return _breaks(subject.original().train(train), example)
 
         breaks, found = unless_the_original_fails("compile", lambda model=model: _breaks(model, example), original)
+        expected = list(tensors_of(seeded_call(eager, example)))
+        assert_same(found, [out.detach() for out in expected], rtol=1e-4, atol=1e-5)
+        if train:
+            for name, module in regbns(eager).items():
+                assert regbns(model)[name].num_steps == module.num_steps > 0, name
         if breaks:
             allowed, _ = the_original_must("compile", original)
             mode = "training" if train else "evaluation"
             assert len(breaks) <= len(allowed), (
                 f"{len(breaks)} graph breaks in {mode}, where the original has {len(allowed)}: {breaks[0]}"
             )
-        expected = list(tensors_of(seeded_call(eager, example)))
-        assert_same(found, [out.detach() for out in expected], rtol=1e-4, atol=1e-5)
-        if train:
-            for name, module in regbns(eager).items():
-                assert regbns(model)[name].num_steps == module.num_steps > 0, name
 
 
 def _breaks(model: nn.Module, example: Any) -> tuple[list[str], list[torch.Tensor]]:

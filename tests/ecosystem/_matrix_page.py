@@ -22,6 +22,26 @@ written by hand: `python -m tests.ecosystem.matrix > docs/compatibility.md` meas
 ✓ passed; **✗** failed, for the reason below; `·` does not apply, above all as the original does not do it, either
 """
 
+#: What a user should know of failing cells, by situation.
+_WHAT_IT_MEANS = {
+    "torch.compile": (
+        "The compiled model computes what the eager one does in these cells, too: results are compared before breaks "
+        "are counted. Where the original breaks its graph already (a recurrent layer, a value that is read, a scripted "
+        "module), dynamo meets the same break once more in each frame between the model's call and the host's "
+        "generated forward. A host that has to run as it is (tier 3) is a break of its own; `explain(model)` says "
+        "which one, and why."
+    ),
+    "torch.export": (
+        "An `UnseenCallError` says that the host is called in another way while it is traced than before, for one with "
+        "a mask that `transformers` makes only then. Call the model once with an input that needs the mask (one padded "
+        "token) before the export."
+    ),
+    "generate with cache": (
+        "RegBN is never passed by: what cannot be normalised as it would be without a cache is an error, which names "
+        "the call and what to do."
+    ),
+}
+
 
 def page(
     cells: Sequence[Cell], columns: Mapping[str, Callable[..., Any]], versions: Mapping[str, str], rows: int = 0
@@ -72,6 +92,8 @@ def _situations(shown: Sequence[str], columns: Mapping[str, Callable[..., Any]],
 def _failures(cells: Sequence[Cell]) -> str:
     failed = [cell for cell in cells if cell.status == "fail"]
     lines = [f"\n## Failing cells ({len(failed)})\n"]
+    situations = dict.fromkeys(cell.situation for cell in failed)
+    lines += [f"**{name}.** {_WHAT_IT_MEANS[name]}\n" for name in situations if name in _WHAT_IT_MEANS]
     lines += [f"- {cell.model}, {cell.situation}: {_code(cell.reason)}" for cell in failed]
     return "\n".join(lines if failed else [*lines, "None."])
 

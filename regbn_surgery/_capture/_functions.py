@@ -25,6 +25,11 @@ ASKING = frozenset({
     "get_rng_state", "is_deterministic_algorithms_warn_only_enabled", "are_deterministic_algorithms_enabled",
     "_has_compatible_shallow_copy_type", "broadcast_shapes", "device",
 })  # fmt: skip
+#: Those of them that tell the type of numbers, which autocast decides, too.
+TYPING = frozenset({
+    "dtype", "is_floating_point", "is_complex", "element_size", "itemsize", "nbytes", "result_type",
+    "get_default_dtype", "is_inference", "is_inference_mode_enabled", "is_autocast_enabled",
+})  # fmt: skip
 #: Methods that bring a value out of a tensor into Python.
 READING = frozenset({
     "__bool__", "item", "tolist", "__float__", "__int__", "__index__", "__complex__", "numpy", "__array__",

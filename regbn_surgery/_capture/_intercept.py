@@ -98,6 +98,20 @@ def _vmapped(
     return call(*args, **kwargs) if listen is None else listen(call, func, args, kwargs)
 
 
+def _asking(name: str) -> Callable[..., Any]:
+    """A question to torch about its settings, which no function mode hears of."""
+    original = getattr(torch, name)
+
+    def ask(*args: Any, **kwargs: Any) -> Any:
+        listen = getattr(_listeners.stack[-1], "on_asked", None) if _listeners.stack else None
+        if listen is not None:
+            listen()
+        return original(*args, **kwargs)
+
+    return ask
+
+
+_QUESTIONS = ("is_autocast_enabled", "get_autocast_dtype", "is_inference_mode_enabled")
 _REPLACEMENTS: dict[tuple[Any, str], Any] = {
     _CALL: _dispatch,
     _VMAP: _vmapped,
@@ -106,6 +120,7 @@ _REPLACEMENTS: dict[tuple[Any, str], Any] = {
     _KEEP: _keep,
     _KEPT: _kept,
     _APPLY: classmethod(_apply),
+    **{(torch, name): _asking(name) for name in _QUESTIONS},
 }
 
 

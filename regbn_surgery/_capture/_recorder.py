@@ -29,7 +29,7 @@ from ._scopes import FrameScope, Paused
 from ._source import current_source, entering_grad_mode, kind_of_module
 from ._trace import Frame, Op, Stranger, Trace, ValueRead
 from ._values import TracedInt, plain
-from ._watch import token
+from ._watch import NUMERICS, numerics, token
 
 LeafRule = Callable[[nn.Module, str], bool]
 _TRAITS = ("num_features", "normalized_shape", "in_channels", "out_channels", "in_features",
@@ -79,6 +79,7 @@ class Recorder(Objects):
         self.mutated: list[str] = []  # attributes it read whose content it changed
         self.given: Contents | None = None  # what the root was called with, in strict captures
         self.changed_given = False
+        self._numerics = numerics(root) if strict else ()
 
     # -- what the watched root and its sizes tell ---------------------------------------------------------------
 
@@ -96,6 +97,11 @@ class Recorder(Objects):
                 f"{self._where()} reads `self.{name}` and then makes it {value!r}; a graph would repeat that for ever"
             )
         self.stores[name] = value
+
+    def on_asked(self) -> None:
+        """The forward goes by what type of numbers it computes with."""
+        if self.recording and self.strict:
+            self.settings[NUMERICS] = self._numerics
 
     def on_leak(self) -> None:
         """Python decided or computed something by a size."""
@@ -264,6 +270,8 @@ class Recorder(Objects):
         if name == "__len__":
             self.leaks += 1  # `len` returns a plain number, whatever we would return
         if name in fn.DESCRIBING or name in fn.ASKING:
+            if name in fn.TYPING and not self._is_given(args):
+                self.on_asked()
             return output
         if name == "register_hook":
             self._note_effect("registers a hook on a tensor")
@@ -273,6 +281,10 @@ class Recorder(Objects):
         with torch._C.DisableTorchFunction():  # a mode below this one need not see our own questions
             self._torch_node(func, name, args, kwargs, output)
         return output
+
+    def _is_given(self, args: tuple[Any, ...]) -> bool:
+        """Whether the first argument came with the call, whose kind says of which type it is."""
+        return self.given is not None and bool(args) and any(leaf is args[0] for _, leaf in self.given.before)
 
     def _on_transformed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Inside a torch.func transform tensors have other faces; those from outside it can be told."""

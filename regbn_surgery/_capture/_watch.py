@@ -62,8 +62,26 @@ def token(value: Any, depth: int = 0) -> Any:
     return ("object", id(value))
 
 
+#: The setting that stands for what decides the types of numbers; no attribute has such a name.
+NUMERICS = "<numerics>"
+
+
+def numerics(root: nn.Module) -> tuple[Any, ...]:
+    """What decides of which type the results of layers are, beside the arguments: a graph holds the types that the
+    forward has asked for."""
+    regions = tuple(
+        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in ("cpu", "cuda")
+    )
+    own = next((parameter.dtype for parameter in root.parameters()), None)
+    # A compiled call cannot ask for inference mode, and is taken for one outside of it.
+    inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+    return (*regions, inference, torch.get_default_dtype(), own)
+
+
 def attribute_token(root: nn.Module, name: str) -> Any:
-    """The token of an attribute of `root`, or of a module in it by dotted path."""
+    """The token of an attribute of `root`, or of a module in it by dotted path; or of `NUMERICS`."""
+    if name == NUMERICS:
+        return numerics(root)
     path, _, last = name.rpartition(".")
     try:
         value = getattr(root.get_submodule(path) if path else root, last)

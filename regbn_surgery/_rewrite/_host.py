@@ -137,7 +137,7 @@ class HostSurgery:
                 + "; in this mode, the last one known is "
                 + self.last.get(host.training, "none")
                 + "), and nothing can be captured while compiling. Call the "
-                "model once like this (the same kinds of arguments, the same mode, gradients on or off) before "
+                "model once like this (the same kinds of arguments, mode and autocast, gradients on or off) before "
                 "compiling or exporting it. Where the model itself makes an argument only while it is compiled, as "
                 "transformers does with the mask of a batch without padding, call it with one that does need it."
             )

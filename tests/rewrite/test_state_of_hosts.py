@@ -6,6 +6,7 @@ A graph would read it once and forget what is written; such hosts run as they ar
 from __future__ import annotations
 
 import collections
+import contextlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -297,3 +298,29 @@ def test_what_can_be_gone_through_only_once_is_refused() -> None:
     rewritten = operate(build(IsHanded, "iterator"), vectors())
     with pytest.raises(UnseenCallError, match="given a generator, which can be gone through only once"):
         rewritten(**vectors(), given=(x for x in [1.0]))
+
+
+class AsksForTypes(Two):
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self.question = question
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        joint = self.joined(a, b)
+        if self.question == "dtype":
+            return joint, torch.full((3,), 0.3).to(joint.dtype)
+        asked = torch.is_autocast_enabled("cpu") if self.question == "autocast" else torch.is_inference_mode_enabled()
+        return joint * (2 if asked else 1), joint
+
+
+@pytest.mark.parametrize("question", ["dtype", "autocast", "inference"])
+def test_what_type_of_numbers_it_is_called_with_is_noticed_where_the_forward_asks(question: str) -> None:
+    plain = build(AsksForTypes, question).eval()
+    rewritten = operate(plain, vectors()).eval()
+    regions = [contextlib.nullcontext, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)]
+    for region in regions * 2:
+        with torch.no_grad(), region(), identity(rewritten):
+            expected, found = plain(**vectors()), rewritten(**vectors())
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert [report.tier for report in explain(rewritten)] == [2]

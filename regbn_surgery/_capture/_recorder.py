@@ -79,6 +79,7 @@ class Recorder(Objects):
         self.mutated: list[str] = []  # attributes it read whose content it changed
         self.given: Contents | None = None  # what the root was called with, in strict captures
         self.changed_given = False
+        self.kept: list[Any] = []  # what the settings know by its identity
         self._numerics = numerics(root) if strict else ()
 
     # -- what the watched root and its sizes tell ---------------------------------------------------------------
@@ -440,7 +441,7 @@ class Recorder(Objects):
             self.graph, tuple(self._ops), tuple(self._frames), dict(self._tensors), inputs, dict(self.constants),
             tuple(self._reads), tuple(dict.fromkeys(self._effects)), dict(self.settings),
             tuple(self.stores), self._met_strangers(),
-            self.leaks > 0, frozenset(self._checkpointed),
+            self.leaks > 0, frozenset(self._checkpointed), tuple(self.kept),
         )  # fmt: skip
 
 

@@ -119,6 +119,7 @@ class Trace:
     strangers: tuple[Stranger, ...]
     leaks: bool  # whether a size went its own way through Python, so that other sizes may go another
     checkpointed: frozenset[int]  # operations whose saved tensors are kept in a way of their own, or computed again
+    kept: tuple[Any, ...] = ()  # what settings know by identity; another object must not come by its id
 
     def path_of(self, op: Op) -> str:
         return self.frames[op.frame].path

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .. import _tree
 from .._state import is_generator, is_plain_object, slots_of
 from ._subclass import quiet_subclass
 
@@ -137,6 +138,9 @@ def watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
 
 def _note(recorder: Recorder, name: str, value: Any) -> None:
     recorder.on_setting(name, token(value))
+    if recorder.recording:
+        held = vars(value) if is_plain_object(value) else value
+        recorder.kept += [value, *(leaf for _, leaf in _tree.leaves(held) if not isinstance(leaf, _PLAIN))]
     steps_on = hasattr(type(value), "__next__") or (is_generator(value) and not isinstance(value, torch.Generator))
     if steps_on and recorder.recording:
         recorder.mutated.append(name)

@@ -70,8 +70,9 @@ class Known:
     is never believed.
     """
 
-    def __init__(self, variant: Variant, sizes: tuple[int, ...]) -> None:
+    def __init__(self, variant: Variant, sizes: tuple[int, ...], kept: tuple[Any, ...] = ()) -> None:
         self.variant = variant
+        self.kept = kept  # alive, so that no other object gets the id of one that the variant was captured with
         self.seen: list[set[int]] = [{size} for size in sizes]
         self.exact = {sizes}
 

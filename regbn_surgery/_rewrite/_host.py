@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import _tree
 from .._analyse import MODEL_ERRORS
 from .._capture import Trace, capture
 from .._errors import CaptureError, RegBNBypassedError, RewriteError, UnseenCallError
@@ -203,7 +204,9 @@ class HostSurgery:
         elif not remembered(host, sites, args, kwargs):
             tell_passed_by(host, self.path, sites, args, kwargs)
         self.last[host.training] = f"({spelled(args, kwargs)})"
-        return self._remember(key_of(host, role, args, kwargs), variant, sizes_of(args, kwargs))
+        functions = (leaf for _, leaf in _tree.leaves((args, kwargs)) if callable(leaf))
+        kept = (*trace.kept, *functions)
+        return self._remember(key_of(host, role, args, kwargs), variant, sizes_of(args, kwargs), kept)
 
     @contextmanager
     def _trial(self, host: nn.Module) -> Iterator[None]:
@@ -289,14 +292,14 @@ class HostSurgery:
                 outputs.append(forward(*own_args, **own_kwargs))
         return difference(outputs[0], outputs[1][0] if variant.stores else outputs[1])
 
-    def _remember(self, key: Key, variant: Variant, sizes: tuple[int, ...]) -> Variant:
+    def _remember(self, key: Key, variant: Variant, sizes: tuple[int, ...], kept: tuple[Any, ...]) -> Variant:
         """A second capture at other sizes that gives the same code shows that these sizes do not matter to it."""
         known = self.variants.setdefault(key, [])
         for other in known:
             if other.variant.same_as(variant):
                 other.see(sizes)
                 return other.variant
-        known.append(Known(variant, sizes))
+        known.append(Known(variant, sizes, kept))
         return variant
 
 

@@ -324,3 +324,23 @@ def test_what_type_of_numbers_it_is_called_with_is_noticed_where_the_forward_ask
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs)
     assert [report.tier for report in explain(rewritten)] == [2]
+
+
+class ReadsAList(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.memories = [torch.zeros(3)]
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.joined(a, b) + self.memories[0]
+
+
+def test_a_tensor_that_comes_by_the_id_of_another_is_told_from_it() -> None:
+    plain = build(ReadsAList).eval()
+    rewritten = operate(plain, vectors()).eval()
+    with torch.no_grad(), identity(rewritten):
+        for number in range(20):
+            for model in (plain, rewritten):
+                model.memories = []  # the memory of the old one may be taken by the new one
+                model.memories = [torch.full((3,), float(number))]
+            torch.testing.assert_close(rewritten(**vectors()), plain(**vectors()))

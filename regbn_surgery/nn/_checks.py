@@ -46,6 +46,8 @@ def check_features(
     name: str, x: Tensor, channels: int, layer_dim: tuple[int, ...], mask: Tensor | None, any_length: bool
 ) -> None:
     """One of the two inputs, `[B, channels, *layer_dim]`, or any positions in place of `layer_dim`."""
+    if not isinstance(x, Tensor):
+        raise RegBNShapeError(f"RegBN expects two tensors, f and g; found {type(x).__name__} for {name}")
     fits = x.dim() >= 2 and x.shape[1] == channels and (any_length or x.shape[2:] == layer_dim)
     if not (fits and x.is_floating_point()):
         sizes = ", ".join(map(str, (channels, *layer_dim)))

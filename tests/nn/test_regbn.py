@@ -200,6 +200,11 @@ def test_integer_input_and_misplaced_mask_are_refused() -> None:
         pooled(torch.randn(4, 5), torch.randn(4, 3, 6), g_mask=mask)
 
 
+def test_a_missing_side_is_told() -> None:
+    with pytest.raises(RegBNShapeError, match="expects two tensors, f and g; found NoneType for g"):
+        RegBN(4, 3)(torch.randn(5, 4), None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -40,7 +40,7 @@ def compiled(subject: Subject) -> None:
     example = subject.example()
     for train in (False, True):
         eager = warmed(subject.rewritten(), example).train(train)
-        model = copied(eager)
+        model = warmed(subject.rewritten(), example).train(train)  # a copy of `eager` would have other objects
 
         def original(train: bool = train) -> Any:
             return _breaks(subject.original().train(train), example)

@@ -111,6 +111,6 @@ def _does_not_apply(cells: Sequence[Cell]) -> str:
 
 def _code(text: str) -> str:
     """As code, with files by their place in the library that they belong to, not on this machine."""
-    text = re.sub(r"/\S*/site-packages/", "", text)
+    text = re.sub(r"/\S*/site-packages/", "", re.sub(r" at 0x[0-9a-f]+", "", text))
     text = re.sub(r"(?<![\w/:])/(?:[\w.-]+/)+", "", text)  # also of a path that a reason was cut off in
     return "`" + text.replace("`", "'") + "`"

@@ -12,7 +12,7 @@ from regbn_surgery import UnseenCallError
 from tests.rewrite.models import Late, build, operate, vectors
 from tests.zoo._running import tensors_of
 
-from ._in_training import SITUATIONS, _export, _graphs
+from ._in_training import SITUATIONS, _breaks, _export
 from ._subject import DoesNotApplyError, Subject, assert_same, counting, outputs, regbns, seeded_call, warmed
 
 FAST = {
@@ -80,7 +80,7 @@ def test_a_host_that_runs_as_it_is_computes_the_same_when_compiled() -> None:
     eager = warmed(subject.rewritten(), example).train()
     model = copy.deepcopy(eager)
     with counting(model) as calls:
-        _, found = _graphs(model, example)
+        _, found = _breaks(model, example)
     assert set(calls.values()) == {1}
     assert_same(found, [out.detach() for out in tensors_of(seeded_call(eager, example))])
     assert [m.num_steps for m in regbns(model).values()] == [m.num_steps for m in regbns(eager).values()]

@@ -158,7 +158,9 @@ class _Watchers(threading.local):
 _watchers = _Watchers()
 _lock = threading.Lock()
 _users = 0
-_write = nn.Module.__setattr__
+#: What stood on `nn.Module` when ours took its place: another library may have put its own there since the import.
+_originals: dict[str, Any] = {"__getattribute__": object.__getattribute__, "__setattr__": nn.Module.__setattr__}
+_own: dict[str, Any] = {}  # those of them that are on the class itself
 
 
 def _path_of(module: nn.Module, root: nn.Module, recorder: Recorder) -> str | None:
@@ -168,7 +170,7 @@ def _path_of(module: nn.Module, root: nn.Module, recorder: Recorder) -> str | No
 
 
 def _read_of_any(self: nn.Module, name: str) -> Any:
-    value = object.__getattribute__(self, name)
+    value = _originals["__getattribute__"](self, name)
     if _watchers.stack and name not in _UNASKED and not name.startswith("__"):
         root, recorder = _watchers.stack[-1]
         path = _path_of(self, root, recorder)
@@ -183,7 +185,7 @@ def _write_of_any(self: nn.Module, name: str, value: Any) -> None:
         path = _path_of(self, root, recorder)
         if path:
             recorder.on_setting(f"{path}.{name}", attribute_token(self, name))
-    _write(self, name, value)
+    _originals["__setattr__"](self, name, value)
 
 
 @contextmanager
@@ -195,8 +197,12 @@ def _children_watched(root: nn.Module, recorder: Recorder) -> Iterator[None]:
     global _users
     with _lock:
         if _users == 0:
-            nn.Module.__getattribute__ = _read_of_any  # type: ignore[method-assign,assignment]
-            nn.Module.__setattr__ = _write_of_any  # type: ignore[method-assign]
+            _own.clear()
+            for name, ours in (("__getattribute__", _read_of_any), ("__setattr__", _write_of_any)):
+                _originals[name] = getattr(nn.Module, name)
+                if name in vars(nn.Module):
+                    _own[name] = _originals[name]
+                setattr(nn.Module, name, ours)
         _users += 1
     _watchers.stack.append((root, recorder))
     try:
@@ -206,5 +212,8 @@ def _children_watched(root: nn.Module, recorder: Recorder) -> Iterator[None]:
         with _lock:
             _users -= 1
             if _users == 0:
-                del nn.Module.__getattribute__
-                nn.Module.__setattr__ = _write  # type: ignore[method-assign]
+                for name in ("__getattribute__", "__setattr__"):
+                    if name in _own:
+                        setattr(nn.Module, name, _own[name])
+                    else:
+                        delattr(nn.Module, name)

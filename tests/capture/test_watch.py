@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from regbn_surgery._capture import capture
 from regbn_surgery._capture._recorder import UnrecordableError
+from regbn_surgery._errors import CaptureError
 
 from .replay import captured, make, run_graph
 
@@ -122,3 +125,50 @@ def test_parameters_and_children_set_in_forward_are_registered_as_ever() -> None
     module = make(forward)
     captured(module, torch.ones(2, 3))
     assert [name for name, _ in module.named_parameters()] == ["scale"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_another_library_has_put_on_modules_is_asked_and_comes_back(
+    monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Such as one that checks what is assigned, put there after this package was imported."""
+    usual_read, usual_write = nn.Module.__getattribute__, nn.Module.__setattr__
+    read, written = [], []
+
+    def reading(self: nn.Module, name: str) -> Any:
+        read.append(name)
+        return usual_read(self, name)
+
+    def writing(self: nn.Module, name: str, value: Any) -> None:
+        written.append(name)
+        usual_write(self, name, value)
+
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.layer.seen = 1
+            if fails:
+                raise ValueError("of the model")
+            return self.layer(x)
+
+    model = Writes()
+    monkeypatch.setattr(nn.Module, "__getattribute__", reading, raising=False)
+    monkeypatch.setattr(nn.Module, "__setattr__", writing)
+    read.clear()
+    written.clear()
+    with contextlib.suppress(ValueError, CaptureError):
+        capture(model, (torch.ones(1, 2),), {}, leaf=lambda *_: True, strict=True)
+    assert nn.Module.__getattribute__ is reading
+    assert nn.Module.__setattr__ is writing
+    assert "seen" in written
+    assert "layer" in read or "forward" in read
+
+
+def test_nothing_is_left_on_modules_that_was_not_there() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    capture(model, (torch.ones(1, 2),), {}, leaf=lambda *_: True, strict=True)
+    assert "__getattribute__" not in vars(nn.Module)
+    assert nn.Module.__setattr__.__module__ == "torch.nn.modules.module"

@@ -212,10 +212,11 @@ class Recorder(Objects):
                 self._note_effect("checkpoints a part of the model")
                 return call(*args, **kwargs)
             self.on_saved_tensors(entering=True)
-            function, _, *inputs_of_it = args
-            output = function(*inputs_of_it)  # with gradients: what a graph would do
-            self.on_saved_tensors(entering=False)
-            return output
+            try:
+                function, _, *inputs_of_it = args
+                return function(*inputs_of_it)  # with gradients: what a graph would do
+            finally:
+                self.on_saved_tensors(entering=False)
         inputs = self._arguments(args, kwargs)
         source = current_source()
         with self.paused():

@@ -18,6 +18,18 @@ from regbn_surgery._rewrite import RegBNSite
 SEED = 11
 
 
+class Joined(nn.Module):
+    """Two vectors, concatenated; what a further method does with them, a subclass says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc_a, self.enc_b = nn.Linear(6, 8), nn.Linear(5, 4)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.head(torch.cat([self.enc_a(a), self.enc_b(b)], dim=-1))
+
+
 class Late(nn.Module):
     """Two vectors, concatenated in the root's own forward: a generated host (tier 2)."""
 

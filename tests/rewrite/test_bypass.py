@@ -17,19 +17,11 @@ from regbn_surgery import RegBNBypassedError, RegBNWarning, RewriteError, unregb
 from regbn_surgery._rewrite import explain, identity
 from regbn_surgery._rewrite._guard import Guard
 
-from .models import build, counting, rules, run, site_of, step, vectors
+from .models import Joined, build, counting, rules, run, site_of, step, vectors
 
 
-class Captioner(nn.Module):
+class Captioner(Joined):
     """Fuses in `forward`, and once more in `generate`, as BLIP-2 does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.enc_a, self.enc_b = nn.Linear(6, 8), nn.Linear(5, 4)
-        self.head = nn.Linear(12, 3)
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.head(torch.cat([self.enc_a(a), self.enc_b(b)], dim=-1))
 
     @torch.no_grad()
     def generate(self, a: Tensor, b: Tensor, steps: int = 2) -> Tensor:

@@ -13,18 +13,10 @@ import regbn_surgery
 from regbn_surgery import RewriteError, unregbnify
 from regbn_surgery._rewrite import identity
 
-from .models import build, counting, rules, step, token_pairs, vectors
+from .models import Joined, build, counting, rules, step, token_pairs, vectors
 
 
-class Host(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.enc_a, self.enc_b = nn.Linear(6, 8), nn.Linear(5, 4)
-        self.head = nn.Linear(12, 3)
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.head(torch.cat([self.enc_a(a), self.enc_b(b)], dim=-1))
-
+class Host(Joined):
     def row_by_row(self, a: Tensor, b: Tensor) -> Tensor:
         f = torch.stack([row.clone() for row in self.enc_a(a)])
         return self.head(torch.cat([f, self.enc_b(b)], dim=-1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any, Literal
 
 Kind = Literal["concat", "sum", "product", "matmul", "bilinear", "attention", "scatter", "similarity", "loss", "module"]
@@ -26,12 +27,17 @@ NEVER_BY_DEFAULT: frozenset[Kind] = frozenset({"similarity", "loss"})
 
 @dataclass(frozen=True)
 class Source:
-    """A line of the user's code."""
+    """A line of the user's code.
+
+    `frames` are the user's functions that run there, innermost first, up to the forward of the module whose call it is:
+    each with the offset of its current instruction and the name of its module. They are known within one process only.
+    """
 
     file: str
     line: int
     function: str
     offset: int = field(default=0, compare=False, repr=False)  # tells two calls in one line apart, within one run
+    frames: tuple[tuple[CodeType, int, str], ...] = field(default=(), compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"

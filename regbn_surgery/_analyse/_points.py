@@ -142,7 +142,7 @@ def _point(name: str, members: Members, places: Mapping[int, Place]) -> Found:
         owner_class=owner.class_name,
         kind=meeting.kind,
         op=meeting.op.name,
-        source=meeting.op.source,
+        source=None if meeting.op.source is None else replace(meeting.op.source, frames=()),
         level=level,
         selected_by_default=meeting.kind not in NEVER_BY_DEFAULT and level != "remeeting",
         operands=tuple(_operand(run, met) for met in operands),

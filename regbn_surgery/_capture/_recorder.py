@@ -190,10 +190,12 @@ class Recorder(Objects):
             call = self._calls[parent][path]
             self._calls[parent][path] += 1
         name = kind_of_module(module)
-        key = self._key(parent, name, current_source()) if parent is not None else (name, "", 0, 0)
+        source = current_source() if parent is not None else None
+        key = self._key(parent, name, source) if parent is not None else (name, "", 0, 0)
         inputs = tuple((name, self.uid(tensor)) for name, tensor in named_tensors(module, args, kwargs))
         reads = tuple(self.uid(tensor) for tensor in _tree.tensors((args, dict(kwargs))))
-        self._frames.append(Frame(index, path, name, parent, call, key, len(self._ops), inputs, reads))
+        frame = Frame(index, path, name, parent, call, key, len(self._ops), inputs, reads, source=source)
+        self._frames.append(frame)
         self._calls[index] = Counter()
         self._keys[index] = Counter()
         self._stack.append(index)

@@ -13,21 +13,31 @@ from .._types import Source
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-_LIBRARY = (_HERE, _TORCH, "<")
+_LIBRARY = (_HERE, _TORCH, "<frozen ", "<__array_function__")
+_MODULE_CALLS = nn.Module._call_impl.__code__.co_filename
 
 
 def current_source() -> Source | None:
+    """The innermost line of the user's code, with the user's functions around it within the same module call."""
     frame: FrameType | None = sys._getframe(1)
+    frames = []
+    innermost: FrameType | None = None
     while frame is not None:
-        filename = frame.f_code.co_filename
-        if is_user_file(filename):
-            return Source(filename, frame.f_lineno, frame.f_code.co_name, frame.f_lasti)
+        code = frame.f_code
+        if is_user_file(code.co_filename):
+            innermost = innermost or frame
+            frames.append((code, frame.f_lasti, frame.f_globals.get("__name__", "")))
+        elif innermost is not None and code.co_name == "_call_impl" and code.co_filename == _MODULE_CALLS:
+            break
         frame = frame.f_back
-    return None
+    if innermost is None:
+        return None
+    code = innermost.f_code
+    return Source(code.co_filename, innermost.f_lineno, code.co_name, innermost.f_lasti, tuple(frames))
 
 
 def is_user_file(filename: str) -> bool:
-    """Whether a file is neither torch's nor of this package."""
+    """Whether a file is neither torch's nor of this package; code typed at a prompt or generated is the user's."""
     return not filename.startswith(_LIBRARY) and os.sep + "contextlib.py" not in filename
 
 

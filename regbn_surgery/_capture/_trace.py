@@ -52,6 +52,7 @@ class Frame:
     reads: tuple[int, ...]  # the same tensors in the order of the call
     outputs: tuple[int, ...] = ()
     end: int = 0  # number of operations recorded when it returned
+    source: Source | None = None  # where its caller calls it
 
 
 @dataclass(frozen=True)

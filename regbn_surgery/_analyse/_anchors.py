@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import CodeType
 
 from .._capture import Frame, Op, Trace
-from .._types import Layout
+from .._types import Layout, Source
 from . import _axes as ax
 from ._families import SQUASHES
 from ._flow import Flow
@@ -38,6 +39,16 @@ _TRANSPARENT = ax.VIEWS | ax.PERMUTES | ax.CASTS | ax.DROPOUTS
 
 
 @dataclass(frozen=True)
+class Spot:
+    """Where a call of the owner stands: the user's functions that run there, innermost first, as in `Source`."""
+
+    op: str
+    frames: tuple[tuple[CodeType, int, str], ...]
+    turn: int = 0  # how many calls of the owner stood there before
+    shared: bool = False  # whether several do
+
+
+@dataclass(frozen=True)
 class Event:
     """A call in the owner's own frame: a torch call, or the call of a child, looked into or not."""
 
@@ -47,6 +58,7 @@ class Event:
     outputs: tuple[int, ...]
     op: Op | None
     child: str | None
+    source: Source | None
 
 
 @dataclass(frozen=True)
@@ -146,6 +158,39 @@ class FrameView:
             todo.extend(maker.inputs)
         return wanted
 
+    def spot(self, key: Key) -> Spot:
+        """Where a call of the owner stands."""
+        event = next(event for event in self.events if event.key == key)
+        frames = event.source.frames if event.source is not None else ()
+        same = [other for other in self.events if other.source is not None and other.source.frames == frames]
+        return Spot(key[0], frames, sum(other.order < event.order for other in same), len(same) > 1)
+
+    def layer_of(self, path: str | None, take: Take) -> Key | None:
+        """The owner's own call of the layer behind a tensor that it makes; None where it makes none, or where the same
+        place calls another layer before the tensor is made."""
+        made = next((event for event in self.events if take.made is not None and event.key == take.made[0]), None)
+        layer = next((event for event in self.events if path is not None and event.child == path), None)
+        if made is None or layer is None or layer.order > made.order or layer.source is None:
+            return None
+        between = (event for event in self.events if layer.order < event.order <= made.order and event.source is not None)
+        return None if any(e.source.frames == layer.source.frames for e in between) else layer.key  # type: ignore[union-attr]
+
+    def waits(self, takes: tuple[Take, Take], fusion: Event | None) -> bool:
+        """Whether a call reads one side before the other exists. One that only gives another view of it, which the
+        fusion call alone reads, does not count: the view can be taken again."""
+        for take, other in (takes, takes[::-1]):
+            maker = self.maker.get(other.uid) if other.made is not None else None
+            for key, _ in take.readers if maker is not None else ():
+                reader = next(event for event in self.events if event.key == key)
+                if maker is not None and reader.order <= maker.order and not self._is_look(reader, fusion):
+                    return True
+        return False
+
+    def _is_look(self, reader: Event, fusion: Event | None) -> bool:
+        if fusion is None or reader.op is None or len(reader.outputs) != 1 or not self._only_reshapes(reader):
+            return False
+        return all(user is fusion for user, _ in self.readers.get(reader.outputs[0], ()))
+
     def event_of(self, op: Op) -> Event:
         return next(event for event in self.events if event.op is op)
 
@@ -243,12 +288,12 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 
 def _events(frame: Frame, trace: Trace) -> list[Event]:
-    events = [Event(op.key, 0, op.inputs, op.outputs, op, op.module) for op in trace.ops if op.frame == frame.index]
+    events = [Event(op.key, 0, op.inputs, op.outputs, op, op.module, op.source) for op in trace.ops if op.frame == frame.index]
     starts = {event.key: event.op.index for event in events if event.op is not None}
     for child in trace.frames:
         if child.parent == frame.index:
-            events.append(Event(child.key, 0, child.reads, child.outputs, None, child.path))
+            events.append(Event(child.key, 0, child.reads, child.outputs, None, child.path, child.source))
             starts[child.key] = child.start
     # A child that records nothing starts where the next call does; its own key then comes first.
     events.sort(key=lambda event: (starts[event.key], event.op is not None))
-    return [Event(e.key, i, e.inputs, e.outputs, e.op, e.child) for i, e in enumerate(events)]
+    return [replace(event, order=i) for i, event in enumerate(events)]

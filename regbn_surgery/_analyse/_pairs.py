@@ -10,7 +10,7 @@ from .._types import Side
 from ._across import Across, Spot, common_frame, seen_from
 from ._anchors import FrameView, Take
 from ._runs import Run
-from ._sites import Recipe
+from ._sites import Recipe, placed
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def resolve_pair(run: Run, f: str, g: str) -> Pair:
         repeats=False,
         whole_input=(False, False),
     )
-    return Pair(frame.path, _side(run, first), _side(run, second), recipe)
+    return Pair(frame.path, _side(run, first), _side(run, second), placed(view, recipe, None))
 
 
 def _across(run: Run, places: tuple[_Place, _Place], references: tuple[str, str]) -> Pair:

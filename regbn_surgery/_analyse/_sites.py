@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from .._types import Reduce, Side, Site
 from ._across import Across
-from ._anchors import Event, FrameView, Key, Take
+from ._anchors import Event, FrameView, Key, Spot, Take
 from ._axes import concat_dim
 from ._families import CONCATS
 from ._flow import Meeting, Met
@@ -45,6 +45,10 @@ class Recipe:
     scatter: Scatter | None = None  # of a point of that kind: its calls, in other words
     rounds: Rounds | None = None  # how these follow one another; None: each call of that line is one
     across: Across | None = None  # of a pair whose two places are called by different modules
+    spots: Mapping[Key, Spot] = field(default_factory=dict, compare=False, repr=False)
+    layers: tuple[Key | None, Key | None] = (None, None)  # the owner's calls of the makers
+    onward: tuple[Key, ...] = ()  # the owner's calls that read what comes out of the fusion call
+    waits: bool = False  # whether a call reads one side before the other exists, and would have to wait
 
 
 def view_of(run: Run, meeting: Meeting) -> FrameView:
@@ -62,7 +66,24 @@ def find_sites(run: Run, meeting: Meeting, role: int, view: FrameView | None = N
         pairs = _attention_pairs(meeting)
     else:
         pairs = _operand_pairs(meeting)
-    return [_site(run, meeting, view, event, pair, role) for pair in pairs]
+    sites = [_site(run, meeting, view, event, pair, role) for pair in pairs]
+    return [(site, placed(view, recipe, event)) for site, recipe in sites]
+
+
+def placed(view: FrameView, recipe: Recipe, event: Event | None) -> Recipe:
+    """The recipe with where its calls stand. `event` is the fusion call, where there is one."""
+    layers = tuple(view.layer_of(path, take) for path, take in zip(recipe.makers, recipe.takes, strict=True))
+    onward: tuple[Key, ...] = ()
+    if event is not None and event.outputs:
+        later = (reader.key for reader, _ in view.readers.get(event.outputs[0], ()) if reader.order > event.order)
+        onward = tuple(dict.fromkeys(later))
+    written = recipe.scatter.written if recipe.scatter is not None else ()
+    named = [recipe.key, *onward, *written, *layers]
+    for take in recipe.takes:
+        named += [take.at[0], *(key for key, _ in take.readers), take.made[0] if take.made is not None else None]
+    spots = {key: view.spot(key) for key in named if key is not None}
+    waits = recipe.scatter is None and view.waits(recipe.takes, event)
+    return replace(recipe, spots=spots, layers=(layers[0], layers[1]), onward=onward, waits=waits)
 
 
 Pair = tuple[tuple[Met, ...], tuple[Met, ...]]
@@ -107,7 +128,7 @@ def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role:
         if not layout.known:
             obstacle = obstacle or f"the layout of {anchor} is not known: {'; '.join(layout.evidence)}"
         at = (op.key, met.position)
-        takes.append(Take(met.info.uid, at, (at,)))
+        takes.append(view.taken(met.info.uid, at, (at,)))
     if host == "?":
         obstacle = "the owner is made inside forward, so that nothing could be put into it for good"
     scatter = found.scatter

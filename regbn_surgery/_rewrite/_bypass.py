@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .. import _tree
-from .._errors import RegBNBypassedError, RegBNWarning
-from ._calls import spelled
-from ._local import LocalSite
+from .._errors import RegBNBypassedError
+from ._arguments import spelled
 from ._memory import Met, caches_in, has_caches, recollect, remember
-from ._onward import Onward
 
 _LEGACY = ("past_key_value", "cache_params", "kv_cache")
 
@@ -27,13 +24,13 @@ class Named(Protocol):
 
 
 @torch.compiler.disable(reason="what a key-value cache was filled with is noted outside of the graph")  # type: ignore[untyped-decorator, no-untyped-call]
-def remember_caches(host: nn.Module, ran: Iterable[str], onward: Mapping[str, Onward], *values: Any) -> None:
+def remember_caches(host: nn.Module, ran: Iterable[str], lasting: Collection[str], *values: Any) -> None:
     """The caches among the arguments and outputs of a call hold what RegBN had a part in. By site's name: those that
-    `ran`, and how the call went `onward` from there."""
+    `ran`, and those after which f may follow alone."""
     if not has_caches(*values):
         return
     tokens = {name: getattr(host, name).token for name in ran}
-    remember(tokens.values(), {tokens[name]: found for name, found in onward.items()}, *values)
+    remember(tokens.values(), [tokens[name] for name in lasting], *values)
 
 
 @torch.compiler.disable(reason="what a key-value cache was filled with is looked up outside of the graph")  # type: ignore[untyped-decorator, no-untyped-call]
@@ -42,23 +39,6 @@ def remembered(
 ) -> dict[str, Met]:
     """By name, the sites that have met in what the caches of a call hold."""
     return recollect(host, (site.name for site in sites), args, kwargs)
-
-
-def tell_passed_by(
-    host: nn.Module, path: str, sites: tuple[LocalSite, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """Warn of a call in which nothing meets.
-
-    Raises:
-        RegBNBypassedError: as `refuse_going_on`.
-    """
-    refuse_going_on(host, path, sites, args, kwargs)
-    warnings.warn(
-        f"{_what(host, path, args, kwargs)} without coming by any of its RegBN sites ({_names(sites)}); "
-        "this call runs as it always did",
-        RegBNWarning,
-        stacklevel=3,
-    )
 
 
 def refuse_going_on(

@@ -18,8 +18,10 @@ from .._capture._subclass import quiet_subclass
 from .._errors import RewriteError
 from ._guard import ATTRIBUTE
 from ._methods import refuse_methods
+from ._record import CodeSite
 
 if TYPE_CHECKING:
+    from ._graph_host import GraphHost
     from ._host import HostSurgery
 
 
@@ -37,6 +39,15 @@ def unbound_forward(host: nn.Module) -> Any:
     own = host.__dict__.get("forward")
     before = own.before if isinstance(own, InstanceForward) else None
     return original_class(host).forward if before is None else _Unbound(before)
+
+
+def unbound_function(host: nn.Module) -> Any:
+    """The forward as its class has it, or what the instance had in its place, with decorators."""
+    own = host.__dict__.get("forward")
+    before = own.before if isinstance(own, InstanceForward) else None
+    while isinstance(before, functools.partial):
+        before = before.func
+    return original_class(host).forward if before is None else getattr(before, "__func__", before)
 
 
 class _Unbound:
@@ -118,7 +129,7 @@ def _make_again(methods: tuple[str, ...], make: Any, args: tuple[Any, ...]) -> n
     return made
 
 
-def install(host: nn.Module, surgery: HostSurgery) -> None:
+def install(host: nn.Module, surgery: HostSurgery | GraphHost) -> None:
     """Make the module a rewritten host.
 
     Raises:
@@ -132,11 +143,12 @@ def install(host: nn.Module, surgery: HostSurgery) -> None:
         )
     methods = tuple(dict.fromkeys(name for site in surgery.sites for name in site.methods))
     for site in surgery.sites:
-        refuse_methods(site, site.methods, type(host))
+        if isinstance(site, CodeSite):
+            refuse_methods(site, site.methods, type(host))
+        elif methods:
+            raise RewriteError(f"`methods:` of {site.name}: a pair between two modules counts in forward alone")
     host.__dict__[ATTRIBUTE] = surgery
-    if _asks_its_class(type(host)):  # while it is captured it has another class, too
-        surgery.interposing = f"{type(host).__name__}.forward asks which class it is, by identity"
-    if own is not None or surgery.interposing:
+    if own is not None or _asks_its_class(type(host)):
         host.__dict__["forward"] = InstanceForward(host, own)
         if not methods:
             return

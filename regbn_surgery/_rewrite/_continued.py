@@ -19,7 +19,7 @@ from .. import _tree
 from .._errors import RegBNBypassedError
 from ._bypass import has_tuples_for_cache, remembered
 from ._growing import current_frame
-from ._local import LocalSite
+from ._record import CodeSite
 from ._memory import has_caches, remember
 from ._onward import continues
 
@@ -29,7 +29,7 @@ Call = Callable[..., Any]
 class Continued:
     """One site that has met in this run of the method."""
 
-    def __init__(self, host: nn.Module, site: LocalSite, f: Tensor, out: Tensor, direct: bool) -> None:
+    def __init__(self, host: nn.Module, site: CodeSite, f: Tensor, out: Tensor, direct: bool) -> None:
         """`direct`: whether f is what the layer returned, as it is."""
         self.host = host
         self.site = site
@@ -49,7 +49,7 @@ class Continued:
         """Whether a module holds f's layer, or is it."""
         return id(module) in self.holders or module is self.maker
 
-    def around(self, call: Call, is_joint: Callable[[LocalSite, Tensor], bool], top: bool) -> Call:
+    def around(self, call: Call, is_joint: Callable[[CodeSite, Tensor], bool], top: bool) -> Call:
         """The call of a module with RegBN in it. `top`: it is called by the method itself."""
 
         def run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -72,7 +72,7 @@ class Continued:
         output = call(module, *args, **kwargs)
         if has_caches(args, kwargs, output):
             self._spread(joint)
-            remember((self.module.token,), {}, args, kwargs, output)
+            remember((self.module.token,), (), args, kwargs, output)
         return output
 
     def _spread(self, joint: Tensor) -> None:

@@ -16,7 +16,7 @@ from .._errors import RegBNOptionError, RegBNWarning, RewriteError
 from .._inputs import Inputs
 from .._state import preserved
 from ..nn.fold import fold_into_linear
-from ._calls import own_arguments
+from ._arguments import own_arguments
 from ._classes import uninstall
 from ._compare import difference
 from ._guard import ATTRIBUTE, RECORD, Guard
@@ -75,13 +75,13 @@ def fold(model: nn.Module, inputs: Inputs) -> list[str]:
         for linear, new_weight, _ in weights:
             linear.weight.copy_(new_weight)
         for name in folded:
-            watch.names[name].bypass = True
+            watch.names[name].folded = True
         wrong = difference(before, _run(model, inputs))
         if wrong is not None:
             for linear, _, old in weights:
                 linear.weight.copy_(old)
             for name in folded:
-                watch.names[name].bypass = False
+                watch.names[name].folded = False
             raise RewriteError(f"Folding would change what {type(model).__name__} computes: {wrong}")
     for name in folded:
         _take_out(model, watch.names[name])
@@ -187,8 +187,7 @@ def _take_out(model: nn.Module, site: RegBNSite) -> None:
 def _forget(module: nn.Module, name: str) -> None:
     surgery = module.__dict__.get(ATTRIBUTE)
     if surgery is not None:
-        surgery.sites = tuple(site for site in surgery.sites if site.name != name)
-        surgery.variants = {}
+        surgery.without(name)
         if not surgery.sites:
             uninstall(module)
     for key, hook in list(module._forward_pre_hooks.items()):

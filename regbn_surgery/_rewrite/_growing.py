@@ -7,7 +7,7 @@ tokens of g alone.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,16 +17,24 @@ import torch
 from .._errors import RegBNBypassedError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ._memory import Met
+    from ._passage import Passage
 
 
 @dataclass
 class Frame:
-    """One call of a host; `met` by site's token."""
+    """One call of a host. `met` is by the sites' tokens, `met_before` (what caches have kept) by their names."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     met: dict[str, list[Met]] = field(default_factory=dict)
+    host: nn.Module | None = None
+    role: int = 0
+    passage: Passage | None = None
+    met_before: Mapping[str, Met] = field(default_factory=dict)
+    reached_within: set[str] = field(default_factory=set)  # sites that ran in calls of the same host within this one
 
 
 class _Calls(threading.local):
@@ -38,17 +46,18 @@ _calls = _Calls()
 
 
 @contextmanager
-def called_with(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+def called_with(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Frame]:
     """The arguments of the host that runs inside, for sites that have to look at its cache."""
+    frame = Frame(args, kwargs)
     if torch.compiler.is_compiling():
-        yield
+        yield frame
         return
     from ._memory import forget_if_empty
 
     forget_if_empty(args, kwargs)
-    _calls.stack.append(Frame(args, kwargs))
+    _calls.stack.append(frame)
     try:
-        yield
+        yield frame
     finally:
         _calls.stack.pop()
 
@@ -56,6 +65,11 @@ def called_with(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]
 def current_frame() -> Frame | None:
     """The call of the innermost host that runs in this thread."""
     return _calls.stack[-1] if _calls.stack else None
+
+
+def enclosing_frame(host: nn.Module) -> Frame | None:
+    """The call of the same host around the innermost one: a forward that calls itself."""
+    return next((frame for frame in reversed(_calls.stack[:-1]) if frame.host is host), None)
 
 
 def refuse_growing_g(tokens: int) -> None:

@@ -70,7 +70,7 @@ class HoistHook:
             with called_with(args, kwargs):
                 f_new, g_new = site(f, g, **self._masks(spec, site, f, g, args, kwargs))
                 if not torch.compiler.is_compiling():
-                    remember_caches(module, (spec.site,), {}, args, kwargs)
+                    remember_caches(module, (spec.site,), (), args, kwargs)
                 elif not torch.compiler.is_exporting():
                     mark_compiled((site.token,), args, kwargs)
             args, kwargs = self._replace(spec.f, f, f_new, args, kwargs)

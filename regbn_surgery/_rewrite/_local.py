@@ -1,4 +1,4 @@
-"""Tier 2: the host's own forward as a graph, with RegBN put in, written out as Python again.
+"""The forward of a host whose calls change their order: as a graph, with RegBN put in, written out as Python again.
 
 Only the host is captured, its children stay the calls they are. The generated function takes the host as `self`, so
 it goes on reading the parameters, children and attributes that are there when it runs.
@@ -11,8 +11,8 @@ import functools
 import linecache
 import operator
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch.fx
@@ -24,7 +24,6 @@ from .._analyse._rounds import Rounds
 from .._analyse._scatter import Scatter
 from .._capture import Op, TensorRef, Trace
 from .._errors import RewriteError
-from ._onward import Onward, continues, onward_of
 from ._opened import nodes_of, readers_of
 from ._reorder import dependents, place, refuse_cycle, refuse_hazard
 from ._scatter import insert_scatter
@@ -89,7 +88,6 @@ class Variant:
     leaks: bool  # whether it may hold for the sizes of the captured call only
     stores: bool  # whether the function returns `(output, {attribute: value})`
     tokens: tuple[str, ...] = ()  # by which caches know `sites`
-    onward: Mapping[str, Onward] = field(default_factory=dict)  # by site, how it goes on where f may follow without g
     reordered: bool = False  # whether calls have to wait for a RegBN, so that random numbers are drawn in another order
 
     def same_as(self, other: Variant) -> bool:
@@ -109,7 +107,6 @@ def build_variant(host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -
     events = {op.key: op for op in reversed(trace.ops)} | {op.key: op for op in trace.ops if op.frame == 0}
     current: Current = {}
     done, waiting = [], False
-    onward = {} if host.training else _onward(host, trace, sites)
     places = {site.name: _places(trace, site) for site in sites if site.across is not None}
     for site in sites:
         if site.across is not None:
@@ -138,21 +135,8 @@ def build_variant(host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -
         trace.leaks,
         bool(trace.stores),
         tuple(getattr(host, name).token for name in done),
-        onward,
         waiting,
     )
-
-
-def _onward(host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -> dict[str, Onward]:
-    """How the run went on from the calls at which f and g of a site meet."""
-    found = {}
-    for site in sites:
-        if site.across is not None or site.f.at[0] != site.g.at[0]:
-            continue
-        known = onward_of(trace, *site.f.at)
-        if known is not None and continues(site, getattr(host, site.name).f_axes, known[1], known[2]):
-            found[site.name] = known[0]
-    return found
 
 
 #: What a reader reads instead of a tensor, where an earlier site has been there: (tensor, reader) -> its result.

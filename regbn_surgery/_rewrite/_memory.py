@@ -7,7 +7,7 @@ itself, so that it lives and dies with the cache, goes along into its copies, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,6 @@ from ..nn._features import mean_over_positions
 from ._growing import current_frame
 
 if TYPE_CHECKING:
-    from ._onward import Onward
     from ._site import RegBNSite
 
 #: Why a cache that RegBN had a part in does not tell one g.
@@ -44,7 +43,7 @@ class Met:
         self.mask = mask
         self.dtype = dtype  # of RegBN's state
         self.version = _version(g)
-        self.onward: Onward | None = None
+        self.lasting = False  # whether more positions of f may follow alone
         self.length = 0
         self._pooled: Tensor | None = None
 
@@ -69,7 +68,7 @@ class Met:
     def spoilt(self) -> Met:
         """No single g."""
         made = Met(None, None, self.dtype)
-        made.onward, made.length = self.onward, self.length
+        made.lasting, made.length = self.lasting, self.length
         return made
 
     def repeated(self, times: int) -> Met:
@@ -78,12 +77,12 @@ class Met:
         pooled = self.pooled()
         if pooled is not None:
             made._pooled = pooled.repeat_interleave(times, 0)
-        made.onward, made.length = self.onward, self.length
+        made.lasting, made.length = self.lasting, self.length
         return made
 
     def copied(self) -> Met:
         made = Met(self.g, self.mask, self.dtype)
-        made.version, made.onward, made.length, made._pooled = self.version, self.onward, self.length, self.pooled()
+        made.version, made.lasting, made.length, made._pooled = self.version, self.lasting, self.length, self.pooled()
         return made
 
 
@@ -122,9 +121,9 @@ def note(site: RegBNSite, g: Tensor, mask: Tensor | None) -> None:
         frame.met.setdefault(site.token, []).append(met)
 
 
-def remember(ran: Iterable[str], onward: Mapping[str, Onward], *values: Any) -> None:
+def remember(ran: Iterable[str], lasting: Collection[str], *values: Any) -> None:
     """The caches among the arguments and outputs of a call hold what came by the sites in it. `ran`: the tokens of the
-    sites; those that did so in a compiled piece have told nothing of it. `onward`: how it went on from there."""
+    sites; those that did so in a compiled piece have told nothing of it. `lasting`: those after which f may follow alone."""
     frame = current_frame()
     told = {} if frame is None else frame.met
     if not told or not set(ran) <= told.keys():
@@ -133,7 +132,7 @@ def remember(ran: Iterable[str], onward: Mapping[str, Onward], *values: Any) -> 
         return
     for cache in {id(cache): cache for cache in caches_in(values)}.values():
         before = _read(cache)
-        new = {token: _grown(cache, before.get(token), met, onward.get(token)) for token, met in frame.met.items()}
+        new = {token: _grown(cache, before.get(token), met, token in lasting) for token, met in frame.met.items()}
         _write(cache, {**before, **new})
 
 
@@ -150,14 +149,14 @@ def mark_compiled(tokens: tuple[str, ...], *values: Any) -> None:
         setattr(cache, _ATTRIBUTE, memory)
 
 
-def _grown(cache: Any, before: Met | None, met: list[Met], onward: Onward | None) -> Met:
+def _grown(cache: Any, before: Met | None, met: list[Met], lasting: bool) -> Met:
     """What the cache holds of a site after a further call in which it met `met`."""
     length = int(cache.get_seq_length())
     first = met[0] if before is None or length <= before.length else before  # one that has not grown was emptied
     if not all(first.agrees(other) for other in met if other is not first):
         first = first.spoilt()
     made = first.copied()
-    made.onward, made.length = onward or first.onward, length if first is not before else first.length
+    made.lasting, made.length = lasting or first.lasting, length if first is not before else first.length
     return made
 
 

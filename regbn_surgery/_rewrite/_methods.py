@@ -22,8 +22,8 @@ from .._capture import _functions as fn
 from .._capture import intercepting
 from .._errors import RegBNBypassedError, RewriteError
 from ._continued import Continued
-from ._interpose import leaving
-from ._local import LocalSite
+from ._leaving import leaving
+from ._record import CodeSite
 from ._scatter import run_scatter
 
 Tag = tuple[str, str]  # (site, "f" or "g")
@@ -32,7 +32,7 @@ Tag = tuple[str, str]  # (site, "f" or "g")
 class _MethodPassage(TorchFunctionMode):
     """One run of the method: follows what the layers make, and lets RegBN in where both sides of a site meet."""
 
-    def __init__(self, host: nn.Module, sites: tuple[LocalSite, ...]) -> None:
+    def __init__(self, host: nn.Module, sites: tuple[CodeSite, ...]) -> None:
         super().__init__()
         self.host = host
         self.sites = sites
@@ -81,7 +81,7 @@ class _MethodPassage(TorchFunctionMode):
                 call = continued.around(call, self._is_joint, top)
         return call(module, *args, **kwargs)
 
-    def _is_joint(self, site: LocalSite, tensor: Tensor) -> bool:
+    def _is_joint(self, site: CodeSite, tensor: Tensor) -> bool:
         tags: frozenset[Tag] = self.tags.get(tensor, frozenset())
         return {(site.name, "f"), (site.name, "g")} <= tags
 
@@ -108,7 +108,7 @@ class _MethodPassage(TorchFunctionMode):
             self.tags[tensor] = frozenset(tags) | self.tags.get(tensor, frozenset())
 
     def _at(
-        self, site: LocalSite, tags: list[frozenset[Tag]], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, site: CodeSite, tags: list[frozenset[Tag]], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         self.reached.add(site.name)
         module = getattr(self.host, site.name)
@@ -131,7 +131,7 @@ class _MethodPassage(TorchFunctionMode):
             self._met(site, f, output)
             return output
 
-    def _met(self, site: LocalSite, f: Tensor, output: Any) -> None:
+    def _met(self, site: CodeSite, f: Tensor, output: Any) -> None:
         out = next(iter(_tree.tensors(output)), f)
         before = self.continued.get(site.name)
         made = self.direct.get(f)
@@ -140,7 +140,7 @@ class _MethodPassage(TorchFunctionMode):
             self.continued[site.name].consumer = before.consumer
 
 
-def _meet(site: LocalSite, tags: list[frozenset[Tag]]) -> bool:
+def _meet(site: CodeSite, tags: list[frozenset[Tag]]) -> bool:
     """Whether one operand comes out of f's layer alone and another out of g's."""
     f, g = (site.name, "f"), (site.name, "g")
     return any(f in own and g not in own for own in tags) and any(g in own and f not in own for own in tags)
@@ -148,7 +148,7 @@ def _meet(site: LocalSite, tags: list[frozenset[Tag]]) -> bool:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def interposed_method(
-    host: nn.Module, name: str, method: Callable[..., Any], sites: tuple[LocalSite, ...], args: Any, kwargs: Any
+    host: nn.Module, name: str, method: Callable[..., Any], sites: tuple[CodeSite, ...], args: Any, kwargs: Any
 ) -> Any:
     """Run a method of the host with RegBN at `sites`.
 
@@ -167,7 +167,7 @@ def interposed_method(
     return result
 
 
-def refuse_methods(site: LocalSite, methods: tuple[str, ...], cls: type[nn.Module]) -> None:
+def refuse_methods(site: CodeSite, methods: tuple[str, ...], cls: type[nn.Module]) -> None:
     """Raises RewriteError where a site cannot be found again in methods other than `forward`."""
     for name in methods:
         if not callable(getattr(cls, name, None)) or name == "forward":
@@ -178,7 +178,7 @@ def refuse_methods(site: LocalSite, methods: tuple[str, ...], cls: type[nn.Modul
             )
     if not methods:
         return
-    together = site.f.at[0] == site.g.at[0] and not site.repeats
+    together = site.operands and not site.f.looped and not site.g.looped
     if None in site.makers or not together or (site.scatter is not None and site.scatter.written):
         raise RewriteError(
             f"`methods: [{', '.join(methods)}]` of {site.name}: only sites at which the outputs of two layers of "

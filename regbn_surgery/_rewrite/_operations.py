@@ -1,8 +1,8 @@
-"""How each planned site goes in: at which tier, at which host, and as which modules and hooks."""
+"""How each planned site goes in: by which way, at which host, and as which modules and hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +11,17 @@ from torch import nn
 from .._analyse import Analysis, Recipe
 from .._errors import RewriteError
 from .._types import Plan, PlannedSite
-from ._classes import install
+from ._classes import install, original_class, unbound_function
+from ._code_sites import Oriented, code_site
+from ._graph_host import GraphHost
 from ._guard import ATTRIBUTE, Guard
 from ._hoist import HoistHook, HoistSpec, positions_of
 from ._host import HostSurgery
 from ._keep import keep
 from ._local import LocalSite
+from ._locate import Locator
 from ._opened import refuse_hooks
+from ._record import CodeSite, FunctionText
 from ._roles import RoleReset, Roles
 from ._scatter import PositionSite
 from ._site import RegBNSite
@@ -25,37 +29,88 @@ from ._site import RegBNSite
 
 @dataclass(frozen=True)
 class Operation:
-    """One planned site with the tier chosen for it and the host in which its module is registered."""
+    """One planned site with the way in which it goes in, and the host in which its module is registered.
+
+    Exactly one of `hook`, `code` and `graph` says how. `unhooked`: why a hook on the host's arguments would not do.
+    """
 
     planned: PlannedSite
-    recipe: Recipe | None  # None at a pair of inputs
-    tier: int
     host: str
-    unhooked: str = ""  # why a hook on the host's arguments would not do
+    hook: HoistSpec | None = None
+    code: CodeSite | None = None
+    graph: LocalSite | None = None
+    roles: tuple[tuple[int, ...], str] | None = None  # of a shared owner: the roles of its calls within one of a module
+    masking: tuple[str, bool] | None = None  # which side a mask is of, and whether True in it leaves out
+    texts: tuple[FunctionText, ...] = ()  # of the functions that surgery writes into
+    unhooked: str = ""
+
+    @property
+    def tier(self) -> int:
+        """1: a hook; 2: the host's code, or a graph of it."""
+        return 1 if self.hook is not None else 2
 
 
-def operations_for(plan: Plan, analysis: Analysis, hoisting: bool) -> list[Operation]:
-    """The plan's sites with their tiers. Pairs at one call go in sequence, so that all of them are hoisted or none."""
-    operations = [_operation(planned, analysis, hoisting) for planned in plan.sites]
-    generated = {op.planned.point for op in operations if op.tier == 2 and op.planned.point is not None}
+def operations_for(model: nn.Module, plan: Plan, analysis: Analysis, hooks: bool) -> list[Operation]:
+    """The plan's sites with their ways in. Pairs at one call go in sequence, so that all of them have hooks or none.
+
+    Raises:
+        RewriteError: for a site to which no way leads.
+    """
+    chosen = [_chosen(planned, analysis, hooks) for planned in plan.sites]
+    coded = {planned.point for planned, _, path, hooked in chosen if not hooked and planned.point is not None}
+    if hooks:
+        chosen = [c if c[0].point not in coded else _chosen(c[0], analysis, False) for c in chosen]
+    graphs = {path for _, recipe, path, hooked in chosen if recipe is not None and _changes_order(recipe, hooked)}
+    locators = {path: _locator(model.get_submodule(path)) for _, _, path, hooked in chosen if not hooked}
     return [
-        op if op.planned.point not in generated else _operation(op.planned, analysis, hoisting=False)
-        for op in operations
+        _operation(model, planned, recipe, path, hooked, path in graphs, locators.get(path))
+        for planned, recipe, path, hooked in chosen
     ]
 
 
-def _operation(planned: PlannedSite, analysis: Analysis, hoisting: bool) -> Operation:
+def _changes_order(recipe: Recipe, hooked: bool) -> bool:
+    """Whether calls of the host have to wait for RegBN, so that its own code will not do."""
+    return recipe.across is not None or (recipe.waits and not hooked)
+
+
+def _locator(host: nn.Module) -> Locator:
+    return Locator(original_class(host), unbound_function(host))
+
+
+def _chosen(planned: PlannedSite, analysis: Analysis, hooks: bool) -> tuple[PlannedSite, Recipe | None, str, bool]:
+    """The site, its recipe, its host, and whether a hook serves."""
     if planned.pair is not None:
         pair = analysis.pair(*planned.pair)
-        return Operation(planned, pair.recipe, 1 if pair.recipe is None else 2, pair.host)
+        return planned, pair.recipe, pair.host, pair.recipe is None
     assert planned.site is not None, "a planned site is at a point or at a pair"
     point = next(p for p in analysis.inspection.fusion_points if p.id == planned.point)
     recipe = analysis.recipes[(point.id, point.sites.index(planned.site))]
-    if hoisting and recipe.leaf is not None:
-        return Operation(planned, recipe, 1, recipe.leaf)
-    if hoisting and _is_hoistable(recipe, point.kind, planned):
-        return Operation(planned, recipe, 1, recipe.owner)
-    return Operation(planned, recipe, 2, recipe.owner)
+    if hooks and recipe.leaf is not None:
+        return planned, recipe, recipe.leaf, True
+    return planned, recipe, recipe.owner, hooks and _is_hoistable(recipe, point.kind, planned)
+
+
+def _operation(
+    model: nn.Module,
+    planned: PlannedSite,
+    recipe: Recipe | None,
+    path: str,
+    hooked: bool,
+    as_graph: bool,
+    locator: Locator | None,
+) -> Operation:
+    if recipe is None or hooked:
+        roles = (recipe.cycle, recipe.caller) if recipe is not None and recipe.cycle is not None else None
+        return Operation(planned, path, hook=_spec(planned, recipe), roles=roles)
+    roles = None if recipe.cycle is None else (recipe.cycle, recipe.caller)
+    masking = _masking(planned, recipe)
+    if as_graph:
+        return Operation(planned, path, graph=_local(planned, recipe, path), roles=roles, masking=masking)
+    assert locator is not None, "every host that is not hooked has one"
+    i, j = _orient(recipe, planned)
+    makers = (_within(path, recipe.makers[i]), _within(path, recipe.makers[j]))
+    site = code_site(locator, Oriented(planned, recipe, i, _replaces_g(planned), makers))
+    return Operation(planned, path, code=site, roles=roles, masking=masking, texts=locator.texts(site.places()))
 
 
 def _is_hoistable(recipe: Recipe, kind: str, planned: PlannedSite) -> bool:
@@ -81,38 +136,59 @@ def _replaces_g(planned: PlannedSite) -> bool:
     return planned.replace == "both" and (planned.site is None or planned.site.gate is None)
 
 
-def put_in(model: nn.Module, operations: Sequence[Operation], writes_parameters: bool) -> None:
+def put_in(
+    model: nn.Module,
+    operations: Sequence[Operation],
+    writes_parameters: bool,
+    by_mode: str | Mapping[str, str] = "",
+) -> None:
+    """Register the modules, and make the hosts run them. `by_mode`: why all hosts in code, or those named, are to run
+    under a function mode.
+
+    Raises:
+        RewriteError: where a site does not fit the host that is there.
+    """
     by_host: dict[tuple[str, int], list[Operation]] = {}
     for operation in operations:
         by_host.setdefault((operation.host, operation.tier), []).append(operation)
     for (path, tier), members in by_host.items():
         host = model.get_submodule(path)
         for operation in members:
-            keep(model, path, operation.planned.name, _site_module(operation.planned, operation.recipe))
+            keep(model, path, operation.planned.name, _site_module(operation))
         roles = _roles(model, members)
         if tier == 1:
-            specs = tuple(_spec(operation) for operation in members)
+            specs = tuple(operation.hook for operation in members if operation.hook is not None)
             hook = HoistHook(specs, positions_of(host), roles, path)
             host.register_forward_pre_hook(hook, with_kwargs=True)
+            continue
+        surgery: HostSurgery | GraphHost
+        graphs = tuple(operation.graph for operation in members if operation.graph is not None)
+        if graphs:
+            surgery = GraphHost(path, graphs, roles, writes_parameters)
         else:
-            sites = tuple(_local(operation) for operation in members)
-            surgery = HostSurgery(path, sites, roles, writes_parameters)
-            install(host, surgery)
-            _guard(host, surgery)
+            sites = tuple(operation.code for operation in members if operation.code is not None)
+            texts = tuple(dict.fromkeys(text for operation in members for text in operation.texts))
+            surgery = HostSurgery(path, sites, texts, roles, writes_parameters)
+            surgery.by_mode = by_mode if isinstance(by_mode, str) else by_mode.get(path, "")
+            surgery.bind(host)
+        install(host, surgery)
+        _guard(host, surgery)
     for module in model.modules():
-        if ATTRIBUTE in module.__dict__:
-            refuse_hooks(module, module.__dict__[ATTRIBUTE].opened)
+        surgery = module.__dict__.get(ATTRIBUTE)
+        if isinstance(surgery, GraphHost):
+            refuse_hooks(module, surgery.opened)
 
 
-def _site_module(planned: PlannedSite, recipe: Recipe | None) -> RegBNSite:
-    if recipe is None or recipe.scatter is None or recipe.scatter.written:
-        return RegBNSite(planned, _replaces_g(planned), _masking(planned, recipe))
+def _site_module(operation: Operation) -> RegBNSite:
+    planned, code = operation.planned, operation.code
+    if code is None or code.scatter is None or code.scatter.written:
+        return RegBNSite(planned, _replaces_g(planned), operation.masking)
     if planned.reduce != "mean":
         raise RewriteError(
             f"rule `{planned.rule}` at `{planned.point}` asks for reduce: {planned.reduce}, but how many positions "
             "the call writes to differs from sample to sample; leave `reduce` at mean there"
         )
-    return PositionSite(planned, _replaces_g(planned), into_is_f=_orient(recipe, planned)[0] == 0)
+    return PositionSite(planned, _replaces_g(planned), into_is_f=code.into_is_f)
 
 
 def _masking(planned: PlannedSite, recipe: Recipe | None) -> tuple[str, bool] | None:
@@ -123,16 +199,16 @@ def _masking(planned: PlannedSite, recipe: Recipe | None) -> tuple[str, bool] | 
 
 
 def _roles(model: nn.Module, members: list[Operation]) -> Roles | None:
-    recipe = next((op.recipe for op in members if op.recipe is not None and op.recipe.cycle is not None), None)
-    if recipe is None or recipe.cycle is None:
+    found = next((operation.roles for operation in members if operation.roles is not None), None)
+    if found is None:
         return None
-    roles = Roles(recipe.cycle)
-    model.get_submodule(recipe.caller).register_forward_pre_hook(RoleReset(roles))
+    cycle, caller = found
+    roles = Roles(cycle)
+    model.get_submodule(caller).register_forward_pre_hook(RoleReset(roles))
     return roles
 
 
-def _spec(operation: Operation) -> HoistSpec:
-    planned, recipe = operation.planned, operation.recipe
+def _spec(planned: PlannedSite, recipe: Recipe | None) -> HoistSpec:
     if recipe is None:
         assert planned.pair is not None, "only pairs of inputs have no recipe"
         f, g = (reference.removeprefix("input:") for reference in planned.pair)
@@ -156,9 +232,7 @@ def _spec(operation: Operation) -> HoistSpec:
     )
 
 
-def _local(operation: Operation) -> LocalSite:
-    planned, recipe = operation.planned, operation.recipe
-    assert recipe is not None, "pairs of inputs are hoisted"
+def _local(planned: PlannedSite, recipe: Recipe, host: str) -> LocalSite:
     i, j = _orient(recipe, planned)
     return LocalSite(
         planned.name,
@@ -170,7 +244,7 @@ def _local(operation: Operation) -> LocalSite:
         recipe.repeats,
         recipe.scatter,
         i == 0,
-        (_within(operation.host, recipe.makers[i]), _within(operation.host, recipe.makers[j])),
+        (_within(host, recipe.makers[i]), _within(host, recipe.makers[j])),
         planned.methods,
         recipe.mask,
         recipe.across,
@@ -186,11 +260,11 @@ def _within(host: str, path: str | None) -> str | None:
     return path.removeprefix(f"{host}.") if path.startswith(f"{host}.") else None
 
 
-def _guard(host: nn.Module, surgery: HostSurgery) -> None:
+def _guard(host: nn.Module, surgery: HostSurgery | GraphHost) -> None:
     """Watch the layers that make both sides of a site."""
     for site in surgery.sites:
-        made_inside = all(take.argument is None for take in (site.f, site.g))
-        if surgery.opened & set(site.makers):
+        made_inside = all(end.argument is None for end in (site.f, site.g))
+        if isinstance(surgery, GraphHost) and surgery.opened & set(site.makers):
             continue
         if None in site.makers or site.makers[0] == site.makers[1] or not made_inside:
             continue

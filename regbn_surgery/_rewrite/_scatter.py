@@ -18,7 +18,8 @@ from .. import _tree
 from .._analyse._scatter import Scatter
 from .._errors import RewriteError
 from .._types import PlannedSite
-from ._site import RegBNSite
+from ._record import Stretches
+from ._site import RegBNSite, is_identity
 
 
 class PositionSite(RegBNSite):
@@ -35,7 +36,7 @@ class PositionSite(RegBNSite):
     def forward(self, into: Tensor, full: Tensor, chosen: Tensor) -> Tensor:  # type: ignore[override]
         by_channel = chosen.permute(self.f_axes)
         new = by_channel.any(dim=1)
-        if self.bypass and not torch.compiler.is_compiling() and not torch.equal(new, by_channel.all(dim=1)):
+        if is_identity() and not torch.compiler.is_compiling() and not torch.equal(new, by_channel.all(dim=1)):
             raise RewriteError(
                 "the call that writes one modality into another chooses single channels of a position, so that its "
                 "rows cannot be told apart; choose whole positions, or normalise another point"
@@ -61,7 +62,7 @@ def write_back(into: Tensor, axis: int, value: Tensor, *stretches: Any) -> Tenso
     return into
 
 
-# -- in a captured graph (tier 2) -------------------------------------------------------------------------------------
+# -- in a graph -------------------------------------------------------------------------------------
 
 
 def insert_scatter(
@@ -128,12 +129,12 @@ def _item(pair: tuple[Tensor, Tensor], index: int) -> Tensor:
     return pair[index]
 
 
-# -- in a forward that runs as it is (tier 3) -------------------------------------------------------------------------
+# -- in the user's code -------------------------------------------------------------------------
 
 
 def run_scatter(
     module: nn.Module,
-    scatter: Scatter,
+    scatter: Stretches,
     into_is_f: bool,
     func: Callable[..., Any],
     args: tuple[Any, ...],

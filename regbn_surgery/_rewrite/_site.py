@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,14 +40,13 @@ class RegBNSite(nn.Module):
         self.regbn = RegBN(f_channels, g_channels, planned.f_layer_dim, planned.g_layer_dim, **options)
         self.token = uuid.uuid4().hex  # by which caches know it; a copy goes on from what the original has filled
         self.frozen = False  # the running projection is subtracted in training, too, and stays as it is
-        self.bypass = False  # identity in place of RegBN, for the self-check
-        self.calls = 0  # how often the site was reached, for the self-check
+        self.folded = False  # RegBN has become a part of the layer behind it
+        self.told_missing = False  # the user knows that calls without one of its sides are left as they are
 
     def forward(
         self, f: Tensor, g: Tensor, f_mask: Tensor | None = None, g_mask: Tensor | None = None, mask: Any = None
     ) -> tuple[Tensor, Tensor]:
-        if self.bypass:
-            self.calls += 1
+        if self._is_identity():
             self._note(g, g_mask)
             return f, g
         self._check_rank("f", f, self.f_axes)
@@ -69,8 +69,7 @@ class RegBNSite(nn.Module):
         Raises:
             RegBNBypassedError: where that is not what these positions would be if they met g now.
         """
-        if self.bypass:
-            self.calls += 1
+        if self._is_identity():
             return f
         self._check_rank("f", f, self.f_axes)
         if self.training or self.causal_g or self.regbn.options.reduce != "mean":
@@ -95,6 +94,12 @@ class RegBNSite(nn.Module):
             )
         f_new, _ = self.regbn(f.permute(self.f_axes), g, False)
         return f_new.permute(_inverse(self.f_axes))  # type: ignore[no-any-return]
+
+    def _is_identity(self) -> bool:
+        if torch.compiler.is_compiling() or not _trials.reached:
+            return self.folded
+        _trials.reached[-1].append(self)
+        return True
 
     def _note(self, g: Tensor, mask: Tensor | None) -> None:
         if not torch.compiler.is_compiling() and g.dim() == len(self.g_axes):
@@ -141,18 +146,33 @@ def sites_of(model: nn.Module) -> list[RegBNSite]:
     return list(found.values())
 
 
+class _Trials(threading.local):
+    """The trial runs of this thread; each knows the sites that it has reached."""
+
+    def __init__(self) -> None:
+        self.reached: list[list[RegBNSite]] = []
+
+
+_trials = _Trials()
+
+
 @contextmanager
-def identity(model: nn.Module) -> Iterator[None]:
-    """Let every RegBN site of `model` pass f and g through as they come, for the time of the `with`."""
-    sites = sites_of(model)
-    before = [site.bypass for site in sites]
-    for site in sites:
-        site.bypass = True
+def identity(model: nn.Module | None = None) -> Iterator[list[RegBNSite]]:
+    """Let every RegBN site pass f and g through as they come, in this thread, for the time of the `with`.
+
+    Gives a list of the sites in the order in which they are reached.
+    """
+    reached: list[RegBNSite] = []
+    _trials.reached.append(reached)
     try:
-        yield
+        yield reached
     finally:
-        for site, bypass in zip(sites, before, strict=True):
-            site.bypass = bypass
+        _trials.reached[:] = [other for other in _trials.reached if other is not reached]
+
+
+def is_identity() -> bool:
+    """Whether this thread is in a trial run, with identity in place of RegBN."""
+    return bool(_trials.reached)
 
 
 def keep_mask(mask: Any, length: int, padding: bool) -> Tensor | None:

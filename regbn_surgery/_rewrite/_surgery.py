@@ -1,8 +1,8 @@
 """Apply a plan to a model, hold the result to the original, and take it back if it does not stand.
 
-The only place that changes a module. Tiers are tried in order: hooks on the arguments where the owner receives both
-branches, else a generated forward of the owner, else its own forward with RegBN let in between; whatever is kept has
-passed the self-check at every batch size in both modes, with identity in place of RegBN.
+The only place that changes a module. Ways are tried in order: hooks on the arguments where the owner receives both
+branches, else the owner's own code with some calls wrapped, else its own code under a function mode; whatever is kept
+has passed the self-check at every batch size in both modes, with identity in place of RegBN.
 """
 
 from __future__ import annotations
@@ -10,31 +10,34 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
 from .._analyse import MODEL_ERRORS, Analysis
 from .._errors import AlreadyRewrittenError, RegBNError, RewriteError
+from .._inputs import Inputs
 from .._types import Plan, PlannedSite
 from ._classes import original_class, uninstall
 from ._guard import ATTRIBUTE, Guard
 from ._guard import RECORD as RECORD
 from ._hoist import HoistHook
+from ._graph_host import GraphHost
 from ._host import HostSurgery
 from ._keep import forget
 from ._operations import Operation, operations_for, put_in
 from ._roles import RoleReset
 from ._site import RegBNSite, sites_of
-from ._trials import capture_hosts, check, run
+from ._trials import check, run
 
 
 @dataclass(frozen=True)
 class HostReport:
     """What the surgery did to one host.
 
-    `before` and `after` are its captured code; empty where a hook did it (tier 1) or its own forward runs (tier 3).
-    `reason` says why a tier 3 host could not be generated, `unhooked` why a host in tier 2 or 3 is not in tier 1
-    although its arguments are the two sides; empty where nothing better was there to try.
+    `way` is "hook" (a pre-hook on its arguments), "source" (its own code with some calls wrapped), "mode" (its own code
+    under a function mode; `reason` says why) or "graph" (calls in another order). `before` and `after` are the code of
+    its functions, `unhooked` says why a hook would not do although its arguments are the two sides.
     """
 
     host: str
@@ -45,6 +48,8 @@ class HostReport:
     after: str = ""
     reason: str = ""
     unhooked: str = ""
+    way: str = "hook"
+    files: tuple[tuple[str, str, str, int], ...] = ()  # of "source": file, text before and after, number of first line
 
 
 def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
@@ -52,7 +57,7 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
 
     Raises:
         AlreadyRewrittenError: where the model carries RegBN already.
-        RewriteError: where no tier reproduces the model; it is then as it was before.
+        RewriteError: where no way reproduces the model; it is then as it was before.
     """
     refuse_second(model)
     if not plan.sites:
@@ -62,30 +67,55 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
     writes = analysis.writes_parameters
     expected = [run(model, inputs, training, writes) for inputs, training in runs]
     problems: list[str] = []
-    for hoisting in (True, False):
-        operations = operations_for(plan, analysis, hoisting)
-        if not hoisting and all(op.tier == 2 or op.recipe is None for op in operations) and not problems:
-            break
+    hooked: list[Operation] = []
+    for hooks in (True, False):
         try:
-            with _undone_on_error(model):
-                put_in(model, operations, writes)
-                capture_hosts(model, runs, writes)
-                check(model, runs, expected, writes)
+            operations = operations_for(model, plan, analysis, hooks)
+            if not hooks and not any(op.tier == 1 for op in hooked):
+                break
+            hooked = hooked or operations
+            _tried(model, operations, runs, expected, writes)
         except (RegBNError, *MODEL_ERRORS) as error:
             problems.append(f"{'' if isinstance(error, RegBNError) else type(error).__name__ + ': '}{error}")
-            if all(op.tier == 2 for op in operations):
-                break
             continue
-        tried = operations_for(plan, analysis, hoisting=True) if problems else operations
         model.__dict__[RECORD] = tuple(
-            replace(op, unhooked=problems[0]) if (old.tier, op.tier) == (1, 2) else op
-            for op, old in zip(operations, tried, strict=True)
+            replace(op, unhooked=problems[0]) if (old.tier, op.tier) == (1, 2) and problems else op
+            for op, old in zip(operations, hooked, strict=True)
         )
         return
     raise RewriteError(
         f"RegBN could not be put into {type(model).__name__} without changing what it computes; it is as it was. "
-        + " | ".join(problems)
+        + " | ".join(dict.fromkeys(problems))
     )
+
+
+def _tried(
+    model: nn.Module,
+    operations: list[Operation],
+    runs: list[tuple[Inputs, bool]],
+    expected: list[Any],
+    writes: bool,
+) -> None:
+    """Put the sites in and hold the model to the original; where hosts do not stand it rewritten, under a mode.
+
+    Raises:
+        RewriteError: where it does not stand that, either; the model is then as it was before.
+    """
+    try:
+        with _undone_on_error(model):
+            put_in(model, operations, writes)
+            check(model, runs, expected, writes)
+        return
+    except (RewriteError, *MODEL_ERRORS) as error:
+        if all(op.code is None for op in operations):
+            raise
+        reason = str(error)
+    with _undone_on_error(model):
+        put_in(model, operations, writes, by_mode=f"rewritten, it did not do what it did: {reason}")
+        try:
+            check(model, runs, expected, writes)
+        except (RewriteError, *MODEL_ERRORS) as error:
+            raise RewriteError(f"{reason} | under a function mode: {error}") from error
 
 
 def operations_of(model: nn.Module) -> tuple[Operation, ...]:
@@ -95,12 +125,11 @@ def operations_of(model: nn.Module) -> tuple[Operation, ...]:
 
 
 def repeat(
-    model: nn.Module, operations: Sequence[Operation], writes_parameters: bool, interposing: Mapping[str, str]
+    model: nn.Module, operations: Sequence[Operation], writes_parameters: bool, by_mode: Mapping[str, str]
 ) -> None:
     """Put the same sites into another instance of the model, in place and without running it.
 
-    Hooks need nothing but the names of arguments; a generated host captures, and checks, each kind of call when it
-    comes. `interposing` names the hosts that have to run as they are (tier 3), with the reason.
+    `by_mode` names the hosts whose forward has to run under a mode, with the reason.
 
     Raises:
         AlreadyRewrittenError: where the model carries RegBN already.
@@ -109,9 +138,7 @@ def repeat(
     refuse_second(model)
     _refuse_meta(model)
     with _undone_on_error(model):
-        put_in(model, operations, writes_parameters)
-        for path, reason in interposing.items():
-            model.get_submodule(path).__dict__[ATTRIBUTE].interposing = reason
+        put_in(model, operations, writes_parameters, by_mode)
     model.__dict__[RECORD] = tuple(operations)
 
 
@@ -154,18 +181,29 @@ def explain(model: nn.Module) -> tuple[HostReport, ...]:
     for host, tier in dict.fromkeys((op.host, op.tier) for op in operations):
         module = model.get_submodule(host)
         sites = tuple(op.planned for op in operations if (op.host, op.tier) == (host, tier))
-        before = after = reason = ""
-        if tier == 2:
-            surgery: HostSurgery = module.__dict__[ATTRIBUTE]
+        report = HostReport(host, original_class(module).__name__, tier, sites)
+        surgery = module.__dict__.get(ATTRIBUTE)
+        if tier == 2 and isinstance(surgery, GraphHost):
             before, after = _code(surgery)
-            reason = surgery.interposing
-        level = 3 if reason else tier
+            report = replace(report, way="graph", before=before, after=after)
+        elif tier == 2 and isinstance(surgery, HostSurgery):
+            report = _code_report(report, module, surgery)
         unhooked = next((op.unhooked for op in operations if op.host == host and op.unhooked), "")
-        reports.append(HostReport(host, original_class(module).__name__, level, sites, before, after, reason, unhooked))
+        reports.append(replace(report, unhooked=unhooked))
     return tuple(reports)
 
 
-def _code(surgery: HostSurgery) -> tuple[str, str]:
+def _code_report(report: HostReport, module: nn.Module, surgery: HostSurgery) -> HostReport:
+    if not surgery.tables:
+        surgery.bind(module)
+    if surgery.woven is None:
+        return replace(report, tier=3, way="mode", reason=surgery.by_mode)
+    files = surgery.woven.texts
+    before, after = ("\n".join(text[i] for text in files) for i in (1, 2))
+    return replace(report, way="source", files=files, before=before, after=after)
+
+
+def _code(surgery: GraphHost) -> tuple[str, str]:
     """The captured and the rewritten code of a host; one text where evaluation and training do not differ."""
     texts: dict[bool, tuple[dict[str, None], dict[str, None]]] = {False: ({}, {}), True: ({}, {})}
     for key, many in surgery.variants.items():

@@ -1,4 +1,4 @@
-"""Trial runs of a whole model, which leave nothing behind: to capture its hosts, and to hold it to the original."""
+"""Trial runs of a whole model, which leave nothing behind: to hold a rewritten model to the original."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from torch import nn
 from .._errors import RewriteError
 from .._inputs import Inputs
 from .._state import preserved, seeded
-from ._calls import own_arguments
+from ._arguments import own_arguments
 from ._classes import original_forward
 from ._compare import difference
 from ._guard import ATTRIBUTE, on_the_stack
-from ._host import HostSurgery
+from ._graph_host import GraphHost
 from ._reorder import without_dropout
-from ._roles import NO_ROLE
-from ._site import RegBNSite, identity, sites_of
+from ._site import RegBNSite, identity
 
 
 @contextmanager
@@ -35,46 +34,6 @@ def run(model: nn.Module, inputs: Inputs, training: bool, writes: bool) -> Any:
         return model(*args, **kwargs)
 
 
-def capture_hosts(model: nn.Module, runs: list[tuple[Inputs, bool]], writes: bool) -> None:
-    """Run the model so that every rewritten host meets, and captures, the calls it gets."""
-    hosts = [module for module in model.modules() if ATTRIBUTE in module.__dict__]
-    for inputs, training in runs:
-        with _trial(model, training, writes), identity(model), _learning(hosts):
-            args, kwargs = own_arguments(inputs.args, inputs.kwargs)
-            model(*args, **kwargs)
-
-
-@contextmanager
-def _learning(hosts: list[nn.Module]) -> Iterator[None]:
-    """For the time of the `with`, every call of a host is captured and answered by the original."""
-
-    def learner(host: nn.Module) -> Callable[..., Any]:
-        surgery: HostSurgery = host.__dict__[ATTRIBUTE]
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            role = surgery.roles.next() if surgery.roles is not None else 0
-            with on_the_stack(surgery.token):
-                _put(host, before[host])
-                try:
-                    if role != NO_ROLE and not surgery.interposing:
-                        surgery.learn(host, role, args, kwargs)
-                    original = original_forward(host)
-                finally:
-                    host.__dict__["forward"] = forward
-                return original(*args, **kwargs)
-
-        return forward
-
-    before = {host: host.__dict__.get("forward") for host in hosts}
-    for host in hosts:
-        host.__dict__["forward"] = learner(host)
-    try:
-        yield
-    finally:
-        for host in hosts:
-            _put(host, before[host])
-
-
 def _put(host: nn.Module, forward: Any) -> None:
     """What stood as `forward` on the instance before; None where nothing did."""
     host.__dict__.pop("forward", None)
@@ -84,26 +43,26 @@ def _put(host: nn.Module, forward: Any) -> None:
 
 def check(model: nn.Module, runs: list[tuple[Inputs, bool]], expected: list[Any], writes: bool) -> None:
     """With identity in place of RegBN the outputs are the original's, and every site is reached."""
-    sites = {name: module for name, module in model.named_modules() if isinstance(module, RegBNSite)}
-    for site in sites.values():
-        site.calls = 0
+    idle = {module: name for name, module in model.named_modules() if isinstance(module, RegBNSite)}
     for (inputs, training), wanted in zip(runs, expected, strict=True):
-        with identity(model):
-            found = _run_counting(model, inputs, training, writes)
+        with identity(model) as reached:
+            found = run(model, inputs, training, writes)
         wrong = difference(wanted, found)
         if wrong is not None and training and reordered(model):
             wrong = _difference_without_dropout(model, inputs, writes)
         if wrong is not None:
             mode = "training" if training else "evaluation"
             raise RewriteError(f"self-check failed in {mode} mode on {inputs!r}: {wrong}")
-    idle = [name for name, site in sites.items() if site.calls == 0]
+        for site in reached:
+            idle.pop(site, None)
     if idle:
-        raise RewriteError(f"self-check failed: RegBN would never run at {', '.join(idle)}")
+        raise RewriteError(f"self-check failed: RegBN would never run at {', '.join(idle.values())}")
 
 
 def reordered(model: nn.Module) -> bool:
     """Whether a generated forward makes calls in another order than the original."""
-    surgeries = [module.__dict__[ATTRIBUTE] for module in model.modules() if ATTRIBUTE in module.__dict__]
+    found = [module.__dict__.get(ATTRIBUTE) for module in model.modules()]
+    surgeries = [surgery for surgery in found if isinstance(surgery, GraphHost)]
     return any(k.variant.reordered for surgery in surgeries for many in surgery.variants.values() for k in many)
 
 
@@ -135,14 +94,3 @@ def _on_the_stack(token: str, forward: Callable[..., Any]) -> Callable[..., Any]
             return forward(*args, **kwargs)
 
     return called
-
-
-def _run_counting(model: nn.Module, inputs: Inputs, training: bool, writes: bool) -> Any:
-    counts = [(site, site.calls) for site in sites_of(model)]
-    with _trial(model, training, writes):
-        args, kwargs = own_arguments(inputs.args, inputs.kwargs)
-        output = model(*args, **kwargs)
-        counts = [(site, site.calls) for site, _ in counts]
-    for site, calls in counts:  # `preserved` has put the counters back with all other attributes
-        site.calls = calls
-    return output

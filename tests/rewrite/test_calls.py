@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from regbn_surgery._rewrite import identity
-from regbn_surgery._rewrite._calls import Known, is_free, kind_of, own_arguments
+from regbn_surgery._rewrite._arguments import own_arguments
+from regbn_surgery._rewrite._calls import Known, is_free, kind_of
 from regbn_surgery._rewrite._local import Variant
 
 from .models import build, counting, operate, run, vectors

@@ -13,7 +13,19 @@ from torch import Tensor, nn
 
 import regbn_surgery
 from regbn_surgery import CaptureError, PlanError, RegBNError, RewriteError, unregbnify
-from regbn_surgery._rewrite import _classes, _host, _interpose, _keep, _local, _operations, _reorder, _trials, explain
+from regbn_surgery._rewrite import (
+    _classes,
+    _graph_host,
+    _host,
+    _keep,
+    _local,
+    _operations,
+    _passage,
+    _reorder,
+    _trials,
+    _woven,
+    explain,
+)
 from regbn_surgery._types import Plan
 
 from .models import Late, Nested, build, counting, everything, operate, rules, run, vectors
@@ -145,18 +157,21 @@ STAGES: list[tuple[Any, str]] = [
     (_operations, "refuse_hooks"),
     (_operations, "_site_module"),
     (_trials, "reordered"),
-    (_host, "leaf_rule"),
-    (_host, "states"),
-    (_host, "settings_of"),
+    (_operations, "code_site"),
+    (_host, "woven"),
+    (_host, "refuse_changed_functions"),
+    (_host, "remember_caches"),
+    (_woven, "weave"),
+    (_passage, "run_scatter"),
+    (_graph_host, "leaf_rule"),
+    (_graph_host, "states"),
+    (_graph_host, "settings_of"),
     (_classes, "rewritten_class"),
-    (_host, "interposed"),
-    (_host, "own_arguments"),
+    (_trials, "own_arguments"),
     (_classes, "refuse_methods"),
     (_local, "insert_scatter"),
     (_local, "dependents"),
     (_local, "refuse_hazard"),
-    (_interpose, "run_scatter"),
-    (_interpose, "remember_caches"),
     (_keep, "goes_over_children"),
     (_reorder._NoDropout, "__torch_function__"),
 ]

@@ -20,9 +20,9 @@ from .models import Cross, Masked, build, counting, operate, run, site_of, step,
 def tier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Keeps the surgery from the tiers that would be tried before."""
     wanted: int = request.param
-    usual = _operations._operation
+    usual = _operations.operations_for
     if wanted > 1:
-        monkeypatch.setattr(_operations, "_operation", lambda *args, **_: usual(*args[:2], hoisting=False))
+        monkeypatch.setattr(_surgery, "operations_for", lambda *args, **_: usual(*args[:3], hooks=False))
     if wanted > 2:
 
         def refuse(*args: Any) -> None:

@@ -1,0 +1,193 @@
+"""Say where a traced call stands: which functions lead to it from the host's forward, and which expression it is."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import hashlib
+from collections.abc import Sequence
+from types import CodeType, FunctionType
+from typing import Any
+
+from ._functions import FunctionSource, NoSourceError, behind, find, instruction_of, is_inside, name_of, read
+from ._record import CodeSite, FunctionText, Place, Step
+
+#: A function that runs, the offset of its current instruction, and the name of its module.
+RunningFrame = tuple[CodeType, int, str]
+
+
+class Locator:
+    """Finds the functions of one host. `forward` is its forward as its class has it, decorators included."""
+
+    def __init__(self, cls: type, forward: Any) -> None:
+        self.cls = cls
+        self.forward = forward
+        self.reasons: list[str] = []  # why some places have no expression
+        self._functions: dict[str, tuple[Any, FunctionType]] = {}  # by name, as callers know it and as it runs
+        self._sources: dict[str, FunctionSource] = {}
+
+    # -- from a traced call to a place --------------------------------------------------------------------------------
+
+    def place(self, frames: Sequence[RunningFrame], op: str) -> Place | None:
+        """The place of a call in which `frames` run, innermost first; None where no Python of the user's runs there."""
+        groups = self.groups(frames)
+        if not groups:
+            return None
+        steps: list[Step] = []
+        caller: FunctionType | None = None
+        number = 0
+        while number < len(groups):
+            found, number = self._next(groups, number, caller)
+            outer, code, offset, module = groups[number]
+            name = name_of(found) if found is not None else f"{module}:{outer.co_qualname}"
+            instruction = instruction_of(code, offset)
+            ordinal = self._ordinal(found, code, offset, op if number == len(groups) - 1 else "")
+            steps.append(Step(name, ordinal, code.co_qualname, instruction))
+            caller = found
+            number += 1
+        return Place(tuple(steps), op)
+
+    def _next(
+        self, groups: Sequence[tuple[CodeType, CodeType, int, str]], number: int, caller: FunctionType | None
+    ) -> tuple[FunctionType | None, int]:
+        """The function that runs next, and which of the groups it is: the wrappers that decorators put around it come
+        before it, and are left out."""
+        code, _, _, module = groups[number]
+        if number == 0:
+            return self._resolve(code, module, None, first=True), 0
+        for later in range(number + 1, len(groups)):
+            inner, _, _, inner_module = groups[later]
+            known = find(inner.co_qualname, inner_module, self.cls, caller)
+            if known is not None and behind(known.outer, lambda other: other == code) is not None:
+                return self._resolve(inner, inner_module, caller, first=False), later
+        return self._resolve(code, module, caller, first=False), number
+
+    def groups(
+        self, frames: Sequence[RunningFrame], entry: FunctionType | None = None
+    ) -> list[tuple[CodeType, CodeType, int, str]]:
+        """The functions from the forward inwards: each with the code in it that runs, its instruction and its module.
+        Lambdas and comprehensions in the text of a function belong to it; wrappers around the forward are left out."""
+        inwards = list(reversed(frames))
+        entry = entry or self.entry({code for code, _, _ in frames})
+        # A forward that calls `self.forward` begins anew: the innermost call counts.
+        starts = [i for i, (code, _, _) in enumerate(inwards) if entry and code == entry.__code__]
+        if not starts:
+            return []
+        start = starts[-1]
+        out: list[tuple[CodeType, CodeType, int, str]] = []
+        for code, offset, module in inwards[start:]:
+            if out and is_inside(code, out[-1][0]) and code != out[-1][0]:
+                out[-1] = (out[-1][0], code, offset, module)
+            else:
+                out.append((code, code, offset, module))
+        return out
+
+    def entry(self, codes: set[CodeType] | None = None) -> FunctionType | None:
+        """The function whose body is the forward's: the innermost behind `functools.wraps`, of those that run."""
+        unwrapped = self.forward
+        while getattr(unwrapped, "__wrapped__", None) is not None:
+            unwrapped = unwrapped.__wrapped__
+        for candidate in (unwrapped, self.forward):
+            found = behind(candidate, lambda code: codes is None or code in codes)
+            if found is not None:
+                return found
+        return None
+
+    def _resolve(self, code: CodeType, module: str, caller: FunctionType | None, *, first: bool) -> FunctionType | None:
+        key = f"{module}:{code.co_qualname}"
+        if key not in self._functions:
+            if first:
+                entry = self.entry({code})
+                assert entry is not None, "it was found among the frames"
+                self._functions[key] = self.forward, entry
+            else:
+                found = None if code.co_name == "<lambda>" else find(code.co_qualname, module, self.cls, caller)
+                if found is None or found.inner.__code__ != code:
+                    self.reasons.append(f"{key} cannot be found by its name")
+                    return None
+                self._functions[key] = found.outer, found.inner
+        return self._functions[key][1]
+
+    def _ordinal(self, function: FunctionType | None, code: CodeType, offset: int, op: str) -> int:
+        if function is None:
+            return -1
+        try:
+            source = self.source(function)
+            node = source.node_at(code, offset)
+        except NoSourceError as error:
+            self.reasons.append(str(error))
+            return -1
+        if op and isinstance(node, ast.Call) and _called_name(node) in _CALLING_ON and _called_name(node) != op:
+            self.reasons.append(f"{source.file}:{node.lineno}: `{ast.unparse(node)}` does more than one operation")
+            return -1
+        return source.ordinal_of(node)
+
+    # -- functions by name --------------------------------------------------------------------------------------------
+
+    def functions(self, place: Place) -> list[tuple[Any, FunctionType]]:
+        """The functions on the way to a place, as their callers know them and as they run.
+
+        Raises:
+            NoSourceError: where one cannot be found by its name.
+        """
+        out: list[tuple[Any, FunctionType]] = []
+        for number, step in enumerate(place.steps):
+            if step.function not in self._functions:
+                self._functions[step.function] = self._named(step.function, out[-1][1] if out else None, number == 0)
+            out.append(self._functions[step.function])
+        return out
+
+    def entry_of(self, sites: Sequence[CodeSite]) -> FunctionType:
+        """The function whose body is the forward's, by what the sites' places say."""
+        join = sites[0].join
+        return self.functions(Place(join.steps[:1], join.op))[0][1]
+
+    def _named(self, name: str, caller: FunctionType | None, first: bool) -> tuple[Any, FunctionType]:
+        module, _, qualified = name.partition(":")
+        if first:
+            inner = behind(self.forward, lambda code: code.co_qualname == qualified)
+            if inner is not None:
+                return self.forward, inner
+        else:
+            found = None if qualified.endswith("<lambda>") else find(qualified, module, self.cls, caller)
+            if found is not None:
+                return found.outer, found.inner
+        raise NoSourceError(f"there is no function {qualified!r} on the way to a fusion in {self.cls.__name__} any more")
+
+    def source(self, function: FunctionType) -> FunctionSource:
+        name = name_of(function)
+        if name not in self._sources or self._sources[name].function is not function:
+            self._sources[name] = read(function)
+        return self._sources[name]
+
+    def texts(self, places: Sequence[Place]) -> tuple[FunctionText, ...]:
+        """Every function on the way to the places, as it is now."""
+        out: dict[str, FunctionText] = {}
+        for place in places:
+            for step in place.steps:
+                if step.function in out:
+                    continue
+                known = self._functions.get(step.function)
+                text = ""
+                if known is not None:
+                    try:
+                        text = self.source(known[1]).text
+                    except NoSourceError:
+                        text = ""
+                out[step.function] = FunctionText(step.function, text, "" if known is None else digest(known[1].__code__))
+        return tuple(out.values())
+
+
+def digest(code: CodeType) -> str:
+    """What tells two compiled functions apart, positions left out."""
+    parts = [code.co_code, repr(code.co_names).encode(), repr(code.co_varnames).encode()]
+    inner = [digest(const).encode() for const in code.co_consts if isinstance(const, CodeType)]
+    return hashlib.sha256(b"|".join([*parts, *inner])).hexdigest()[:16]
+
+
+#: Functions without Python code of their own that call others, or add.
+_CALLING_ON = frozenset({*dir(builtins), "reduce", "accumulate", "starmap"})
+
+
+def _called_name(node: ast.Call) -> str:
+    return node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""

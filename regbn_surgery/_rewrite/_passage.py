@@ -1,0 +1,550 @@
+"""What one call of a rewritten forward knows: the tensors that its places made, and what RegBN made of them.
+
+RegBN acts on f and g by identity: what their places returned in this very call. Another order of operands, a skipped
+branch or another pair on the same line is thereby right, and so are recursion, threads and calls within calls, since
+each call of the host has a passage of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .. import _tree
+from .._errors import RegBNBypassedError
+from ._growing import current_frame
+from ._memory import SPOILT
+from ._onward import continues
+from ._record import CodeSite, End
+from ._scatter import run_scatter
+
+#: A place while the forward runs: the slots of the calls on the way to it.
+Path = tuple[int, ...]
+ATTRIBUTE = "_regbn_host"
+
+
+@dataclass(frozen=True)
+class SiteTable:
+    """The places of one site, by their paths."""
+
+    site: CodeSite
+    join: Path
+    f_maker: Path | None
+    g_maker: Path | None
+    f_layer: Path | None
+    g_layer: Path | None
+    f_at: Path | None
+    g_at: Path | None
+    f_readers: tuple[Path, ...]
+    g_readers: tuple[Path, ...]
+    written: tuple[Path, ...]
+    onward: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        return self.site.name
+
+
+@dataclass(frozen=True)
+class Helper:
+    """A function of the user's that is called on the way to a place, and the rewritten one that is called instead."""
+
+    original: Any
+    rewritten: Any
+
+
+@dataclass(frozen=True)
+class Table:
+    """What every call of a host has in common: its sites, and which places and helpers there are."""
+
+    sites: tuple[SiteTable, ...]
+    helpers: Mapping[Path, tuple[Helper, ...]]
+
+    def of_role(self, role: int) -> Table:
+        return Table(tuple(site for site in self.sites if site.site.role == role), self.helpers)
+
+
+class TensorMethod:
+    """A method of a tensor, with the tensor at hand: it is an operand of the call."""
+
+    def __init__(self, receiver: Any, name: str) -> None:
+        self.receiver = receiver
+        self.name = name
+
+
+class Here:
+    """The passage as one function sees it: what it wraps is known by the way to the function, and a slot."""
+
+    def __init__(self, passage: Passage, path: Path) -> None:
+        self.passage = passage
+        self.path = path
+
+    def call(self, slot: int, func: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return self.passage.call((*self.path, slot), func, args, kwargs)
+
+    def made(self, slot: int, value: Any, /) -> Any:
+        self.passage.made((*self.path, slot), value, None)
+        return value
+
+    def unpack(self, slot: int, value: Any, /) -> Any:
+        """A tensor that is taken apart along its first axis, as assignment to several names and loops do."""
+        if isinstance(value, Tensor):
+            value = self.passage.call((*self.path, slot), torch.Tensor.unbind, (value, 0), {})
+        return value
+
+    def method(self, receiver: Any, name: str, /) -> Any:
+        return TensorMethod(receiver, name) if isinstance(receiver, Tensor) else getattr(receiver, name)
+
+
+def _run(func: Any, operands: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if isinstance(func, TensorMethod):
+        return getattr(operands[0], func.name)(*operands[1:], **kwargs)
+    return func(*operands, **kwargs)
+
+
+def _run_positional(func: Any, *operands: Any, **kwargs: Any) -> Any:
+    return _run(func, operands, kwargs)
+
+
+def enter(host: nn.Module, arguments: dict[str, Any]) -> Here:
+    """Called first by the rewritten forward of a host."""
+    surgery = host.__dict__[ATTRIBUTE]
+    if torch.compiler.is_compiling():
+        passage = surgery.compiled_passage = Passage(host, surgery.table_of(surgery.compiled_role), arguments)
+        return Here(passage, ())
+    frame = current_frame()
+    mine = frame is not None and frame.host is host
+    passage = Passage(host, surgery.table_of(frame.role if frame is not None and mine else 0), arguments)
+    if frame is not None and mine and frame.passage is None:
+        frame.passage = passage
+        passage.met_before = frame.met_before
+    return Here(passage, ())
+
+
+class Early:
+    """A side of a site that was read before the other existed: by the call at `path`, or by `call` where that only
+    gives another view of it (function, operands, keyword arguments and result)."""
+
+    def __init__(self, site: str, side: Tensor) -> None:
+        self.site = site
+        self.side = side
+        self.path: Path | None = None
+        self.call: tuple[Any, tuple[Any, ...], dict[str, Any], Tensor] | None = None
+
+
+#: Names of functions and methods that give a view of a tensor.
+VIEWS = frozenset({
+    "getitem", "unsqueeze", "squeeze", "view", "reshape", "expand", "permute", "transpose", "flatten", "unflatten",
+    "movedim", "t", "swapaxes", "narrow", "select", "view_as", "expand_as",
+})  # fmt: skip
+
+
+class Passage:
+    """One call of a host. Places tell it what they are about to call (`call`) and what they made (`made`)."""
+
+    def __init__(self, host: nn.Module, table: Table, arguments: Mapping[str, Any]) -> None:
+        self.host = host
+        self.table = table
+        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext  # RegBN runs inside of it
+        self.arguments = dict(_tree.leaves(arguments))
+        self.held: dict[tuple[str, str], Tensor] = {}  # (site, "f" or "g") -> the tensor that was made last
+        self.results: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}  # site -> f, g, f', g'
+        self.visits: dict[Path, int] = {}
+        self.layers: dict[Path, Any] = {}  # place of a layer's call -> the layer that it called last
+        self.stretches: dict[Path, Any] = {}  # place of an assignment -> the index that it used
+        self.reached: list[str] = []  # sites at which RegBN ran
+        self.early: list[Early] = []  # reads of one side before the other existed
+        self.used: list[tuple[str, str]] = []  # sides that RegBN has had since they were made last
+        self.went_on: list[str] = []  # sites whose f' was made with the g that a cache has kept
+        self.lasting: list[str] = []  # sites after which further positions of f may follow alone
+        self.met_before: Mapping[str, Any] = {}  # by site, what the caches that the host was given have kept
+        for entry in table.sites:
+            for side, end in (("f", entry.site.f), ("g", entry.site.g)):
+                if end.argument is not None:
+                    tensor = self.arguments.get(end.argument)
+                    if isinstance(tensor, Tensor):
+                        self.held[entry.name, side] = tensor
+
+    # -- what places tell ---------------------------------------------------------------------------------------------
+
+    def call(self, path: Path, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do the call of a place, with RegBN's results among its operands where sites say so."""
+        operands = (func.receiver, *args) if isinstance(func, TensorMethod) else args
+        return self.visit(path, func, func, operands, kwargs)
+
+    def visit(self, path: Path, func: Any, layer: Any, operands: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same, for a method of a tensor with the tensor among the operands. `layer`: what is called, for those who
+        want to know which module it is."""
+        now: list[tuple[Tensor, Tensor]] = []  # what stood in the call, and what stands there now
+        for entry in self.table.sites:
+            if path == entry.f_at or path == entry.g_at:
+                self._take(entry, path, operands, kwargs)
+            if self._reads(entry, path):
+                self._at_reader(entry, path, layer, operands, kwargs, now)
+        if now:
+            operands, kwargs = _exchanged(operands, kwargs, now)
+        output = _NOTHING
+        for entry in self.table.sites:
+            if output is _NOTHING and entry.site.scatter is not None and entry.join == path:
+                output = self._scattered(entry, func, operands, kwargs)
+        if output is _NOTHING:
+            output = self._do(path, func, operands, kwargs)
+        self.made(path, output, operands[1] if len(operands) == 3 else None, layer)
+        if self.early and self.early[-1].path is None and isinstance(output, Tensor):
+            self._note_view(path, func, operands, kwargs, output)
+        return output
+
+    def _do(self, path: Path, func: Any, operands: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        helpers = self.table.helpers.get(path)
+        if helpers is None or isinstance(func, TensorMethod):
+            return _run(func, operands, kwargs)
+        here = Here(self, path)
+        if func is checkpoint and len(operands) > 0:  # RegBN in a part that is computed twice would count it twice
+            func, operands, kwargs = operands[0], operands[1:], _without_checkpoint(kwargs)
+        func = _inside(func, helpers, here)
+        operands = tuple([_inside(value, helpers, here) for value in operands])
+        kwargs = {name: _inside(value, helpers, here) for name, value in kwargs.items()}
+        return func(*operands, **kwargs)
+
+    def made(self, path: Path, value: Any, index: Any, layer: Any = None) -> None:
+        """A place has returned `value`; of an assignment, `index` is where it wrote."""
+        turn = self.visits.get(path, 0)
+        self.visits[path] = turn + 1
+        for entry in self.table.sites:
+            if path in entry.written:
+                self.stretches[path] = index
+            if path == entry.f_layer or path == entry.g_layer:
+                self.layers[path] = layer
+            if path == entry.f_maker and self._is_round(entry.site.f, entry.f_layer, turn):
+                self._hold(entry, "f", entry.site.f, value)
+            if path == entry.g_maker and self._is_round(entry.site.g, entry.g_layer, turn):
+                self._hold(entry, "g", entry.site.g, value)
+            if path == entry.join and entry.name in self.reached and entry.site.onward:
+                self._see_join(entry, value)
+
+    def _is_round(self, end: End, layer: Path | None, turn: int) -> bool:
+        if end.layer is not None and layer in self.layers:
+            return self.layers[layer] is self.host.get_submodule(end.layer[1])
+        return end.turn < 0 or end.turn == turn
+
+    def _hold(self, entry: SiteTable, side: str, end: End, value: Any) -> None:
+        tensors = _tree.tensors(value)
+        if end.output < len(tensors):
+            self._set(entry.name, side, tensors[end.output])
+
+    # -- sites --------------------------------------------------------------------------------------------------------
+
+    def _reads(self, entry: SiteTable, path: Path) -> bool:
+        if entry.site.scatter is not None:
+            return path in entry.onward
+        if path == entry.join:
+            return True
+        return path in entry.f_readers or path in entry.g_readers or path in entry.onward
+
+    def _at_reader(
+        self,
+        entry: SiteTable,
+        path: Path,
+        layer: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        now: list[tuple[Tensor, Tensor]],
+    ) -> None:
+        """A call that reads a side of the site is about to run: normalise, and note what it is to read instead."""
+        site = entry.site
+        if path in entry.onward and self.met_before:
+            self._carry_on(entry, path, args, kwargs, now)
+        if site.scatter is not None:
+            return
+        f_reads, g_reads = path in entry.f_readers, site.replace_g and path in entry.g_readers
+        if not f_reads and not g_reads and not (path == entry.join and self.early):
+            return
+        tensors = _tree.tensors((args, kwargs))
+        f, g = self.held.get((site.name, "f")), self.held.get((site.name, "g"))
+        if site.operands and (f is None or g is None):
+            return
+        if f is None or g is None or (not site.operands and self._stale(entry)):
+            for held, reads in ((f, f_reads), (g, g_reads)):
+                if reads and held is not None and _among(held, tensors) is not None:
+                    self.early.append(Early(site.name, held))
+            return
+        early = [read for read in self.early if read.site == site.name and (read.side is f or read.side is g)]
+        if early:
+            self._look_again(site, early, (f, g), self._mask(site, layer, args, kwargs), tensors, now)
+            return
+        f_there, g_there = _among(f, tensors), _among(g, tensors)
+        if site.operands and (f_there is None or g_there is None):
+            return
+        if not (f_reads and f_there is not None) and not (g_reads and g_there is not None):
+            return
+        f_now, g_now = _now(f, now), _now(g, now)
+        f_new, g_new = self._normalised(site, f_now, g_now, self._mask(site, layer, args, kwargs))
+        if f_reads and f_there is not None:
+            _replace(now, f_there, f_new)
+        if g_reads and g_there is not None:
+            _replace(now, g_there, g_new)
+
+    def _note_view(
+        self, path: Path, func: Any, operands: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        """A side was read before the other existed, by a call that only looks at it in another shape."""
+        name = func.name if isinstance(func, TensorMethod) else getattr(func, "__name__", "")
+        for read in self.early:
+            if read.path is None:
+                read.path = path
+                if name in VIEWS:
+                    read.call = (func, operands, kwargs, output)
+
+    def _look_again(
+        self,
+        site: CodeSite,
+        early: list[Early],
+        sides: tuple[Tensor, Tensor],
+        mask: Any,
+        tensors: list[Tensor],
+        now: list[tuple[Tensor, Tensor]],
+    ) -> None:
+        """Both sides exist, and one has been looked at already: the call gets the same look at what RegBN made of it.
+        Where something else has read it, or other calls get the result, RegBN stays out."""
+        for read in early:
+            if read.call is None or _among(read.call[3], tensors) is None:
+                return
+        f, g = _now(sides[0], now), _now(sides[1], now)
+        f_new, g_new = self._normalised(site, f, g, mask)
+        new = [(sides[0], f_new), (sides[1], g_new if site.replace_g else sides[1])]
+        for read in early:
+            assert read.call is not None, "asked above"
+            func, operands, kwargs, output = read.call
+            _replace(now, output, _run(func, *_exchanged(operands, kwargs, new)))
+        for side, result in new:
+            there = _among(side, tensors)
+            if there is not None and result is not side:
+                _replace(now, there, result)
+
+    def _take(self, entry: SiteTable, path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A side that no call makes is what the call at `path` reads."""
+        tensors = _tree.tensors((args, kwargs))
+        for side, end, at in (("f", entry.site.f, entry.f_at), ("g", entry.site.g, entry.g_at)):
+            if at == path and end.operand < len(tensors):
+                self._set(entry.name, side, tensors[end.operand])
+
+    def _set(self, name: str, side: str, tensor: Tensor) -> None:
+        self.held[name, side] = tensor
+        if (name, side) in self.used:
+            self.used.remove((name, side))
+
+    def _stale(self, entry: SiteTable) -> bool:
+        """Whether one side is of an earlier round of a loop than the other: the one of this round is yet to come."""
+        if not (entry.site.f.looped and entry.site.g.looped):
+            return False
+        return ((entry.name, "f") in self.used) != ((entry.name, "g") in self.used)
+
+    def _normalised(self, site: CodeSite, f: Tensor, g: Tensor, mask: Any) -> tuple[Tensor, Tensor]:
+        known = self.results.get(site.name)
+        if known is not None and known[0] is f and known[1] is g:
+            return known[2], known[3]
+        self.reached.append(site.name)
+        with self.around():
+            f_new, g_new = getattr(self.host, site.name)(f, g, mask=mask)
+        self.results[site.name] = (f, g, f_new, g_new)
+        for side in ("f", "g"):
+            if (site.name, side) not in self.used:
+                self.used.append((site.name, side))
+        return f_new, g_new
+
+    def _mask(self, site: CodeSite, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if site.mask is None:
+            return None
+        if site.mask in self.arguments:
+            return self.arguments[site.mask]
+        if isinstance(layer, nn.MultiheadAttention):
+            return kwargs.get("key_padding_mask", args[3] if len(args) > 3 else None)
+        return None
+
+    # -- scatter ------------------------------------------------------------------------------------------------------
+
+    def _scattered(self, entry: SiteTable, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The writing call with RegBN's results written; `_NOTHING` where this call writes something else."""
+        site = entry.site
+        assert site.scatter is not None, "asked for scatter sites alone"
+        tensors = _tree.tensors((args, kwargs))
+        if max(site.scatter.into, site.scatter.source) >= len(tensors):
+            return _NOTHING
+        into, source = tensors[site.scatter.into], tensors[site.scatter.source]
+        for side, tensor in (("f", into), ("g", source)) if site.into_is_f else (("g", into), ("f", source)):
+            known = self.held.get((site.name, side))
+            if tensor is source and known is not None and not _same(known, source):
+                return _NOTHING
+            self.held[site.name, side] = tensor
+        if any(place not in self.stretches for place in entry.written):
+            return _NOTHING  # this time a stretch was filled otherwise
+        self.reached.append(site.name)
+        stretches = tuple([self.stretches[place] for place in entry.written])
+        module = getattr(self.host, site.name)
+        with self.around():
+            return run_scatter(
+                module, site.scatter, site.into_is_f, functools.partial(_run_positional, func), args, kwargs, stretches
+            )
+
+    # -- going on from a cache ----------------------------------------------------------------------------------------
+
+    def _see_join(self, entry: SiteTable, output: Any) -> None:
+        """Whether what came out of the join leaves positions of f alone, so that more of them may follow without g."""
+        out = _tree.tensors(output)
+        f = self.held.get((entry.name, "f"))
+        axes = getattr(self.host, entry.name).f_axes
+        if f is not None and out and continues(entry.site, axes, f.shape, out[0].shape):
+            self.lasting.append(entry.name)
+
+    def _carry_on(
+        self,
+        entry: SiteTable,
+        path: Path,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        now: list[tuple[Tensor, Tensor]],
+    ) -> None:
+        """The call reads f where it read the joined tensor before: it gets f' with the g of then."""
+        chain = self._chain(entry)
+        f = self.held.get((chain[0].name, "f")) if chain else None
+        tensors = _tree.tensors((args, kwargs))
+        there = None if f is None else _among(f, tensors)
+        if f is None or there is None:
+            return
+        value = _now(f, now)
+        for link in chain:
+            met = self.met_before[link.name]
+            if met.pooled() is None:
+                raise RegBNBypassedError(SPOILT)
+            with self.around():
+                value = getattr(self.host, link.name).go_on(value, met)
+            self.went_on.append(link.name)
+        _replace(now, there, value)
+
+    def _chain(self, last: SiteTable) -> list[SiteTable]:
+        """The sites between f and a call behind `last`: one behind another where several modalities were written into
+        one stream. Empty where one of them ran in this call, or has nothing to go on from."""
+        chain: list[SiteTable] = []
+        entry: SiteTable | None = last
+        while entry is not None:
+            met = self.met_before.get(entry.name)
+            if met is None or not met.lasting or entry.name in self.reached or entry.name in self.went_on:
+                return []
+            chain.insert(0, entry)
+            before = [other for other in self.table.sites if other.join == entry.f_maker]
+            entry = before[0] if before else None
+        return chain
+
+    def unfinished(self) -> dict[str, str]:
+        """Sites that this call had to go on from without having come by them; and why, if known."""
+        left = {}
+        for name, met in self.met_before.items():
+            if name not in self.reached and name not in self.went_on:
+                left[name] = "" if met.pooled() is not None else SPOILT
+        return left
+
+
+_NOTHING = object()
+
+
+def _among(tensor: Tensor, tensors: list[Tensor]) -> Tensor | None:
+    """The operand that is the tensor, or shows the same values in the same memory."""
+    for other in tensors:
+        if other is tensor:
+            return other
+    if torch.compiler.is_compiling():
+        return None
+    for other in tensors:
+        if _same(tensor, other):
+            return other
+    return None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a is b:
+        return True
+    if torch.compiler.is_compiling() or type(a) is not Tensor or type(b) is not Tensor:
+        return False
+    if a.shape != b.shape or a.dtype != b.dtype or a.layout is not torch.strided or b.layout is not torch.strided:
+        return False
+    if a.numel() == 0 or a.device.type == "meta" or a.stride() != b.stride() or not b._is_view():
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(a) or torch._C._functorch.is_functorch_wrapped_tensor(b):
+        return False
+    return a.device == b.device and a.data_ptr() == b.data_ptr()
+
+
+def _now(tensor: Tensor, now: list[tuple[Tensor, Tensor]]) -> Tensor:
+    for old, new in now:
+        if old is tensor:
+            return new
+    return tensor
+
+
+def _replace(now: list[tuple[Tensor, Tensor]], old: Tensor, new: Tensor) -> None:
+    for i, (before, _) in enumerate(now):
+        if before is old:
+            now[i] = (old, new)
+            return
+    now.append((old, new))
+
+
+def _exchanged(
+    args: tuple[Any, ...], kwargs: dict[str, Any], now: list[tuple[Tensor, Tensor]]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with some tensors exchanged. What holds none of them stays the object it is: a cache that is a
+    dataclass is going to be written to."""
+
+    def change(_: str, leaf: Any) -> Any:
+        return _now(leaf, now)
+
+    def exchange(value: Any) -> Any:
+        for tensor in _tree.tensors(value):
+            for old, _ in now:
+                if old is tensor:
+                    return _tree.rebuild(value, change)
+        return value
+
+    return tuple([exchange(value) for value in args]), {name: exchange(value) for name, value in kwargs.items()}
+
+
+# -- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _inside(value: Any, helpers: tuple[Helper, ...], here: Here) -> Any:
+    """A callable as it is, or the rewritten function in place of a helper, told where it is called from."""
+    for helper in helpers:
+        if value is helper.original:
+            return _Bound(helper.rewritten, here, None)
+        if getattr(value, "__func__", None) is helper.original:
+            return _Bound(helper.rewritten, here, value.__self__)
+    return value
+
+
+class _Bound:
+    def __init__(self, function: Any, here: Here, receiver: Any) -> None:
+        self.function = function
+        self.here = here
+        self.receiver = receiver
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.receiver is not None:
+            return self.function(self.receiver, *args, _regbn=self.here, **kwargs)
+        return self.function(*args, _regbn=self.here, **kwargs)
+
+
+_OF_CHECKPOINT = ("use_reentrant", "context_fn", "determinism_check", "debug", "preserve_rng_state", "early_stop")
+
+
+def _without_checkpoint(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name not in _OF_CHECKPOINT}
+
+
+__all__ = ["ATTRIBUTE", "Helper", "Here", "Passage", "Path", "SiteTable", "Table", "enter"]

@@ -1,0 +1,120 @@
+"""What is known of a site in its host's code: plain data, shared by surgery, recipes and pickles. Imports nothing.
+
+A place is an expression of the user's code. It is known by the functions on the way to it, each by name and by the
+ordinal of the expression in that function, so that the file may lie elsewhere, and its lines may move.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """An expression of one function.
+
+    `function` is "module:qualified name". `ordinal` counts the function's expressions in the order of its syntax
+    tree; -1 where no expression serves. `code` (the function, or a lambda or comprehension in it) and `instruction`
+    (an offset in it) say the same of the compiled function.
+    """
+
+    function: str
+    ordinal: int
+    code: str = ""
+    instruction: int = -1
+
+
+@dataclass(frozen=True)
+class Place:
+    """A call in a host's forward: the way from the forward (first) to the function in which the call stands (last).
+
+    `op` is the name of the operation or layer class that was called there when the place was found.
+    """
+
+    steps: tuple[Step, ...]
+    op: str
+
+
+@dataclass(frozen=True)
+class End:
+    """Where one side of a site comes from, in one call of the host.
+
+    It is an `argument` of the host (a dotted name), or tensor number `output` of what the place `maker` returns. With
+    neither, it is tensor number `operand` among the operands of the call `at`.
+
+    A maker that several sites share, since it stands in a loop, makes this side in one of its visits: `layer` (a place,
+    and the path of the layer that it calls) tells the rounds apart where each has a layer of its own, else it is visit
+    number `turn`. With `turn` -1 it is any visit. `looped`: each round of the site's own loop makes this side anew.
+    """
+
+    argument: str | None = None
+    maker: Place | None = None
+    output: int = 0
+    at: Place | None = None
+    operand: int = 0
+    layer: tuple[Place, str] | None = None
+    turn: int = -1
+    looped: bool = False
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """How a scatter is issued again: tensor numbers of its two operands, and which calls filled the rest before."""
+
+    into: int
+    source: int
+    inplace: bool
+    written: tuple[Place, ...] = ()
+    axis: int = 0
+
+
+@dataclass(frozen=True)
+class CodeSite:
+    """One RegBN in the code of a host.
+
+    `join` is the place at which f and g meet. Where `operands` is true, RegBN acts there, on the operands of that
+    call; else it acts as soon as both exist, and the calls in `f_readers` and `g_readers` read the results.
+    `onward` are the calls that read what came out of the join: a decoding step without g reads f there.
+    """
+
+    name: str
+    join: Place
+    operands: bool
+    f: End
+    g: End
+    f_readers: tuple[Place, ...]
+    g_readers: tuple[Place, ...]
+    replace_g: bool
+    role: int = 0
+    mask: str | None = None  # the argument that masks one side: of the host, or of the torch module that attends
+    scatter: Stretches | None = None
+    into_is_f: bool = True  # of a scatter: whether the tensor written into is f
+    onward: tuple[Place, ...] = ()
+    makers: tuple[str | None, str | None] = (None, None)  # paths in the host of the layers that f and g come out of
+    methods: tuple[str, ...] = ()  # of the host, beside `forward`, in which the two sides meet as well
+    unwoven: str = ""  # why a place of it has no expression that could be wrapped; "" where all have
+    missing: str = "warn"  # what a call without one side does: "warn", "error" or "ignore"
+
+    @property
+    def point_call(self) -> str:
+        """Name of the operation at which the two sides meet."""
+        return self.join.op
+
+    def places(self) -> tuple[Place, ...]:
+        """Every place that the site names, each once."""
+        ends = [
+            place for end in (self.f, self.g) for place in (end.maker, end.at, end.layer[0] if end.layer else None)
+        ]
+        written = self.scatter.written if self.scatter is not None else ()
+        named = (self.join, *self.f_readers, *self.g_readers, *self.onward, *written, *ends)
+        return tuple(dict.fromkeys(place for place in named if place is not None))
+
+
+@dataclass(frozen=True)
+class FunctionText:
+    """A function that surgery wrote into, as it was then. `text` is empty where its source was not at hand; `code` is
+    a digest of the compiled function."""
+
+    name: str  # "module:qualified name"
+    text: str
+    code: str

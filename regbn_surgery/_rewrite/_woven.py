@@ -1,0 +1,168 @@
+"""From the sites of a host to its rewritten forward: which expressions get which slots, in which functions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+from ._functions import NoSourceError
+from ._locate import Locator
+from ._passage import Helper, Path, SiteTable, Table
+from ._record import CodeSite, Place
+from ._weave import Wrapping, behind_decorators, rewritten_text, weave
+
+
+@dataclass(frozen=True)
+class Woven:
+    """A forward with RegBN in it: `inner` stands in for the function `replaced` behind its decorators."""
+
+    replaced: FunctionType
+    inner: FunctionType
+    forward: Any
+    table: Table
+    texts: tuple[tuple[str, str, str, int], ...]  # of each function: file, text before and after, number of first line
+
+
+class Slots:
+    """Numbers for the expressions that sites name."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[Any, ...], int] = {}
+
+    def path(self, place: Place, *, by_instruction: bool = False) -> Path:
+        """The slots on the way to a place."""
+        keys: list[tuple[Any, ...]] = [(step.function, step.ordinal) for step in place.steps]
+        if by_instruction:
+            keys = [(step.code, step.instruction) for step in place.steps]
+            keys[-1] = (*keys[-1], place.op)
+        return tuple(self._numbers.setdefault(key, len(self._numbers)) for key in keys)
+
+    def find(self, keys: Sequence[tuple[str, int]], op: str) -> Path | None:
+        """The path of a call of `op` at (code, instruction) pairs; None where no site names it."""
+        last = self._numbers.get((*keys[-1], op)) if keys else None
+        if last is None:
+            return None
+        return (*[self._numbers[key] for key in keys[:-1] if key in self._numbers], last)  # wrappers are left out
+
+
+def table_of(sites: Sequence[CodeSite], slots: Slots, helpers: dict[Path, tuple[Helper, ...]], by: bool) -> Table:
+    """The places of sites as paths."""
+    path = functools.partial(slots.path, by_instruction=by)
+
+    def optional(place: Place | None) -> Path | None:
+        return None if place is None else path(place)
+
+    def entry(site: CodeSite) -> SiteTable:
+        return SiteTable(
+            site,
+            path(site.join),
+            optional(site.f.maker),
+            optional(site.g.maker),
+            optional(site.f.layer[0] if site.f.layer else None),
+            optional(site.g.layer[0] if site.g.layer else None),
+            optional(site.f.at),
+            optional(site.g.at),
+            tuple(path(place) for place in site.f_readers),
+            tuple(path(place) for place in site.g_readers),
+            tuple(path(place) for place in (site.scatter.written if site.scatter else ())),
+            tuple(path(place) for place in site.onward),
+        )
+
+    return Table(tuple(entry(site) for site in sites), helpers)
+
+
+def woven(locator: Locator, sites: Sequence[CodeSite]) -> Woven:
+    """The forward of a host with its sites in it.
+
+    Raises:
+        NoSourceError: where an expression of theirs cannot be wrapped; it says which, and why.
+    """
+    slots = Slots()
+    wrappings: dict[str, dict[int, Wrapping]] = {}
+    functions: dict[str, tuple[Any, FunctionType]] = {}
+    entry = locator.entry_of(sites)
+    for place, operands in _wanted(sites):
+        found = locator.functions(place)
+        if any(step.ordinal < 0 for step in place.steps):
+            raise NoSourceError(next((site.unwoven for site in sites if site.unwoven), f"{place.op} is no expression"))
+        for number, (step, slot) in enumerate(zip(place.steps, slots.path(place), strict=True)):
+            functions[step.function] = found[number]
+            inner = number < len(place.steps) - 1
+            of_function = wrappings.setdefault(step.function, {})
+            before = of_function.get(step.ordinal)
+            of_function[step.ordinal] = Wrapping(slot, operands or inner or (before is not None and before.operands))
+    rewritten: dict[str, Any] = {}
+    arguments = _roots(sites)
+    texts = []
+    replaced = inner_forward = None
+    for name, (outer, function) in functions.items():
+        source = locator.source(function)
+        is_entry = function is entry
+        ordered = tuple(sorted(wrappings[name].items()))
+        made = _cached(source.function, ordered, arguments if is_entry else None, _Uncompared(source))
+        texts.append((source.file, source.text, rewritten_text(source, wrappings[name]), source.first))
+        if is_entry:
+            replaced, inner_forward = function, made
+        else:
+            rewritten[name] = behind_decorators(outer, function, made)
+    if replaced is None or inner_forward is None:
+        raise NoSourceError("the forward itself has no part in the fusion")
+    helpers: dict[Path, tuple[Helper, ...]] = {}
+    for place, _ in _wanted(sites):
+        path = slots.path(place)
+        for number in range(len(place.steps) - 1):
+            name = place.steps[number + 1].function
+            helper = Helper(functions[name][0], _plain(rewritten[name]))
+            known = helpers.get(path[: number + 1], ())
+            if all(other.original is not helper.original for other in known):
+                helpers[path[: number + 1]] = (*known, helper)
+    forward = behind_decorators(locator.forward, replaced, inner_forward)
+    return Woven(replaced, inner_forward, forward, table_of(sites, slots, helpers, False), tuple(texts))
+
+
+def _plain(function: Any) -> Any:
+    return getattr(function, "__func__", function)
+
+
+class _Uncompared:
+    """Hands a source to a cached function without being part of its key."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Uncompared)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@functools.lru_cache(maxsize=256)
+def _cached(
+    function: FunctionType,
+    wrappings: tuple[tuple[int, Wrapping], ...],
+    arguments: tuple[str, ...] | None,
+    source: _Uncompared,
+) -> FunctionType:
+    """Layers of one class share one rewritten function, so that it is compiled once."""
+    return weave(source.source, dict(wrappings), arguments)
+
+
+def _wanted(sites: Sequence[CodeSite]) -> Iterator[tuple[Place, bool]]:
+    """Every place, and whether its operands are looked at."""
+    for site in sites:
+        seen = {site.join, *site.f_readers, *site.g_readers, *site.onward}
+        seen |= set(site.scatter.written) if site.scatter is not None else set()
+        seen |= {end.layer[0] for end in (site.f, site.g) if end.layer is not None}
+        seen |= {end.at for end in (site.f, site.g) if end.at is not None}
+        for place in site.places():
+            yield place, place in seen
+
+
+def _roots(sites: Sequence[CodeSite]) -> tuple[str, ...]:
+    """Parameters of the forward that hold a side or a mask."""
+    names = [end.argument for site in sites for end in (site.f, site.g)] + [site.mask for site in sites]
+    return tuple(dict.fromkeys(name.split(".")[0] for name in names if name is not None))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import _push_mode
 
 from .._undo import guarded
 from ._intercept import intercepted
@@ -68,8 +69,9 @@ def _record_run(
 
 
 def _under_the_mode(recorder: Recorder, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    with FunctionMode(recorder):
-        return run(*args, **kwargs)
+    """Push the mode and leave popping it to `intercepted`: a `with` would fail where an interrupt came between."""
+    _push_mode(FunctionMode(recorder))  # type: ignore[no-untyped-call]
+    return run(*args, **kwargs)
 
 
 def _refuse_newcomers(first: Recorder, second: Recorder) -> None:

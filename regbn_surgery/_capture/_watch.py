@@ -197,12 +197,12 @@ def _children_watched(root: nn.Module, recorder: Recorder) -> Iterator[None]:
     global _users
     with _lock:
         if _users == 0:
-            _own.clear()
             for name, ours in (("__getattribute__", _read_of_any), ("__setattr__", _write_of_any)):
-                _originals[name] = getattr(nn.Module, name)
-                if name in vars(nn.Module):
-                    _own[name] = _originals[name]
-                setattr(nn.Module, name, ours)
+                if getattr(nn.Module, name) is not ours:  # left by an interrupt
+                    _originals[name] = getattr(nn.Module, name)
+                    if name in vars(nn.Module):
+                        _own[name] = _originals[name]
+                    setattr(nn.Module, name, ours)
         _users += 1
     _watchers.stack.append((root, recorder))
     try:
@@ -214,6 +214,6 @@ def _children_watched(root: nn.Module, recorder: Recorder) -> Iterator[None]:
             if _users == 0:
                 for name in ("__getattribute__", "__setattr__"):
                     if name in _own:
-                        setattr(nn.Module, name, _own[name])
+                        setattr(nn.Module, name, _own.pop(name))
                     else:
                         delattr(nn.Module, name)

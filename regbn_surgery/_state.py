@@ -15,12 +15,14 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from . import _tree
 from ._undo import later, undone
 
 #: Every trial run starts from this seed, so that dropout draws the same numbers in each of them.
 SEED = 20231210
 #: How deep containers in attributes are looked into.
 _DEPTH = 3
+_MISSING: Any = object()
 
 
 @contextmanager
@@ -123,7 +125,7 @@ def _contents(value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
     numbers, and objects; a plain object is the dict of its own."""
     slots = slots_of(value)
     if is_plain_object(value):
-        value = vars(value)
+        value = _tree.attributes(value)
     if depth > _DEPTH:
         return
     if is_generator(value):
@@ -149,7 +151,7 @@ def is_plain_object(value: Any) -> bool:
 
     One that can be called is such where its class is written in Python: a schedule that counts how often it was asked.
     """
-    if isinstance(value, _NOT_PLAIN) or not hasattr(value, "__dict__"):
+    if isinstance(value, _NOT_PLAIN) or not _has_dict(value):
         return False
     home = type(value).__module__
     if callable(value) and (not isinstance(type(value).__call__, FunctionType) or home.partition(".")[0] == "torch"):
@@ -160,10 +162,16 @@ def is_plain_object(value: Any) -> bool:
 def slots_of(value: Any) -> dict[str, Any] | None:
     """What an object of a class with `__slots__` and no dict holds; None for any other."""
     cls = type(value)
-    if hasattr(value, "__dict__") or isinstance(value, torch.Tensor | tuple) or "__slots__" not in vars(cls):
+    if _has_dict(value) or isinstance(value, torch.Tensor | tuple) or "__slots__" not in vars(cls):
         return None
     names = [name for base in cls.__mro__ for name in _names(vars(base).get("__slots__", ()))]
-    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+    held = {name: _tree.attribute(value, name, _MISSING) for name in names}
+    return {name: item for name, item in held.items() if item is not _MISSING}
+
+
+def _has_dict(value: Any) -> bool:
+    """`hasattr(value, "__dict__")`, without asking a `__getattr__` of the user's."""
+    return type(value).__dictoffset__ != 0 or isinstance(value, type | ModuleType)
 
 
 def _names(slots: Any) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ def rebuild(
         return new
     if type(value) is MappingProxyType:
         return MappingProxyType(new)
-    clone = _shallow_copy(value)
+    clone = shallow_copy(value)
     if isinstance(value, list):
         list.__setitem__(clone, slice(None), list(new.values()))
     elif isinstance(value, Mapping):
@@ -143,7 +143,7 @@ def _new_tuple(value: Any, children: list[Any]) -> Any:
     return new
 
 
-def _shallow_copy(value: Any) -> Any:
+def shallow_copy(value: Any) -> Any:
     """`copy.copy(value)`, also for classes whose `__getattr__` does not bear being asked for `__setstate__`."""
     try:
         return copy.copy(value)
@@ -178,7 +178,7 @@ def _new_dict(held: dict[Any, Any], new: dict[Any, Any]) -> dict[Any, Any]:
     """A dict of the class of `held` that holds `new`."""
     if type(held) is dict:
         return dict(new)
-    other = _shallow_copy(held)
+    other = shallow_copy(held)
     for key, child in new.items():
         dict.__setitem__(other, key, child)
     return other

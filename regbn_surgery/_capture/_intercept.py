@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch._functorch.apis
 from torch import nn
+from torch.overrides import TorchFunctionMode, _push_mode
 
 from .._undo import guarded, later, undone
 
@@ -195,13 +196,18 @@ def _stop(token: object, depth: int) -> None:
     _locked(functools.partial(_leave, token))
 
 
-def intercepted(handler: CallHandler, run: Callable[[], Result]) -> Result:
-    """The result of `run`, during which `handler` hears what this thread does: see `CallHandler`."""
+def intercepted(handler: CallHandler, run: Callable[[], Result], mode: TorchFunctionMode | None = None) -> Result:
+    """The result of `run`, during which `handler` hears what this thread does: see `CallHandler`.
+
+    `mode` is active meanwhile; `guarded` takes it off the stack, where a `with` would fail after an interrupt.
+    """
 
     def listening() -> Result:
         token = object()
         later(functools.partial(_stop, token, len(_listeners.stack)))
         _locked(functools.partial(_listen, handler, token))
+        if mode is not None:
+            _push_mode(mode)  # type: ignore[no-untyped-call]
         return run()
 
     return guarded(listening)

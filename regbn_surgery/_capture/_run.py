@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import _push_mode
 
 from .._undo import guarded
 from ._intercept import intercepted
@@ -64,14 +63,8 @@ def _record_run(
     run = root if forward is None else forward
     watching = watched(root, recorder) if recorder.strict else nullcontext()
     with watching, FrameScope(recorder, root, "", args, kwargs) as frame:
-        frame.output = intercepted(recorder, lambda: _under_the_mode(recorder, run, args, kwargs))
+        frame.output = intercepted(recorder, lambda: run(*args, **kwargs), FunctionMode(recorder))
     return recorder.finish(frame.output, inputs), frame.output
-
-
-def _under_the_mode(recorder: Recorder, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Push the mode and leave popping it to `intercepted`: a `with` would fail where an interrupt came between."""
-    _push_mode(FunctionMode(recorder))  # type: ignore[no-untyped-call]
-    return run(*args, **kwargs)
 
 
 def _refuse_newcomers(first: Recorder, second: Recorder) -> None:

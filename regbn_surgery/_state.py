@@ -98,12 +98,18 @@ def watching_parameters(model: nn.Module, changed: list[str]) -> Iterator[None]:
 
 
 def same_values(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """`torch.equal`, also for tensors of a class that lacks it (quantised weights): by the tensors that they hold."""
-    inner = getattr(type(a), "__tensor_flatten__", None)
-    if inner is None or type(a) is not type(b):
+    """`torch.equal`, also for tensors of a class that lacks it (quantised weights): by the tensors that they hold.
+
+    Those that cannot be compared at all (sparse ones) count as the same.
+    """
+    flatten = getattr(type(a), "__tensor_flatten__", None)
+    if flatten is not None and type(a) is type(b):
+        names: list[str] = flatten(a)[0]
+        return all(same_values(getattr(a, name), getattr(b, name)) for name in names)
+    try:
         return torch.equal(a, b)
-    names: list[str] = inner(a)[0]
-    return all(same_values(getattr(a, name), getattr(b, name)) for name in names)
+    except NotImplementedError:
+        return True
 
 
 def has_no_values(tensor: torch.Tensor) -> bool:

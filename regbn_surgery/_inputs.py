@@ -23,7 +23,7 @@ class Inputs:
     two `Inputs` is an example and a second one of other lengths, which shows what axes vary in length.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         self.args = args
         self.kwargs = kwargs
 

@@ -61,7 +61,7 @@ def _listener(place: Place, replacement: Any, method: str) -> Callable[..., Any]
 
 
 def _calling(place: Place, original: Any) -> Any:
-    def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+    def __call__(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         listen = _listener(place, __call__, "on_call")
         return original(module, *args, **kwargs) if listen is None else listen(original, module, args, kwargs)
 
@@ -82,7 +82,7 @@ def _telling(place: Place, original: Any, method: str, entering: bool, named: bo
 
 
 def _applying(place: Place, original: Any) -> Any:
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def apply(cls: Any, /, *args: Any, **kwargs: Any) -> Any:
         if not _live and torch.compiler.is_compiling():
             return cls.apply(*args, **kwargs)  # captured code holds on to this one: let dynamo see the function itself
         call = functools.partial(original.__func__, cls)

@@ -19,7 +19,7 @@ class ThreadState:
         self.function_modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         self.dispatch_modes: list[Any] = dispatch._get_current_dispatch_mode_stack()
         self.functions = torch._C._get_torch_function_state()  # type: ignore[attr-defined]
-        self.grad = torch._C.is_grad_enabled()  # type: ignore[attr-defined]
+        self.grad = torch._C.is_grad_enabled()
         self.autocast = _autocast()
         self.saved_tensors = _saved_tensors_hooks()
 
@@ -34,7 +34,7 @@ class ThreadState:
         if _autocast() != self.autocast:
             _set_autocast(*self.autocast)
         while _saved_tensors_hooks() not in (None, self.saved_tensors):
-            torch._C._autograd._pop_saved_tensors_default_hooks()  # type: ignore[attr-defined]
+            torch._C._autograd._pop_saved_tensors_default_hooks()
 
 
 def _restack(now: list[Any], wanted: list[Any], pop: Any, push: Any) -> None:
@@ -48,19 +48,17 @@ def _restack(now: list[Any], wanted: list[Any], pop: Any, push: Any) -> None:
         push(mode)
 
 
+#: Asking for a device that is not there is answered, too.
+_KINDS = ("cpu", "cuda")
 _Autocast = tuple[tuple[tuple[str, bool, torch.dtype], ...], bool, int]
 
 
 def _autocast() -> _Autocast:
     """For each device whether autocast is on and its dtype; whether casts are cached; how deep regions are nested."""
-    kinds = ("cpu", "cuda") if torch.backends.cuda.is_built() else ("cpu",)
     nested = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
     # From torch._C, since `_capture` listens to the questions that go through torch.
-    regions = tuple(
-        (kind, torch._C.is_autocast_enabled(kind), torch._C.get_autocast_dtype(kind))  # type: ignore[attr-defined]
-        for kind in kinds
-    )
+    regions = tuple((kind, torch._C.is_autocast_enabled(kind), torch._C.get_autocast_dtype(kind)) for kind in _KINDS)
     return regions, torch.is_autocast_cache_enabled(), nested - 1
 
 
@@ -79,4 +77,4 @@ def _set_autocast(regions: tuple[tuple[str, bool, torch.dtype], ...], cached: bo
 
 def _saved_tensors_hooks() -> Any:
     """The innermost pair of hooks that `saved_tensors_hooks` has set, or None."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)  # type: ignore[attr-defined]
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)

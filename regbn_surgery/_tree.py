@@ -148,7 +148,8 @@ def shallow_copy(value: Any) -> Any:
     try:
         return copy.copy(value)
     except (KeyError, TypeError, AttributeError):
-        clone = type(value).__new__(type(value))
+        cls: Any = type(value)
+        clone = cls.__new__(cls)
         attributes(clone).update(attributes(value))
         if isinstance(value, dict):
             dict.update(clone, value)
@@ -160,8 +161,10 @@ def _fill_mapping(clone: Any, value: Mapping[Any, Any], new: dict[Any, Any]) -> 
 
     A mapping that keeps its items in a dict of its own (`UserDict`, BatchEncoding) shares that dict with the copy.
     """
-    for name, held in attributes(clone).items():
-        if isinstance(held, dict) and held is attributes(value).get(name) and held.keys() == new.keys():
+    own = attributes(value)
+    for name, held in list(attributes(clone).items()):
+        shared = held is own.get(name, _MISSING)
+        if shared and isinstance(held, dict) and held.keys() == new.keys():
             object.__setattr__(clone, name, _new_dict(held, new))
     for key, child in new.items():
         if clone[key] is child:
@@ -178,7 +181,7 @@ def _new_dict(held: dict[Any, Any], new: dict[Any, Any]) -> dict[Any, Any]:
     """A dict of the class of `held` that holds `new`."""
     if type(held) is dict:
         return dict(new)
-    other = shallow_copy(held)
+    other: dict[Any, Any] = shallow_copy(held)
     for key, child in new.items():
         dict.__setitem__(other, key, child)
     return other

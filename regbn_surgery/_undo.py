@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from ._thread_state import ThreadState
 
@@ -70,8 +70,7 @@ def guarding(function: Callable[P, Result]) -> Callable[P, Result]:
 
     @functools.wraps(function)
     def guarded_call(*args: P.args, **kwargs: P.kwargs) -> Result:
-        run: Any = functools.partial(function, *args, **kwargs)
-        return guarded(run)
+        return guarded(lambda: function(*args, **kwargs))
 
     return guarded_call
 

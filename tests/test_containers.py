@@ -17,8 +17,6 @@ from regbn_surgery import Inputs, RegBN, _tree, inspect, regbnify
 from regbn_surgery._errors import InputsError
 from regbn_surgery._state import is_plain_object, preserved, slots_of
 
-RULES = {"version": 1, "rules": [{"id": "late", "match": {"kind": "concat"}, "normalize": "batch.image"}]}
-
 
 class AttrDict(dict[str, Any]):
     """The usual one: asked for what it does not hold, it raises KeyError."""
@@ -148,7 +146,12 @@ BY_NAME: dict[str, Make] = {
     "arguments": lambda i, t: argparse.Namespace(image=i, table=t),
     "plain": Plain,
 }
-BY_PLACE: dict[str, Make] = {"list": lambda i, t: [i, t], "tuple": lambda i, t: (i, t), "pair": Pair, "several": Several}
+BY_PLACE: dict[str, Make] = {
+    "list": lambda i, t: [i, t],
+    "tuple": lambda i, t: (i, t),
+    "pair": Pair,
+    "several": Several,
+}
 ALL = {**BY_KEY, **BY_NAME, **BY_PLACE}
 
 

@@ -181,7 +181,9 @@ ALL = frozenset(map(str, PACKAGE.rglob("*.py")))
 
 
 @pytest.mark.parametrize(
-    ("watched", "opcodes", "stride"), [(GUARDS, False, 2), (GUARDS, True, 20), (ALL, False, 30)], ids=("guards", "opcodes", "all")
+    ("watched", "opcodes", "stride"),
+    [(GUARDS, False, 3), (GUARDS, True, 30), (ALL, False, 40)],
+    ids=("guards", "opcodes", "all"),
 )
 def test_an_interrupt_at_each_line(watched: frozenset[str], opcodes: bool, stride: int) -> None:
     model, x = make()
@@ -192,7 +194,9 @@ def test_an_interrupt_at_each_line(watched: frozenset[str], opcodes: bool, strid
 
     run()
     shot.run(run)
-    places = [(place, visit) for place, count in shot.events.items() for visit in sorted({1, 2, count}) if visit <= count]
+    places = [
+        (place, visit) for place, count in shot.events.items() for visit in sorted({1, 2, count}) if visit <= count
+    ]
     before, torch_before, hits = of_model(model), of_torch(), 0
     for place, visit in places[::stride]:
         hits += shot.run(run, place, visit)

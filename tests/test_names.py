@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from torch import Tensor, nn
 from regbn_surgery import Inputs, Plan, RegBN, explain, inspect, load_regbn, plan, regbnify, save_regbn, unregbnify
 from regbn_surgery._capture import capture
 from regbn_surgery._capture._keywords import without_keywords
+from regbn_surgery._inspecting import analysed
+from regbn_surgery._report.dot import to_dot
+from regbn_surgery._report.explorer import to_explorer
+from regbn_surgery._report.graph_of_run import graph_of
+from regbn_surgery._report.page import to_page
 from regbn_surgery._starter import starter_rules
 
 NAMES = ["global", "class", "None", "lambda", "a-b", "1st", "two words", "ünïcode", "no", "null", "a:b", "#a", "'q'",
@@ -78,6 +84,17 @@ def test_the_first_rules_file_is_readable(name: str) -> None:
     model, x, _ = made(name)
     rewritten = regbnify(model, yaml.safe_load(starter_rules(model, x)), x)
     assert any(isinstance(module, RegBN) for module in rewritten.modules())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_graphs_and_pages(name: str) -> None:
+    model, x, _ = made(name)
+    analysis = analysed(model, x)
+    graph = graph_of(analysis)
+    texts = [to_dot(graph), to_page(graph, None, ()), json.dumps(to_explorer(graph, None))]
+    assert all(len(text) > 100 for text in texts)
+    pygraphviz = pytest.importorskip("pygraphviz")
+    assert len(pygraphviz.AGraph(texts[0]).nodes()) > 0
 
 
 @pytest.mark.parametrize("rule", ["class", "None", "no-gates", "a_b", "x1"])

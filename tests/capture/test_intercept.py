@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from regbn_surgery._capture import capture, intercepted, intercepting
+from regbn_surgery._capture._intercept import _listen
 from regbn_surgery._capture._recorder import is_child
 
 from .replay import captured, make, run_graph, same
@@ -237,7 +238,7 @@ def test_another_thread_that_listens_keeps_ours_in_place() -> None:
 
 
 def test_a_thread_that_died_listening_does_not_keep_ours_in_place() -> None:
-    thread = threading.Thread(target=lambda: intercepting(Counting()).__enter__())
+    thread = threading.Thread(target=_listen, args=(Counting(), object()))  # and never leaves
     thread.start()
     thread.join(60)
     lin = nn.Linear(2, 2)

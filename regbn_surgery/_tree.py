@@ -99,17 +99,26 @@ def tensors(value: object) -> list[torch.Tensor]:
 
 
 def rebuild(
-    value: Any, change: Callable[[str, Any], Any], name: str = "", depth: int = 0, *, objects: bool = False
+    value: Any,
+    change: Callable[[str, Any], Any],
+    name: str = "",
+    depth: int = 0,
+    *,
+    objects: bool = False,
+    made: dict[int, Any] | None = None,
 ) -> Any:
     """The same structure with every leaf replaced by `change(dotted name, leaf)`; containers are new objects.
 
-    `objects` as for `items`.
+    `objects` as for `items`; an object that is there twice is one object in the result, too. `made` holds those.
     """
+    made = {} if made is None else made
+    if id(value) in made:
+        return made[id(value)]
     children = items(value, objects=objects) if depth < MAX_DEPTH else None
     if children is None:
         return change(name, value)
     new = {
-        key: rebuild(child, change, f"{name}.{key}" if name else str(key), depth + 1, objects=objects)
+        key: rebuild(child, change, f"{name}.{key}" if name else str(key), depth + 1, objects=objects, made=made)
         for key, child in children
     }
     if isinstance(value, tuple):
@@ -126,6 +135,7 @@ def rebuild(
     elif isinstance(value, Mapping):
         _fill_mapping(clone, value, new)
     else:
+        made[id(value)] = clone
         for key, child in new.items():
             object.__setattr__(clone, str(key), child)
     return clone

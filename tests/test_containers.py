@@ -222,6 +222,14 @@ def test_objects_that_are_no_batches_are_leaves() -> None:
     assert _tree.items(Plain(torch.zeros(1), torch.zeros(1))) is None  # unless objects are asked for
 
 
+@pytest.mark.parametrize("kind", ["namespace", "dataclass", "plain"])
+def test_an_object_that_is_given_twice_stays_one(kind: str) -> None:
+    value = ALL[kind](torch.zeros(2), torch.zeros(3))
+    first, second = _tree.cloned([value, {"again": value}])
+    assert first is second["again"]
+    assert first is not value
+
+
 class Slotted:
     __slots__ = ("held", "missing")
 

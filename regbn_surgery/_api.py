@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect as inspect_module
 import os
@@ -15,6 +14,7 @@ from torch import nn
 
 from ._analyse import Analysis, analyse
 from ._analyse._causal import Streams
+from ._copying import deep_copy
 from ._errors import RegBNWarning, RewriteError
 from ._facts import find_facts, needs, pair_sides, streams_of
 from ._inputs import InputsLike, find_inputs, make_batches, named_tensors
@@ -25,12 +25,14 @@ from ._rewrite import fold as fold_sites
 from ._rewrite import forward_digests, perform, refuse_changed, refuse_second, undo
 from ._rewrite import freeze as freeze_sites
 from ._rules import InputSpec, Rules
-from ._state import has_no_values
+from ._state import Snapshot, has_no_values
 from ._types import Modality, Plan
+from ._undo import forget, guarding, later
 
 RulesLike = Rules | str | os.PathLike[str] | Mapping[str, Any]
 
 
+@guarding
 def plan(
     model: nn.Module, rules: RulesLike, example_inputs: InputsLike | None = None, *, rehearse: bool = True
 ) -> Plan:
@@ -82,6 +84,7 @@ def regbnify(
     return operate(model, rules, example_inputs, inplace=inplace)[2]
 
 
+@guarding
 def operate(
     model: nn.Module, rules: RulesLike | Plan, example_inputs: InputsLike | None = None, *, inplace: bool = False
 ) -> tuple[Plan, Analysis, nn.Module]:
@@ -94,7 +97,9 @@ def operate(
     else:
         made, analysis = _planned(model, loaded, example_inputs)
     target = model if inplace else _copied(model)
+    change = later(Snapshot(target).restore)
     perform(target, made, analysis)
+    forget(change)
     return made, analysis, target
 
 
@@ -123,6 +128,7 @@ def freeze(model: nn.Module, frozen: bool = True) -> nn.Module:
     return freeze_sites(model, frozen)
 
 
+@guarding
 def fold(model: nn.Module, example_inputs: InputsLike | None = None, *, inplace: bool = False) -> nn.Module:
     """A model for inference in which RegBN has become part of the linear layer behind it, where that is exact.
 
@@ -139,12 +145,9 @@ def fold(model: nn.Module, example_inputs: InputsLike | None = None, *, inplace:
         RewriteError: where nothing can be folded, with the reason for each RegBN; `model` is then as it was.
     """
     target = model if inplace else _copied(model)
-    training = model.training
-    try:
-        fold_sites(target, make_batches(target, find_inputs(target, example_inputs)).small)
-    except RewriteError:
-        target.train(training)
-        raise
+    change = later(Snapshot(target).restore)
+    fold_sites(target, make_batches(target, find_inputs(target, example_inputs)).small)
+    forget(change)
     return target
 
 
@@ -211,7 +214,7 @@ def _copied(model: nn.Module) -> nn.Module:
     wanted = [(name, p.requires_grad) for name, p in model.named_parameters()]
     try:
         with torch.no_grad():  # scripted submodules copy their parameters by an operation that autograd would record
-            copied = copy.deepcopy(model)
+            copied = deep_copy(model)
     except (TypeError, RuntimeError, ValueError, AttributeError) as error:
         raise RewriteError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). "

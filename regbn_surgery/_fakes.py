@@ -76,7 +76,7 @@ class Fakes:
         def change(_: str, leaf: Any) -> Any:
             return _fake_of(leaf, mode) if isinstance(leaf, torch.Tensor) and leaf.is_meta else leaf
 
-        args, kwargs = _tree.rebuild((inputs.args, inputs.kwargs), change)
+        args, kwargs = _tree.rebuild((inputs.args, inputs.kwargs), change, objects=True)
         return Inputs(*args, **kwargs)
 
 

@@ -23,16 +23,13 @@ class Inputs:
     two `Inputs` is an example and a second one of other lengths, which shows what axes vary in length.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         self.args = args
         self.kwargs = kwargs
 
     def __repr__(self) -> str:
-        def shown(_: str, leaf: Any) -> Any:
-            return _Shape(leaf) if isinstance(leaf, torch.Tensor) else leaf
-
-        parts = [repr(_tree.rebuild(x, shown)) for x in self.args]
-        parts += [f"{key}={_tree.rebuild(x, shown)!r}" for key, x in self.kwargs.items()]
+        parts = [_shown(x) for x in self.args]
+        parts += [f"{key}={_shown(x)}" for key, x in self.kwargs.items()]
         return f"Inputs({', '.join(parts)})"
 
 
@@ -44,6 +41,24 @@ class _Shape:
 
     def __repr__(self) -> str:
         return self.words
+
+
+def _shown(value: Any) -> str:
+    """As people read it: `repr`, with shapes in place of tensors. Of classes of the user's, the name and the fields."""
+    if isinstance(value, torch.Tensor):
+        return repr(_Shape(value))
+    children = _tree.items(value, objects=True)
+    if children is None:
+        return repr(value)
+    if type(value) is dict:
+        return "{" + ", ".join(f"{key!r}: {_shown(child)}" for key, child in children) + "}"
+    texts = [_shown(child) for _, child in children]
+    if type(value) is list:
+        return f"[{', '.join(texts)}]"
+    if type(value) is tuple:
+        return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
+    named = [f"{key}={text}" for (key, _), text in zip(children, texts, strict=True)]
+    return f"{type(value).__name__}({', '.join(named)})"
 
 
 InputsLike = Any  # torch.Tensor | tuple | Mapping | Inputs | Callable[[int], those]
@@ -109,7 +124,7 @@ def named_leaves(model: nn.Module, inputs: Inputs) -> list[tuple[str, Any]]:
         raise InputsError(
             f"The example inputs do not fit {type(model).__name__}.forward: {error}. Given: {inputs!r}.{hint}"
         ) from error
-    return list(_tree.leaves(named))
+    return list(_tree.leaves(named, objects=True))
 
 
 def named_tensors(model: nn.Module, inputs: Inputs) -> list[tuple[str, torch.Tensor]]:
@@ -190,7 +205,8 @@ def shared_axis(model: nn.Module, inputs: Inputs) -> tuple[int, int] | None:
 
 
 def _is_sequence_first(model: nn.Module) -> bool:
-    flags = [module.batch_first for module in model.modules() if isinstance(getattr(module, "batch_first", None), bool)]
+    flags = [_tree.attribute(module, "batch_first") for module in model.modules()]
+    flags = [flag for flag in flags if isinstance(flag, bool)]
     return bool(flags) and not any(flags)
 
 
@@ -201,7 +217,7 @@ def _resized(inputs: Inputs, dim: int, size: int, count: int) -> Inputs:
         index = torch.arange(count, device=leaf.device) % size
         return leaf.detach().index_select(dim, index)
 
-    args, kwargs = _tree.rebuild((inputs.args, inputs.kwargs), change)
+    args, kwargs = _tree.rebuild((inputs.args, inputs.kwargs), change, objects=True)
     return Inputs(*args, **kwargs)
 
 
@@ -215,7 +231,7 @@ def find_inputs(model: nn.Module, example: InputsLike | None, specs: Mapping[str
         return example
     if specs:
         return from_specs(specs)
-    dummy = getattr(model, "dummy_inputs", None)
+    dummy = _tree.attribute(model, "dummy_inputs")
     if isinstance(dummy, Mapping) and dummy:
         return Inputs(**dummy)
     raise InputsError(

@@ -13,6 +13,7 @@ from ._errors import CaptureError, InputsError, RegBNError
 from ._inputs import InputsLike, find_inputs, make_batches
 from ._rules.schema import ModalitySpec
 from ._types import Inspection, Modality
+from ._undo import guarding
 
 
 def inspect(
@@ -40,6 +41,7 @@ def inspect(
     return analysed(model, example_inputs, modalities).inspection
 
 
+@guarding
 def analysed(
     model: nn.Module,
     example_inputs: InputsLike | None = None,

@@ -26,6 +26,7 @@ from ._rewrite import explain
 from ._rewrite._site import RegBNSite
 from ._rules import Rules
 from ._types import PlannedSite
+from ._undo import guarding
 
 #: Steps after which a projection that follows the batches' own with momentum 0.02 has all but arrived.
 STEPS = 300
@@ -53,6 +54,7 @@ class Diagnosis:
     notes: tuple[str, ...] = ()
 
 
+@guarding
 def diagnose(
     model: nn.Module,
     data: Iterable[Any],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -15,10 +15,14 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from . import _tree
+from ._undo import later, undone
+
 #: Every trial run starts from this seed, so that dropout draws the same numbers in each of them.
 SEED = 20231210
 #: How deep containers in attributes are looked into.
 _DEPTH = 3
+_MISSING: Any = object()
 
 
 @contextmanager
@@ -30,22 +34,39 @@ def preserved(model: nn.Module, *, parameters: bool = False) -> Iterator[None]:
     reference, and so is what their lists, sets, dicts and plain objects hold, so that a module which stashes its
     activations does not keep ours.
     """
-    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
-    # Registries (hooks, buffers, children) are changed in place: `transformers` installs hooks in the first forward.
-    containers = [kept for _, saved in attributes for value in saved.values() for kept in _contents(value)]
     written = tuple(model.parameters() if parameters else _renormalised(model))
-    values = [(tensor, tensor.detach().clone()) for tensor in written if not has_no_values(tensor)]
-    _lend_buffers(model)
+    entry = later(Snapshot(model, written).restore)
     try:
+        _lend_buffers(model)
         yield
     finally:
-        for module, saved in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(saved)
-        for container, content in containers:
+        undone(entry)
+
+
+class Snapshot:
+    """What a model is made of, by reference, and the values of the tensors `written`; `restore` puts them back."""
+
+    def __init__(self, model: nn.Module, written: Iterable[torch.Tensor] = ()) -> None:
+        self.attributes = [(module, type(module), dict(module.__dict__)) for module in model.modules()]
+        # Registries (hooks, buffers, children) change in place: `transformers` installs hooks in the first forward.
+        self.containers = [
+            kept for _, _, saved in self.attributes for value in saved.values() for kept in _contents(value)
+        ]
+        self.values = [(tensor, tensor.detach().clone()) for tensor in written if not has_no_values(tensor)]
+
+    def restore(self) -> None:
+        """May be called again where it was interrupted."""
+        for module, cls, saved in self.attributes:
+            if type(module) is not cls:
+                object.__setattr__(module, "__class__", cls)
+            held = module.__dict__
+            held.update(saved)  # not emptied before: another thread may be calling the model
+            for name in held.keys() - saved.keys():
+                del held[name]
+        for container, content in self.containers:
             _refill(container, content)
         with torch.no_grad():
-            for tensor, value in values:
+            for tensor, value in self.values:
                 if tensor.shape == value.shape:
                     tensor.copy_(value)
 
@@ -61,14 +82,34 @@ def watching_parameters(model: nn.Module, changed: list[str]) -> Iterator[None]:
         yield
         return
     values = [(name, p, p.detach().clone()) for name, p in model.named_parameters() if not has_no_values(p)]
+
+    def restore() -> None:
+        with torch.no_grad():
+            for name, parameter, value in values:
+                if parameter.shape == value.shape and not same_values(parameter, value):
+                    changed.append(name)
+                    parameter.copy_(value)
+
+    entry = later(restore)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for name, parameter, value in values:
-                if parameter.shape == value.shape and not torch.equal(parameter, value):
-                    changed.append(name)
-                    parameter.copy_(value)
+        undone(entry)
+
+
+def same_values(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """`torch.equal`, also for tensors of a class that lacks it (quantised weights): by the tensors that they hold.
+
+    Those that cannot be compared at all (sparse ones) count as the same.
+    """
+    flatten = getattr(type(a), "__tensor_flatten__", None)
+    if flatten is not None and type(a) is type(b):
+        names: list[str] = flatten(a)[0]
+        return all(same_values(getattr(a, name), getattr(b, name)) for name in names)
+    try:
+        return torch.equal(a, b)
+    except NotImplementedError:
+        return True
 
 
 def has_no_values(tensor: torch.Tensor) -> bool:
@@ -90,7 +131,7 @@ def _contents(value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
     numbers, and objects; a plain object is the dict of its own."""
     slots = slots_of(value)
     if is_plain_object(value):
-        value = vars(value)
+        value = _tree.attributes(value)
     if depth > _DEPTH:
         return
     if is_generator(value):
@@ -116,7 +157,7 @@ def is_plain_object(value: Any) -> bool:
 
     One that can be called is such where its class is written in Python: a schedule that counts how often it was asked.
     """
-    if isinstance(value, _NOT_PLAIN) or not hasattr(value, "__dict__"):
+    if isinstance(value, _NOT_PLAIN) or not _has_dict(value):
         return False
     home = type(value).__module__
     if callable(value) and (not isinstance(type(value).__call__, FunctionType) or home.partition(".")[0] == "torch"):
@@ -127,10 +168,16 @@ def is_plain_object(value: Any) -> bool:
 def slots_of(value: Any) -> dict[str, Any] | None:
     """What an object of a class with `__slots__` and no dict holds; None for any other."""
     cls = type(value)
-    if hasattr(value, "__dict__") or isinstance(value, torch.Tensor | tuple) or "__slots__" not in vars(cls):
+    if _has_dict(value) or isinstance(value, torch.Tensor | tuple) or "__slots__" not in vars(cls):
         return None
     names = [name for base in cls.__mro__ for name in _names(vars(base).get("__slots__", ()))]
-    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+    held = {name: _tree.attribute(value, name, _MISSING) for name in names}
+    return {name: item for name, item in held.items() if item is not _MISSING}
+
+
+def _has_dict(value: Any) -> bool:
+    """`hasattr(value, "__dict__")`, without asking a `__getattr__` of the user's."""
+    return type(value).__dictoffset__ != 0 or isinstance(value, type | ModuleType)
 
 
 def _names(slots: Any) -> tuple[str, ...]:
@@ -207,18 +254,31 @@ def _renormalised(model: nn.Module) -> Iterator[torch.Tensor]:
 @contextmanager
 def seeded(seed: int = SEED) -> Iterator[None]:
     """Draw from a fixed seed inside, and restore the random state of torch, Python and NumPy after."""
+    entry = later(_random_restorer())
+    try:
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
+    finally:
+        undone(entry)
+
+
+def _random_restorer() -> Callable[[], None]:
+    """What puts the generators of torch, Python and NumPy back into the state they are in now."""
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = list(range(torch.cuda.device_count())) if in_use else []
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
+    on_devices = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+    own, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+    def restore() -> None:
+        torch.set_rng_state(own)
+        for device, state in on_devices:
+            torch.cuda.set_rng_state(state, device)
         random.setstate(python)
         np.random.set_state(numpy)
+
+    return restore
 
 
 def random_state() -> tuple[object, ...]:

@@ -1,6 +1,6 @@
 """Run a model's real forward and write down what happened: a `torch.fx` graph and a list of operations."""
 
-from ._intercept import intercepting
+from ._intercept import intercepted, intercepting
 from ._recorder import Recorder
 from ._run import capture, capture_values
 from ._source import is_user_file
@@ -16,6 +16,7 @@ __all__ = [
     "ValueRead",
     "capture",
     "capture_values",
+    "intercepted",
     "intercepting",
     "is_user_file",
 ]

@@ -286,7 +286,7 @@ def named_tensors(
         ValueError,
     ):  # a forward without a signature, or a call that will fail by itself in a moment
         named = {**{str(i): x for i, x in enumerate(args)}, **kwargs}
-    return [(name, leaf) for name, leaf in _tree.leaves(named) if isinstance(leaf, torch.Tensor)]
+    return [(name, leaf) for name, leaf in _tree.leaves(named, objects=True) if isinstance(leaf, torch.Tensor)]
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._intercept import intercepting
+from .._undo import guarded
+from ._intercept import intercepted
 from ._objects import Contents, UnrecordableError, named_tensors
 from ._placeholders import bind_arguments
 from ._recorder import LeafRule, Recorder, is_torch_leaf
@@ -33,10 +34,10 @@ def capture(
         CaptureError: in strict captures, where the graph could not repeat what the run did.
     """
     recorder = Recorder(root, leaf=leaf, strict=strict)
-    trace, output = _record_run(recorder, args, kwargs, forward)
+    trace, output = guarded(lambda: _record_run(recorder, args, kwargs, forward))
     if strict and recorder.strangers:
         again = Recorder(root, leaf=leaf, strict=True)
-        _record_run(again, args, kwargs, forward)
+        guarded(lambda: _record_run(again, args, kwargs, forward))
         _refuse_newcomers(recorder, again)
     return trace, output
 
@@ -46,7 +47,7 @@ def capture_values(
 ) -> tuple[Trace, dict[int, torch.Tensor]]:
     """As `capture`, with the tensors `wanted` by uid, as they are when the run ends."""
     recorder = Recorder(root)
-    trace, _ = _record_run(recorder, args, kwargs, None)
+    trace, _ = guarded(lambda: _record_run(recorder, args, kwargs, None))
     return trace, recorder.values(wanted)
 
 
@@ -61,13 +62,8 @@ def _record_run(
     recorder._entered = forward is not None
     run = root if forward is None else forward
     watching = watched(root, recorder) if recorder.strict else nullcontext()
-    with (
-        watching,
-        FrameScope(recorder, root, "", args, kwargs) as frame,
-        intercepting(recorder),
-        FunctionMode(recorder),
-    ):
-        frame.output = run(*args, **kwargs)
+    with watching, FrameScope(recorder, root, "", args, kwargs) as frame:
+        frame.output = intercepted(recorder, lambda: run(*args, **kwargs), FunctionMode(recorder))
     return recorder.finish(frame.output, inputs), frame.output
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 if TYPE_CHECKING:
     from ._recorder import Recorder
@@ -40,18 +39,27 @@ class FrameScope:
 
 
 class Paused:
-    """Inside a leaf nothing is recorded and the function mode is off, so that torch takes its fast paths as usual."""
+    """Inside a leaf nothing is recorded and the function mode is off, so that torch takes its fast paths as usual.
+
+    The mode is put back by whatever is `guarded` around the run, where an interrupt keeps `__exit__` from doing so.
+    """
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        stack: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-        on_top = bool(stack) and isinstance(stack[-1], FunctionMode)
-        self.popped = _pop_mode_temporarily() if on_top else nullcontext()
+        self.mode: FunctionMode | None = None
 
     def __enter__(self) -> None:
         self.recorder.recording = False
-        self.popped.__enter__()
+        modes = _modes()
+        if modes and isinstance(modes[-1], FunctionMode):
+            self.mode = modes[-1]
+            _pop_mode()  # type: ignore[no-untyped-call]
 
-    def __exit__(self, *exc: Any) -> None:
-        self.popped.__exit__(*exc)
+    def __exit__(self, *exc: object) -> None:
+        if self.mode is not None and not any(mode is self.mode for mode in _modes()):
+            _push_mode(self.mode)  # type: ignore[no-untyped-call]
         self.recorder.recording = True
+
+
+def _modes() -> list[Any]:
+    return _get_current_function_mode_stack()  # type: ignore[no-untyped-call, no-any-return]

@@ -19,6 +19,7 @@ from torch import nn
 
 from .. import _tree
 from .._state import is_generator, is_plain_object, slots_of
+from .._undo import later, undone
 from ._subclass import quiet_subclass
 
 if TYPE_CHECKING:
@@ -156,8 +157,8 @@ class _Watchers(threading.local):
 
 
 _watchers = _Watchers()
-_lock = threading.Lock()
-_users = 0
+_lock = threading.RLock()
+_watching: set[object] = set()
 #: What stood on `nn.Module` when ours took its place: another library may have put its own there since the import.
 _originals: dict[str, Any] = {"__getattribute__": object.__getattribute__, "__setattr__": nn.Module.__setattr__}
 _own: dict[str, Any] = {}  # those of them that are on the class itself
@@ -188,32 +189,42 @@ def _write_of_any(self: nn.Module, name: str, value: Any) -> None:
     _originals["__setattr__"](self, name, value)
 
 
+_OURS = {"__getattribute__": _read_of_any, "__setattr__": _write_of_any}
+
+
 @contextmanager
 def _children_watched(root: nn.Module, recorder: Recorder) -> Iterator[None]:
     """What the root's own forward reads from, and keeps on, the modules in it.
 
     Reading goes through one attribute of `nn.Module` for the whole process, exchanged as `_intercept` does with calls.
     """
-    global _users
-    with _lock:
-        if _users == 0:
-            _own.clear()
-            for name, ours in (("__getattribute__", _read_of_any), ("__setattr__", _write_of_any)):
-                _originals[name] = getattr(nn.Module, name)
-                if name in vars(nn.Module):
-                    _own[name] = _originals[name]
-                setattr(nn.Module, name, ours)
-        _users += 1
-    _watchers.stack.append((root, recorder))
+    token, depth = object(), len(_watchers.stack)
+
+    def stop() -> None:
+        del _watchers.stack[depth:]
+        with _lock:
+            _watching.discard(token)
+            for name, ours in _OURS.items() if not _watching else ():
+                if vars(nn.Module).get(name) is not ours:
+                    continue
+                if name in _own:
+                    setattr(nn.Module, name, _own[name])
+                else:
+                    delattr(nn.Module, name)
+
+    entry = later(stop)
     try:
+        with _lock:
+            _watching.add(token)
+            for name, ours in _OURS.items():
+                found = getattr(nn.Module, name)
+                if found is not ours:
+                    _originals[name] = found
+                    _own.pop(name, None)
+                    if name in vars(nn.Module):
+                        _own[name] = found
+                    setattr(nn.Module, name, ours)
+        _watchers.stack.append((root, recorder))
         yield
     finally:
-        _watchers.stack.pop()
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                for name in ("__getattribute__", "__setattr__"):
-                    if name in _own:
-                        setattr(nn.Module, name, _own[name])
-                    else:
-                        delattr(nn.Module, name)
+        undone(entry)

@@ -31,7 +31,7 @@ def own_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
         if not is_plain_object(leaf) or isinstance(leaf, enum.Enum | PackedSequence):
             return leaf
         if id(leaf) not in memo:
-            memo[id(leaf)] = clone = copy.copy(leaf)
+            memo[id(leaf)] = clone = _tree.shallow_copy(leaf)
             for name, value in list(vars(leaf).items()):
                 object.__setattr__(clone, name, _tree.cloned(_tree.rebuild(value, change)))
         return memo[id(leaf)]

@@ -23,6 +23,7 @@ from .._analyse._across import Across
 from .._analyse._rounds import Rounds
 from .._analyse._scatter import Scatter
 from .._capture import Op, TensorRef, Trace
+from .._capture._keywords import without_keywords
 from .._errors import RewriteError
 from ._opened import nodes_of, readers_of
 from ._reorder import dependents, place, refuse_cycle, refuse_hazard
@@ -286,6 +287,7 @@ def _source(graph: torch.fx.Graph) -> str:
 
 def _readable(source: str) -> str:
     """The generated code without the statements that only free memory early."""
+    source = without_keywords(source)
     lines = [re.sub(r";  .* = None$", "", line).rstrip() for line in source.strip().splitlines()]
     return "\n".join(line for line in lines if line.strip()) + "\n"
 
@@ -293,6 +295,7 @@ def _readable(source: str) -> str:
 def _compile(source: str, names: dict[str, Any], label: str) -> Callable[..., Any]:
     """Compile generated code so that tracebacks and debuggers can show its lines."""
     global _serial
+    source = without_keywords(source)
     _serial += 1
     filename = f"<regbn_surgery {label}.forward {_serial}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)

@@ -98,7 +98,7 @@ def _version(tensor: Tensor | None) -> int:
 
 def caches_in(value: Any, depth: int = 0) -> Iterator[Any]:
     """The key-value caches in arguments or outputs: whatever says how many tokens it holds."""
-    if callable(getattr(value, "get_seq_length", None)) and not isinstance(value, nn.Module | type):
+    if hasattr(type(value), "get_seq_length") and not isinstance(value, nn.Module | type):
         yield value
         return
     for _, child in (_tree.items(value) if depth < _tree.MAX_DEPTH else None) or ():

@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import _tree
 from .._capture import _functions as fn
-from .._capture import intercepting
+from .._capture import intercepted
 from .._errors import RegBNBypassedError, RewriteError
 from ._continued import Continued
 from ._leaving import leaving
@@ -156,8 +156,7 @@ def interposed_method(
         RegBNBypassedError: where the method comes to its end without having come by them.
     """
     passage = _MethodPassage(host, sites)
-    with intercepting(passage), passage:
-        result = method(*args, **kwargs)
+    result = intercepted(passage, lambda: method(*args, **kwargs), passage)
     missed = [site.name for site in sites if site.name not in passage.reached]
     if missed:
         raise RegBNBypassedError(

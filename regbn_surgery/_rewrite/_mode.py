@@ -18,7 +18,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _tree
 from .._capture import _functions as fn
-from .._capture import intercepting
+from .._capture import intercepted
 from .._capture._source import current_source, kind_of_module
 from .._errors import RewriteError
 from ._classes import original_class, unbound_function
@@ -131,5 +131,4 @@ def run_by_mode(
     frame.passage, passage.met_before = passage, frame.met_before
     mode = PassageMode(surgery, passage, locator)
     passage.around = mode.run_here
-    with intercepting(mode), mode:
-        return bound(*args, **kwargs)
+    return intercepted(mode, lambda: bound(*args, **kwargs), mode)

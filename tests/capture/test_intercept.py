@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,13 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from regbn_surgery._capture import capture, intercepting
+from regbn_surgery._capture import capture, intercepted, intercepting
+from regbn_surgery._capture._intercept import _listen
 from regbn_surgery._capture._recorder import is_child
 
 from .replay import captured, make, run_graph, same
 
 ORIGINAL = nn.Module.__call__
 AUTOCAST = torch.autocast.__enter__, torch.autocast.__exit__
+
+
+class Counting:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def on_call(self, call: Any, module: Any, args: Any, kwargs: Any) -> Any:
+        self.calls += 1
+        return call(module, *args, **kwargs)
 
 
 def assert_untouched(module: nn.Module, cls: type) -> None:
@@ -59,14 +71,6 @@ def test_a_leaf_that_fails_and_is_caught_does_not_stop_the_recording() -> None:
 
 
 def test_captures_may_nest_and_the_inner_one_hears_its_calls() -> None:
-    class Counting:
-        def __init__(self) -> None:
-            self.calls = 0
-
-        def on_call(self, call: Any, module: Any, args: Any, kwargs: Any) -> Any:
-            self.calls += 1
-            return call(module, *args, **kwargs)
-
     outer, inner, lin = Counting(), Counting(), nn.Linear(2, 2)
     with intercepting(outer):
         lin(torch.ones(1, 2))
@@ -149,3 +153,116 @@ def test_a_function_mode_of_the_users_stays_on_the_stack() -> None:
         captured(module, torch.ones(2, 3))
         assert _get_current_function_mode_stack() == [mode]
     assert Counting.seen > 0
+
+
+class Library:
+    """Puts a `__call__` of its own over what stands there."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def install(self, wraps: bool) -> None:
+        self.beneath = found = vars(nn.Module)["__call__"]
+
+        def __call__(module: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+            self.calls += 1
+            return found(module, *args, **kwargs)
+
+        self.own = functools.wraps(found)(__call__) if wraps else __call__
+        nn.Module.__call__ = self.own  # type: ignore[method-assign]
+
+    def remove(self) -> None:
+        nn.Module.__call__ = self.beneath  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def library() -> Iterator[Library]:
+    yield Library()
+    nn.Module.__call__ = ORIGINAL  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_what_another_library_put_there_before_is_called_and_stays(library: Library, wraps: bool) -> None:
+    library.install(wraps)
+    counting, lin = Counting(), nn.Linear(2, 2)
+    for times in (1, 2):
+        intercepted(counting, lambda: lin(torch.ones(1, 2)))
+        assert (counting.calls, library.calls) == (times, times)
+    assert vars(nn.Module)["__call__"] is library.own
+    library.remove()
+    assert_untouched(lin, nn.Linear)
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_what_another_library_puts_there_meanwhile_stays(library: Library, wraps: bool) -> None:
+    counting, lin = Counting(), nn.Linear(2, 2)
+
+    def run() -> None:
+        library.install(wraps)
+        lin(torch.ones(1, 2))
+
+    intercepted(counting, run)
+    assert vars(nn.Module)["__call__"] is library.own
+    assert (counting.calls, library.calls) == (1, 1)
+    lin(torch.ones(1, 2))
+    intercepted(counting, lambda: lin(torch.ones(1, 2)))
+    assert (counting.calls, library.calls) == (2, 3)  # each call is heard of once
+    assert vars(nn.Module)["__call__"] is library.own
+    library.remove()  # puts back one of ours, which nobody uses any more
+    lin(torch.ones(1, 2))
+    assert counting.calls == 2
+    intercepted(counting, lambda: lin(torch.ones(1, 2)))
+    assert counting.calls == 3
+    assert_untouched(lin, nn.Linear)
+
+
+def test_another_thread_that_listens_keeps_ours_in_place() -> None:
+    inside, done = threading.Event(), threading.Event()
+    other, lin = Counting(), nn.Linear(2, 2)
+
+    def listen() -> None:
+        inside.set()
+        assert done.wait(60)
+        lin(torch.ones(1, 2))
+
+    thread = threading.Thread(target=lambda: intercepted(other, listen))
+    thread.start()
+    assert inside.wait(60)
+    own = Counting()
+    intercepted(own, lambda: lin(torch.ones(1, 2)))
+    lin(torch.ones(1, 2))
+    done.set()
+    thread.join(60)
+    assert (own.calls, other.calls) == (1, 1)
+    assert_untouched(lin, nn.Linear)
+
+
+def test_a_thread_that_died_listening_does_not_keep_ours_in_place() -> None:
+    thread = threading.Thread(target=_listen, args=(Counting(), object()))  # and never leaves
+    thread.start()
+    thread.join(60)
+    lin = nn.Linear(2, 2)
+    intercepted(Counting(), lambda: lin(torch.ones(1, 2)))
+    assert_untouched(lin, nn.Linear)
+
+
+def test_what_was_fetched_meanwhile_does_what_it_did() -> None:
+    lin, function = nn.Linear(2, 2), torch.autograd.Function
+
+    class Double(function):  # type: ignore[misc, valid-type]
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return 2 * grad
+
+    def fetch() -> tuple[Any, ...]:
+        return nn.Module.__call__, torch.is_autocast_enabled, Double.apply, torch.autocast.__enter__
+
+    call, enabled, apply, _ = intercepted(Counting(), fetch)
+    assert_untouched(lin, nn.Linear)
+    assert call(lin, torch.ones(1, 2)).shape == (1, 2)
+    assert enabled("cpu") is False
+    assert apply(torch.ones(1)).item() == 2

@@ -128,7 +128,7 @@ def time_steps(w: Writer) -> None:
 
 def pairs_of_layers(w: Writer) -> None:
     join = choose_join(w, [join for join in LISTS + PAIRS if join.symmetric])
-    w.sites = 2
+    w.sites.append("regbn_late_1")
     for name, width in (("firsts", WIDTHS["a"]), ("seconds", WIDTHS["b"])):
         w.attribute(f"self.{name} = nn.ModuleList([nn.Linear({width}, {HIDDEN}) for _ in range(2)])")
     chosen = w.choose("rounds", ["zip", "enumerate", "indices that are given"])
@@ -160,6 +160,19 @@ def two_joins_in_one_line(w: Writer) -> None:
     w.results.append("self.finish(other)")
 
 
+def two_sites_in_one_line(w: Writer) -> None:
+    w.third = True
+    join = choose_join(w, [join for join in LISTS + PAIRS if join.kind == "concat"])
+    w.sites.append("regbn_more")
+    w.more_rules.append({"id": "more", "match": {"kind": "product"}, "normalize": "b", "against": "c"})
+    w.argument("use_c", "True", False)
+    make_all(w)
+    w.mark("b", regbn="self.regbn_more", side="f")
+    w.mark("c", regbn="self.regbn_more", side="g")
+    w.line(f"z, other = {join.write(w, 'p', 'q')}, ({w.join('{0} * {1}', 'q', 'r')} if use_c else q)")
+    w.results.append("self.finish(other)")
+
+
 def f_is_used_again(w: Writer) -> None:
     place, join = w.choose("place", PLACES), choose_join(w, LISTS + PAIRS)
     make_all(w)
@@ -176,7 +189,7 @@ def augmented_assignment(w: Writer) -> None:
     if w.chance(0.5):
         make_all(w)
         w.line("z = p.clone()")
-        w.mark("a", names=["z"])
+        w.mark("a", "z")
     else:
         w.line(f"z = {w.marked('a', 'self.fa(a)')}")
         let(w, "b", made_by(w, "b"))
@@ -210,8 +223,8 @@ FRAMES: list[Frame] = [
     as_in_the_example, as_in_the_example, operands_written_inside_the_join, joined_in_an_order_that_is_given,
     joined_in_an_order_that_is_given, exchanged_where_a_flag_says, branch_left_out_of_a_list, early_return,
     conditional_expression, match_on_a_mode, other_pair_in_the_same_helper, other_pair_in_the_same_helper, time_steps,
-    pairs_of_layers, two_joins_in_one_line, f_is_used_again, augmented_assignment, slices_written,
-    values_decide_in_try,
+    pairs_of_layers, two_joins_in_one_line, two_sites_in_one_line, f_is_used_again, augmented_assignment,
+    slices_written, values_decide_in_try,
 ]  # fmt: skip
 
 
@@ -253,8 +266,7 @@ def called_by_super(w: Writer) -> None:
     call = w.random.choice(["super().forward", "super(Net, self).forward", "Base.forward"])
     first = "self, " if call == "Base.forward" else ""
     w.after.append(
-        f"class Net(Base):\n    def forward(self, {w.parameters()}):\n"
-        f"        return {call}({first}{w.passed()})"
+        f"class Net(Base):\n    def forward(self, {w.parameters()}):\n        return {call}({first}{w.passed()})"
     )
 
 

@@ -32,7 +32,7 @@ class Generated:
     ways: tuple[Way, ...]
     rules: dict[str, Any]
     options: dict[str, Any]
-    sites: int
+    sites: tuple[str, ...]
     third: bool
 
     def __str__(self) -> str:
@@ -50,8 +50,8 @@ class Generated:
     def put_in_by_hand(self, oracle: nn.Module) -> None:
         """Give the oracle's `Net` the RegBN modules that its source calls."""
         (net,) = (module for module in oracle.modules() if type(module).__name__ == "Net")
-        for site in range(self.sites):
-            net.add_module(site_name(site), RegBN(HIDDEN, HIDDEN, [], [], **self.options))
+        for name in self.sites:
+            net.add_module(name, RegBN(HIDDEN, HIDDEN, [], [], **self.options))
 
 
 def random_inputs(batch: int, seed: int, third: bool) -> dict[str, torch.Tensor]:
@@ -59,10 +59,6 @@ def random_inputs(batch: int, seed: int, third: bool) -> dict[str, torch.Tensor]
     generator = torch.Generator().manual_seed(seed)
     names = ("a", "b", "c") if third else ("a", "b")
     return {name: torch.randn(batch, WIDTHS[name], generator=generator) for name in names}
-
-
-def site_name(site: int) -> str:
-    return "regbn_late" + (f"_{site}" if site else "")
 
 
 def generate(seed: int) -> Generated:
@@ -98,9 +94,9 @@ def generate(seed: int) -> Generated:
         home=home,
         later=later,
         ways=(Way(), *plain.ways),
-        rules={"version": 1, "rules": [rule]},
+        rules={"version": 1, "rules": [rule, *({**rule, **more} for more in plain.more_rules)]},
         options={**options, "replace": replace},
-        sites=plain.sites,
+        sites=tuple(plain.sites),
         third=plain.third,
     )
 

@@ -285,7 +285,8 @@ def make_all(w: Writer, together: float = 0.4) -> None:
     """Write what makes p and q (and r where the model has a third modality)."""
     if w.chance(together) and w.symmetric:
         w.choose("f and g", TOGETHER)(w)
-        w.mark("a", "b")
+        w.mark("a")
+        w.mark("b")
     else:
         first, second = made_by(w, "a"), made_by(w, "b")
         order = [("a", first), ("b", second)]
@@ -296,7 +297,9 @@ def make_all(w: Writer, together: float = 0.4) -> None:
 
 
 def _layers(w: Writer) -> None:
-    w.attribute(f"self.layers = nn.ModuleList([nn.Linear({WIDTHS['a']}, {HIDDEN}), nn.Linear({WIDTHS['b']}, {HIDDEN})])")
+    w.attribute(
+        f"self.layers = nn.ModuleList([nn.Linear({WIDTHS['a']}, {HIDDEN}), nn.Linear({WIDTHS['b']}, {HIDDEN})])"
+    )
 
 
 def _towers(w: Writer) -> None:

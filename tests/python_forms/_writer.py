@@ -42,7 +42,8 @@ class Writer:
         self.ways: list[Way] = []
         self.kinds: tuple[str, ...] = ("concat",)
         self.sides = {"a": "g", "b": "f"} if self.chance(0.3) else {"a": "f", "b": "g"}
-        self.sites = 1
+        self.sites = ["regbn_late"]
+        self.more_rules: list[dict[str, Any]] = []
         self.third = False
         self.optional: set[str] = set()
         self.replace: str | None = None
@@ -96,22 +97,17 @@ class Writer:
 
     # -- what the oracle marks ---------------------------------------------------------------------------------
 
-    def regbn(self, site: int = 0, owner: str = "self") -> str:
-        return f"{owner}.regbn_late" + (f"_{site}" if site else "")
-
-    def marked(self, modality: str, expression: str, site: int | str = 0) -> str:
-        """Write an expression that makes the tensor of a modality."""
-        if not self.oracle or modality not in self.sides:
+    def marked(self, modality: str, expression: str, regbn: str = "self.regbn_late", side: str | None = None) -> str:
+        """Write an expression that makes the tensor of a modality, as the side that the first rule gives it."""
+        side = side or self.sides.get(modality)
+        if not self.oracle or side is None:
             return expression
-        regbn = self.regbn(site) if isinstance(site, int) else site
-        return f'mark({expression}, "{self.sides[modality]}", {regbn})'
+        return f'mark({expression}, "{side}", {regbn})'
 
-    def mark(self, *modalities: str, names: Sequence[str] = (), site: int | str = 0) -> None:
-        """Mark tensors that the lines before have made."""
+    def mark(self, modality: str, name: str = "", regbn: str = "self.regbn_late", side: str | None = None) -> None:
+        """Mark a tensor that the lines before have made."""
         if self.oracle:
-            for modality, name in zip(modalities, names or [MADE[m] for m in modalities], strict=True):
-                if modality in self.sides:
-                    self.line(self.marked(modality, name, site))
+            self.line(self.marked(modality, name or MADE[modality], regbn, side))
 
     def join(self, template: str, *operands: str) -> str:
         """Write a joining call: `{0}`, `{1}`, ... of the template are its operands."""

@@ -32,7 +32,11 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "two others": {"order": "cb", "others": "ac"},
 }
 owners = pytest.mark.parametrize("where", OWNERS)
-fusions = pytest.mark.parametrize("fusion", FUSIONS)
+#: Two of the fusions are a second look at what the others show.
+fusions = pytest.mark.parametrize(
+    "fusion",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("stack", "outer product") else []) for name in FUSIONS],
+)
 both_directions = pytest.mark.parametrize(("normalize", "against"), [("a", "b"), ("b", "a")])
 
 

@@ -51,7 +51,9 @@ class M(nn.Module):
         return self.head(fuse(f, g))
 """
 #: The same, where the call cannot be written down as a graph.
-WITH_A_VALUE = MODEL.replace("        return self", "        if a.sum().item() > 1e9:\n            return a\n        return self")
+WITH_A_VALUE = MODEL.replace(
+    "        return self", "        if a.sum().item() > 1e9:\n            return a\n        return self"
+)
 #: The same, where a module that receives both branches joins them.
 WITH_A_CHILD = """
 import torch

@@ -63,7 +63,9 @@ def test_typed_again_under_the_same_name() -> None:
 
 @sources
 def test_typed_in_a_session_and_trained_by_a_file(source: str, tmp_path: Path) -> None:
-    (tmp_path / "trainlib.py").write_text("def train(m, batches):\n    for b in batches:\n        m(*b).sum().backward()\n")
+    (tmp_path / "trainlib.py").write_text(
+        "def train(m, batches):\n    for b in batches:\n        m(*b).sum().backward()\n"
+    )
     session = (
         SOURCES[source].replace("\n\n\n", "\n").replace("\n\n    def", "\n    def")
         + "\n"

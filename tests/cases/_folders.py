@@ -88,18 +88,28 @@ def typed(source: str, filename: str, with_lines: bool) -> dict[str, Any]:
     return vars(module)
 
 
+def environment() -> dict[str, str]:
+    """Return the environment in which another Python finds this very package."""
+    package = str(Path(regbn_surgery.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
 def python(folder: Path, code: str, stdin: bool = False) -> str:
     """Run code by another Python in a folder, with this very package, and return what it prints.
 
     Raises:
         AssertionError: where the code fails, with what it said.
     """
-    package = str(Path(regbn_surgery.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     code = textwrap.dedent(code)
     command = [sys.executable] if stdin else [sys.executable, "-c", code]
     ran = subprocess.run(
-        command, input=code if stdin else None, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        command,
+        input=code if stdin else None,
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     return ran.stdout.strip()

@@ -46,7 +46,9 @@ def assert_runs(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("with_lines", [True, False], ids=["lines", "no lines"])
-@pytest.mark.parametrize("filename", PROMPTS)
+@pytest.mark.parametrize(
+    "filename", [pytest.param(name, marks=pytest.mark.slow if n in (1, 3) else []) for n, name in enumerate(PROMPTS)]
+)
 @sources
 def test_typed_at_a_prompt(source: str, filename: str, with_lines: bool) -> None:
     names = typed(SOURCES[source], filename, with_lines)
@@ -102,7 +104,7 @@ def test_graph_module(source: str, around: int) -> None:
     for _ in range(around):
         model = Around(model)
     rewritten = regbnify(model, rule(), pairs())
-    assert isinstance(rewritten, type(model))
+    assert isinstance(rewritten, Around if around else torch.fx.GraphModule)
     assert_runs(rewritten)
     assert_runs(copy.deepcopy(rewritten))
     restored = unregbnify(rewritten)

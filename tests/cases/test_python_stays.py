@@ -161,7 +161,7 @@ def layouts(size: int = 8) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("first", ["plain", "negative", "transposed"])
+@pytest.mark.parametrize("first", ["plain", "negative", pytest.param("transposed", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_call_is_the_original(kind: type[Base], first: str, train: bool, monkeypatch: Any) -> None:
     """Layouts and values other than the example's, then settings that change between calls."""

@@ -63,7 +63,9 @@ TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
     ),
 }
 models = pytest.mark.parametrize("source", SOURCES)
-outputs = pytest.mark.parametrize("norm", [True, False], ids=["output norms", "no output norms"])
+outputs = pytest.mark.parametrize(
+    "norm", [pytest.param(True, id="output norms"), pytest.param(False, id="no output norms", marks=pytest.mark.slow)]
+)
 
 
 def made(source: str, norm: bool) -> nn.Module:

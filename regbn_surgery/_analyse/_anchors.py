@@ -142,9 +142,23 @@ class FrameView:
         return self.taken(uid, (reader.key, position), ())
 
     def taken(self, uid: int, at: Reader, readers: tuple[Reader, ...]) -> Take:
+        behind = self._without_zero(uid)
+        if behind != uid:
+            source = self.taken(behind, at, readers)
+            return replace(source, uid=uid)
         maker = self.maker.get(uid)
         made = (maker.key, maker.outputs.index(uid)) if maker is not None and uid not in self.arguments else None
         return Take(uid, at, readers, self.arguments.get(uid), made)
+
+    def _without_zero(self, uid: int) -> int:
+        """What builtin `sum` has begun with: the tensor behind `0 + tensor`."""
+        maker = self.maker.get(uid)
+        if maker is None or maker.op is None or len(maker.inputs) != 1 or uid in self.arguments:
+            return uid
+        adds = maker.op.name in ("add", "__add__", "__radd__") and any(
+            type(value) is int and value == 0 for value in maker.op.args
+        )
+        return maker.inputs[0] if adds and maker.inputs[0] != uid else uid
 
     def _leading_to(self, targets: set[int], event: Event) -> set[int]:
         """Orders of the events that make `targets`, directly or not."""

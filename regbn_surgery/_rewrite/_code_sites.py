@@ -65,6 +65,9 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
     join = place(recipe.key)
     written = () if scatter is None else tuple(place(key) for key in scatter.written)
     onward = tuple(place(key) for key in recipe.onward) if len(planned.f.shape) > 2 else ()
+    reasons = list(locator.reasons)
+    if any(made is not None and made.steps == join.steps for made in (ends[0].maker, ends[1].maker)):
+        reasons.append(f"a side is made within the call in which the two meet ({join.op})")
     return CodeSite(
         name=planned.name,
         join=join,
@@ -83,7 +86,7 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
         ),
         into_is_f=member.f == 0,
         onward=onward,
-        unwoven="; ".join(dict.fromkeys(locator.reasons)),
+        unwoven="; ".join(dict.fromkeys(reasons)),
         makers=member.makers,
         methods=planned.methods,
     )

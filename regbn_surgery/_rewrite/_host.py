@@ -11,6 +11,7 @@ import functools
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
@@ -28,8 +29,8 @@ from ._locate import Locator
 from ._memory import hand_on, has_caches, mark_compiled
 from ._methods import interposed_method
 from ._mode import run_by_mode
-from ._passage import Passage, Table
-from ._record import CodeSite, FunctionText
+from ._passage import Passage, Returns, Table
+from ._record import CodeSite, End, FunctionText, Place
 from ._roles import NO_ROLE, Roles
 from ._site import is_identity
 from ._weave import behind_decorators
@@ -56,8 +57,21 @@ class HostSurgery:
         self.token = uuid.uuid4().hex  # by which guards know it; a copy is guarded by copies that know the same
         self.compiled_role = 0
         self.compiled_passage: Passage | None = None  # of the call that is being compiled
+        self.returns: Returns | None = None  # what a trial notes: see `lift`
         self.entry: FunctionType | None = None  # of a host by mode: the function whose body is the forward's
         self._forget()
+
+    def lift(self, host: nn.Module) -> bool:
+        """Take sides where helpers return them, in place of within: there it does not matter which way the helper goes.
+        Uses what a trial has noted in `returns`; true where something has changed."""
+        returns, self.returns = self.returns or {}, None
+        lifted = tuple(_lifted(site, returns) for site in self.sites)
+        if lifted == self.sites:
+            return False
+        self.sites = lifted
+        self._forget()
+        self.bind(host)
+        return True
 
     def _forget(self) -> None:
         self.woven: Woven | None = None
@@ -70,12 +84,12 @@ class HostSurgery:
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("woven", "tables", "slots", "compiled_passage", "entry")
+        left_out = ("woven", "tables", "slots", "compiled_passage", "entry", "returns")
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.compiled_passage = self.entry = None
+        self.compiled_passage = self.entry = self.returns = None
         self._forget()
 
     # -- binding to the code that is there ----------------------------------------------------------------------------
@@ -191,6 +205,8 @@ class HostSurgery:
         if is_identity():
             return
         for site in left:
+            if passage is not None and passage.reached and not any((site.name, side) in passage.held for side in "fg"):
+                continue  # nothing of it was computed: another part of the model ran
             module = getattr(host, site.name)
             if site.missing == "ignore" or (site.missing == "warn" and module.told_missing):
                 continue
@@ -212,6 +228,18 @@ class HostSurgery:
 
     def _sites(self, role: int) -> tuple[CodeSite, ...]:
         return tuple([site for site in self.sites if site.role == role])
+
+
+def _lifted(site: CodeSite, returns: Returns) -> CodeSite:
+    def end(side: str, before: End) -> End:
+        known = returns.get((site.name, side), {})
+        for steps in sorted(known):
+            (index, *others) = known[steps]
+            if before.maker is not None and not others and index >= 0 and before.turn < 0:
+                return replace(before, maker=Place(before.maker.steps[:steps], before.maker.op), output=index)
+        return before
+
+    return replace(site, f=end("f", site.f), g=end("g", site.g))
 
 
 def _why(site: CodeSite, passage: Passage | None) -> str:

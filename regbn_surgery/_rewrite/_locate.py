@@ -186,7 +186,7 @@ def digest(code: CodeType) -> str:
 
 
 #: Functions without Python code of their own that call others, or add.
-_CALLING_ON = frozenset({*dir(builtins), "reduce", "accumulate", "starmap"})
+_CALLING_ON = frozenset({*dir(builtins), "accumulate", "starmap"}) - {"sum"}
 
 
 def _called_name(node: ast.Call) -> str:

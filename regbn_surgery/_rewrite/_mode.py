@@ -94,7 +94,10 @@ class PassageMode(TorchFunctionMode):
         self, name: str, func: Any, module: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         path = self._path(name)
-        return func(*args, **kwargs) if path is None else self.passage.visit(path, func, module, args, kwargs)
+        output = func(*args, **kwargs) if path is None else self.passage.visit(path, func, module, args, kwargs)
+        if len(args) == 2 and any(type(value) is int and value == 0 for value in args):
+            self.passage.follow(next((value for value in args if isinstance(value, torch.Tensor)), None), output)
+        return output
 
     def run_here(self) -> AbstractContextManager[None]:
         """RegBN is about to run: out of the host's frame, and not in a part that would be computed again."""

@@ -24,7 +24,10 @@ from ._memory import SPOILT
 from ._onward import continues
 from ._record import CodeSite, End
 from ._scatter import run_scatter
+from ._site import is_identity
 
+#: By site and side: for each number of steps, which output of the helper called there the side was (-1: none).
+Returns = dict[tuple[str, str], dict[int, set[int]]]
 #: A place while the forward runs: the slots of the calls on the way to it.
 Path = tuple[int, ...]
 ATTRIBUTE = "_regbn_host"
@@ -109,6 +112,20 @@ def _run(func: Any, operands: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*operands, **kwargs)
 
 
+def writes(func: Any) -> bool:
+    """Whether a function or method writes into its first operand."""
+    name = func.name if isinstance(func, TensorMethod) else getattr(func, "__name__", "")
+    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and name not in _OUT_OF_PLACE)
+
+
+_OUT_OF_PLACE = frozenset({"and_", "or_", "not_", "is_", "requires_grad_"})
+_IN_PLACE = frozenset({
+    f"{start}{name}{end}"
+    for name in ("add", "sub", "mul", "truediv", "matmul", "pow", "floordiv", "mod", "and", "or", "xor")
+    for start, end in (("i", ""), ("__i", "__"))
+})  # fmt: skip
+
+
 def _run_positional(func: Any, *operands: Any, **kwargs: Any) -> Any:
     return _run(func, operands, kwargs)
 
@@ -124,6 +141,7 @@ def enter(host: nn.Module, arguments: dict[str, Any]) -> Here:
     passage = Passage(host, surgery.table_of(frame.role if frame is not None and mine else 0), arguments)
     if frame is not None and mine and frame.passage is None:
         frame.passage = passage
+        passage.returns = surgery.returns
         passage.met_before = frame.met_before
     return Here(passage, ())
 
@@ -161,6 +179,8 @@ class Passage:
         self.stretches: dict[Path, Any] = {}  # place of an assignment -> the index that it used
         self.reached: list[str] = []  # sites at which RegBN ran
         self.early: list[Early] = []  # reads of one side before the other existed
+        self.returns: Returns | None = None  # filled in trials
+        self.written: Tensor | None = None  # the operand that the call at hand writes into
         self.used: list[tuple[str, str]] = []  # sides that RegBN has had since they were made last
         self.went_on: list[str] = []  # sites whose f' was made with the g that a cache has kept
         self.lasting: list[str] = []  # sites after which further positions of f may follow alone
@@ -183,6 +203,8 @@ class Passage:
         """The same, for a method of a tensor with the tensor among the operands. `layer`: what is called, for those who
         want to know which module it is."""
         now: list[tuple[Tensor, Tensor]] = []  # what stood in the call, and what stands there now
+        written = operands[0] if operands and writes(func) and isinstance(operands[0], Tensor) else None
+        self.written = written
         for entry in self.table.sites:
             if path == entry.f_at or path == entry.g_at:
                 self._take(entry, path, operands, kwargs)
@@ -194,7 +216,10 @@ class Passage:
         for entry in self.table.sites:
             if output is _NOTHING and entry.site.scatter is not None and entry.join == path:
                 output = self._scattered(entry, func, operands, kwargs)
-        if output is _NOTHING:
+        if output is _NOTHING and written is not None and operands[0] is not written:
+            # The call would write into what RegBN returned: it writes into a copy, and what it wrote goes where it was.
+            output = written.copy_(_run(func, (operands[0].clone(), *operands[1:]), kwargs))
+        elif output is _NOTHING:
             output = self._do(path, func, operands, kwargs)
         self.made(path, output, operands[1] if len(operands) == 3 else None, layer)
         if self.early and self.early[-1].path is None and isinstance(output, Tensor):
@@ -211,7 +236,23 @@ class Passage:
         func = _inside(func, helpers, here)
         operands = tuple([_inside(value, helpers, here) for value in operands])
         kwargs = {name: _inside(value, helpers, here) for name, value in kwargs.items()}
-        return func(*operands, **kwargs)
+        output = func(*operands, **kwargs)
+        if self.returns is not None:
+            self._note_return(path, output, self.returns)
+        return output
+
+    def _note_return(self, path: Path, output: Any, returns: Returns) -> None:
+        """In a trial: whether a helper returns the very tensor that a place in it has made."""
+        parts = [output] if isinstance(output, Tensor) else list(output) if type(output) in (tuple, list) else []
+        for entry in self.table.sites:
+            for side, maker in (("f", entry.f_maker), ("g", entry.g_maker)):
+                if maker is None or len(maker) <= len(path) or maker[: len(path)] != path:
+                    continue
+                held = self.held.get((entry.name, side))
+                index = next((i for i, part in enumerate(parts) if part is held), -1)
+                if any(not isinstance(part, Tensor) for part in parts):
+                    index = -1  # what stands where may differ from call to call
+                returns.setdefault((entry.name, side), {}).setdefault(len(path), set()).add(index)
 
     def made(self, path: Path, value: Any, index: Any, layer: Any = None) -> None:
         """A place has returned `value`; of an assignment, `index` is where it wrote."""
@@ -263,7 +304,8 @@ class Passage:
             self._carry_on(entry, path, args, kwargs, now)
         if site.scatter is not None:
             return
-        f_reads, g_reads = path in entry.f_readers, site.replace_g and path in entry.g_readers
+        f_reads = path in entry.f_readers or path in entry.g_readers  # identity says which of the two is there
+        g_reads = f_reads and site.replace_g
         if not f_reads and not g_reads and not (path == entry.join and self.early):
             return
         tensors = _tree.tensors((args, kwargs))
@@ -340,6 +382,12 @@ class Passage:
         if (name, side) in self.used:
             self.used.remove((name, side))
 
+    def follow(self, before: Tensor | None, after: Any) -> None:
+        """`after` is `before` with zero added, as builtin `sum` begins: the side goes on there."""
+        for (name, side), tensor in list(self.held.items()):
+            if tensor is before and isinstance(after, Tensor):
+                self._set(name, side, after)
+
     def _stale(self, entry: SiteTable) -> bool:
         """Whether one side is of an earlier round of a loop than the other: the one of this round is yet to come."""
         if not (entry.site.f.looped and entry.site.g.looped):
@@ -352,7 +400,9 @@ class Passage:
             return known[2], known[3]
         self.reached.append(site.name)
         with self.around():
-            f_new, g_new = getattr(self.host, site.name)(f, g, mask=mask)
+            # What the call is about to write into, RegBN may need as it is for its gradient.
+            own_f, own_g = (side.clone() if side is self.written and not is_identity() else side for side in (f, g))
+            f_new, g_new = getattr(self.host, site.name)(own_f, own_g, mask=mask)
         self.results[site.name] = (f, g, f_new, g_new)
         for side in ("f", "g"):
             if (site.name, side) not in self.used:
@@ -547,4 +597,4 @@ def _without_checkpoint(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in _OF_CHECKPOINT}
 
 
-__all__ = ["ATTRIBUTE", "Helper", "Here", "Passage", "Path", "SiteTable", "Table", "enter"]
+__all__ = ["ATTRIBUTE", "Helper", "Here", "Passage", "Path", "Returns", "SiteTable", "Table", "enter"]

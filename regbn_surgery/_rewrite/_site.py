@@ -121,6 +121,9 @@ class RegBNSite(nn.Module):
         keep = keep_mask(mask, length, leaves_out)
         return keep.expand(batch, -1) if keep is not None and keep.shape[0] in (1, batch) else None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "told_missing": False}  # whoever loads it has not been told
+
     def extra_repr(self) -> str:
         return f"f_axes={self.f_axes}, g_axes={self.g_axes}"
 

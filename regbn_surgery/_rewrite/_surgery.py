@@ -78,6 +78,7 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
         except (RegBNError, *MODEL_ERRORS) as error:
             problems.append(f"{'' if isinstance(error, RegBNError) else type(error).__name__ + ': '}{error}")
             continue
+        operations = [_as_done(model, op) for op in operations]
         model.__dict__[RECORD] = tuple(
             replace(op, unhooked=problems[0]) if (old.tier, op.tier) == (1, 2) and problems else op
             for op, old in zip(operations, hooked, strict=True)
@@ -116,6 +117,17 @@ def _tried(
             check(model, runs, expected, writes)
         except (RewriteError, *MODEL_ERRORS) as error:
             raise RewriteError(f"{reason} | under a function mode: {error}") from error
+
+
+def _as_done(model: nn.Module, operation: Operation) -> Operation:
+    """The operation with its site as the host has it now."""
+    surgery = model.get_submodule(operation.host).__dict__.get(ATTRIBUTE)
+    if operation.code is None or not isinstance(surgery, HostSurgery):
+        return operation
+    site = next(site for site in surgery.sites if site.name == operation.code.name)
+    places = site.places()
+    names = {step.function for place in places for step in place.steps}
+    return replace(operation, code=site, texts=tuple(text for text in operation.texts if text.name in names))
 
 
 def operations_of(model: nn.Module) -> tuple[Operation, ...]:

@@ -80,14 +80,15 @@ def woven(locator: Locator, sites: Sequence[CodeSite]) -> Woven:
     Raises:
         NoSourceError: where an expression of theirs cannot be wrapped; it says which, and why.
     """
+    for site in sites:
+        if site.unwoven:
+            raise NoSourceError(site.unwoven)
     slots = Slots()
     wrappings: dict[str, dict[int, Wrapping]] = {}
     functions: dict[str, tuple[Any, FunctionType]] = {}
     entry = locator.entry_of(sites)
     for place, operands in _wanted(sites):
         found = locator.functions(place)
-        if any(step.ordinal < 0 for step in place.steps):
-            raise NoSourceError(next((site.unwoven for site in sites if site.unwoven), f"{place.op} is no expression"))
         for number, (step, slot) in enumerate(zip(place.steps, slots.path(place), strict=True)):
             functions[step.function] = found[number]
             inner = number < len(place.steps) - 1

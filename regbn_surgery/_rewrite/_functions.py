@@ -253,7 +253,11 @@ def compiled(
         statement = ast.ClassDef(owner, [], [], [statement], [])
         if sys.version_info >= (3, 12):
             statement.type_params = []
-    outer.body = [statement]
+        # The class itself is known inside as it was: by a global name, or from around.
+        known = owner in function.__code__.co_freevars
+        outer.body = [statement] if known else [ast.Global([owner]), statement]
+    else:
+        outer.body = [statement]
     # The compiler loads what a file imports in another way than other names.
     imports: list[ast.stmt] = [ast.Import([ast.alias(name) for name in imported])] if imported else []
     module = ast.fix_missing_locations(ast.Module([*imports, outer], []))

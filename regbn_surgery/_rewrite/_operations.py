@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -43,6 +43,7 @@ class Operation:
     masking: tuple[str, bool] | None = None  # which side a mask is of, and whether True in it leaves out
     texts: tuple[FunctionText, ...] = ()  # of the functions that surgery writes into
     unhooked: str = ""
+    keeper: str = ""  # path of the module that keeps the RegBN, where that is not the host
 
     @property
     def tier(self) -> int:
@@ -57,7 +58,7 @@ def operations_for(model: nn.Module, plan: Plan, analysis: Analysis, hooks: bool
         RewriteError: for a site to which no way leads.
     """
     chosen = [_chosen(planned, analysis, hooks) for planned in plan.sites]
-    coded = {planned.point for planned, _, path, hooked in chosen if not hooked and planned.point is not None}
+    coded = {p.point for p, recipe, path, hooked in chosen if not hooked and p.point is not None and path == p.host}
     if hooks:
         chosen = [c if c[0].point not in coded else _chosen(c[0], analysis, False) for c in chosen]
     graphs = {path for _, recipe, path, hooked in chosen if recipe is not None and _changes_order(recipe, hooked)}
@@ -87,7 +88,10 @@ def _chosen(planned: PlannedSite, analysis: Analysis, hooks: bool) -> tuple[Plan
     recipe = analysis.recipes[(point.id, point.sites.index(planned.site))]
     if hooks and recipe.leaf is not None:
         return planned, recipe, recipe.leaf, True
-    return planned, recipe, recipe.owner, hooks and _is_hoistable(recipe, point.kind, planned)
+    hooked = hooks and _is_hoistable(recipe, point.kind, planned)
+    if hooked and recipe.outer is not None:
+        return planned, recipe.outer, recipe.outer.owner, False
+    return planned, recipe, recipe.owner, hooked
 
 
 def _operation(
@@ -110,7 +114,12 @@ def _operation(
     i, j = _orient(recipe, planned)
     makers = (_within(path, recipe.makers[i]), _within(path, recipe.makers[j]))
     site = code_site(locator, Oriented(planned, recipe, i, _replaces_g(planned), makers))
-    return Operation(planned, path, code=site, roles=roles, masking=masking, texts=locator.texts(site.places()))
+    texts = locator.texts(site.places())
+    if planned.host == path:
+        return Operation(planned, path, code=site, roles=roles, masking=masking, texts=texts)
+    alias = f"{planned.name}_{_within(path, planned.host)}".replace(".", "_")
+    renamed = replace(site, name=alias)
+    return Operation(planned, path, code=renamed, roles=roles, masking=masking, texts=texts, keeper=planned.host)
 
 
 def _is_hoistable(recipe: Recipe, kind: str, planned: PlannedSite) -> bool:
@@ -154,7 +163,10 @@ def put_in(
     for (path, tier), members in by_host.items():
         host = model.get_submodule(path)
         for operation in members:
-            keep(model, path, operation.planned.name, _site_module(operation))
+            module = _site_module(operation)
+            keep(model, operation.keeper or path, operation.planned.name, module)
+            if operation.keeper and operation.code is not None:
+                host.__dict__[operation.code.name] = module
         roles = _roles(model, members)
         if tier == 1:
             specs = tuple(operation.hook for operation in members if operation.hook is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import functools
 import hashlib
 import inspect
@@ -14,6 +15,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from .._errors import RewriteError
+from ._record import FunctionText
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
@@ -314,6 +316,26 @@ def fingerprint(text: str) -> str:
     return hashlib.sha256(ast.dump(tree_of(text)).encode()).hexdigest()[:16]
 
 
+def refuse_another(then: FunctionText, now: FunctionText, where: str) -> None:
+    """Raises RewriteError where a function is another than it was, with the difference."""
+    if then.text and now.text:
+        same = fingerprint(then.text) == fingerprint(now.text)
+    else:
+        same = not now.code or then.code == now.code  # one that goes by no name cannot be looked up again
+    if same:
+        return
+    lines = difflib.unified_diff(then.text.splitlines(), now.text.splitlines(), "then", "now", lineterm="", n=1)
+    raise RewriteError(
+        f"RegBN does not fit {where} any more: {now.name} has changed since regbnify.\n"
+        + "\n".join(list(lines)[:_SHOWN])
+        + "\nCall regbnify with the rules on a fresh model, or go back to the code that it was made for."
+    )
+
+
+#: Lines of a difference that are shown.
+_SHOWN = 24
+
+
 @functools.lru_cache(maxsize=256)
 def tree_of(text: str) -> ast.Module:
     """The syntax tree of a function's text, which may be indented, without its docstrings."""
@@ -337,5 +359,6 @@ __all__ = [
     "is_inside",
     "name_of",
     "read",
+    "refuse_another",
     "tree_of",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import inspect
+
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ from ._classes import install, original_class, unbound_function
 from ._code_sites import Oriented, code_site
 from ._graph_host import GraphHost
 from ._guard import ATTRIBUTE, Guard
-from ._hoist import HoistHook, HoistSpec, positions_of
+from ._hoist import HoistHook, HoistSpec, positions_of, refuse_changed_forward
 from ._host import HostSurgery
 from ._keep import keep
 from ._local import LocalSite
@@ -105,7 +107,7 @@ def _operation(
 ) -> Operation:
     if recipe is None or hooked:
         roles = (recipe.cycle, recipe.caller) if recipe is not None and recipe.cycle is not None else None
-        return Operation(planned, path, hook=_spec(planned, recipe), roles=roles)
+        return Operation(planned, path, hook=_spec(planned, recipe), roles=roles, texts=_forward_text(model, path))
     roles = None if recipe.cycle is None else (recipe.cycle, recipe.caller)
     masking = _masking(planned, recipe)
     if as_graph:
@@ -170,7 +172,9 @@ def put_in(
         roles = _roles(model, members)
         if tier == 1:
             specs = tuple(operation.hook for operation in members if operation.hook is not None)
-            hook = HoistHook(specs, positions_of(host), roles, path)
+            texts = tuple(dict.fromkeys(text for operation in members for text in operation.texts))
+            refuse_changed_forward(host, texts, path)
+            hook = HoistHook(specs, positions_of(host), roles, path, texts)
             host.register_forward_pre_hook(hook, with_kwargs=True)
             continue
         surgery: HostSurgery | GraphHost
@@ -263,6 +267,17 @@ def _local(planned: PlannedSite, recipe: Recipe, host: str) -> LocalSite:
         recipe.rounds,
         (planned.f.anchor, planned.g.anchor),
     )
+
+
+def _forward_text(model: nn.Module, path: str) -> tuple[FunctionText, ...]:
+    """The forward that gets what a hook returns: the names of its arguments say what f and g are. torch's own change
+    in nothing else."""
+    host = model.get_submodule(path)
+    cls = original_class(host)
+    if cls.__module__.split(".")[0] == "torch":
+        return (FunctionText(f"{cls.__module__}:{cls.__qualname__}.forward", "", str(inspect.signature(cls.forward))),)
+    locator = _locator(host)
+    return () if locator.entry() is None else (locator.text_of_entry(),)
 
 
 def _within(host: str, path: str | None) -> str | None:

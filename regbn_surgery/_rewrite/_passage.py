@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -69,9 +69,10 @@ class Table:
 
     sites: tuple[SiteTable, ...]
     helpers: Mapping[Path, tuple[Helper, ...]]
+    writing: frozenset[Path]  # calls that write into their first operand
 
     def of_role(self, role: int) -> Table:
-        return Table(tuple(site for site in self.sites if site.site.role == role), self.helpers)
+        return replace(self, sites=tuple(site for site in self.sites if site.site.role == role))
 
 
 class TensorMethod:
@@ -110,20 +111,6 @@ def _run(func: Any, operands: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if isinstance(func, TensorMethod):
         return getattr(operands[0], func.name)(*operands[1:], **kwargs)
     return func(*operands, **kwargs)
-
-
-def writes(func: Any) -> bool:
-    """Whether a function or method writes into its first operand."""
-    name = func.name if isinstance(func, TensorMethod) else getattr(func, "__name__", "")
-    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and name not in _OUT_OF_PLACE)
-
-
-_OUT_OF_PLACE = frozenset({"and_", "or_", "not_", "is_", "requires_grad_"})
-_IN_PLACE = frozenset({
-    f"{start}{name}{end}"
-    for name in ("add", "sub", "mul", "truediv", "matmul", "pow", "floordiv", "mod", "and", "or", "xor")
-    for start, end in (("i", ""), ("__i", "__"))
-})  # fmt: skip
 
 
 def _run_positional(func: Any, *operands: Any, **kwargs: Any) -> Any:
@@ -203,7 +190,7 @@ class Passage:
         """The same, for a method of a tensor with the tensor among the operands. `layer`: what is called, for those who
         want to know which module it is."""
         now: list[tuple[Tensor, Tensor]] = []  # what stood in the call, and what stands there now
-        written = operands[0] if operands and writes(func) and isinstance(operands[0], Tensor) else None
+        written = operands[0] if path in self.table.writing and isinstance(operands[0], Tensor) else None
         self.written = written
         for entry in self.table.sites:
             if path == entry.f_at or path == entry.g_at:
@@ -570,11 +557,15 @@ def _exchanged(
 
 def _inside(value: Any, helpers: tuple[Helper, ...], here: Here) -> Any:
     """A callable as it is, or the rewritten function in place of a helper, told where it is called from."""
+    if isinstance(value, functools.partial):
+        inner = _inside(value.func, helpers, here)
+        return value if inner is value.func else functools.partial(inner, *value.args, **value.keywords)
+    function = getattr(value, "__func__", None)  # of a method
     for helper in helpers:
-        if value is helper.original:
-            return _Bound(helper.rewritten, here, None)
-        if getattr(value, "__func__", None) is helper.original:
+        if function is not None and function is helper.original:
             return _Bound(helper.rewritten, here, value.__self__)
+        if function is None and value is helper.original:
+            return _Bound(helper.rewritten, here, None)
     return value
 
 

@@ -71,7 +71,19 @@ def table_of(sites: Sequence[CodeSite], slots: Slots, helpers: dict[Path, tuple[
             tuple(path(place) for place in site.onward),
         )
 
-    return Table(tuple(entry(site) for site in sites), helpers)
+    places = [place for site in sites for place in (site.join, *site.f_readers, *site.g_readers)]
+    writing = frozenset(path(place) for place in places if writes(place.op))
+    return Table(tuple(entry(site) for site in sites), helpers, writing)
+
+
+def writes(op: str) -> bool:
+    """Whether a function or method of this name writes into its first operand."""
+    name = op.strip("_") if op.startswith("__") else op
+    return name in _IN_PLACE or (name.endswith("_") and name not in _OUT_OF_PLACE)
+
+
+_OUT_OF_PLACE = frozenset({"and_", "or_", "not_", "is_", "requires_grad_"})
+_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "imatmul", "ipow", "ifloordiv", "imod", "iand", "ior", "ixor"})
 
 
 def woven(locator: Locator, sites: Sequence[CodeSite]) -> Woven:

@@ -79,27 +79,28 @@ def _use_scores(
 
 def labels(op: Op, shapes: list[tuple[int, ...]], result: tuple[int, ...]) -> tuple[list[Labels], Labels] | None:
     """Einsum labels of every tensor operand and of the result."""
-    if op.name == "einsum":
+    product = op.row.product
+    if product == "einsum":
         return _einsum_labels(op, shapes)
-    if op.name in ("baddbmm", "addmm", "addbmm", "addmv"):
+    if product == "added":
         shapes = shapes[1:]
         spelled = _matmul_labels(shapes, result)
         return None if spelled is None else ([(), *spelled[0]], spelled[1])
-    if op.name in ("matmul", "__matmul__", "bmm", "mm", "mv", "dot", "vdot") and len(shapes) == 2:
+    if product == "matmul" and len(shapes) == 2:
         return _matmul_labels(shapes, result)
-    if op.name == "__rmatmul__" and len(shapes) == 2:
+    if product == "rmatmul" and len(shapes) == 2:
         spelled = _matmul_labels(shapes[::-1], result)
         return None if spelled is None else (spelled[0][::-1], spelled[1])
-    if op.name == "linear" and len(shapes) >= 2:
+    if product == "linear" and len(shapes) >= 2:
         x = tuple(f"x{i}" for i in range(len(shapes[0]) - 1))
         return [(*x, "k"), ("o", "k"), ("o",)][: len(shapes)], (*x, "o")
-    if op.name == "cdist":  # the axes of a product with the second transposed, whatever is computed along the last
+    if product == "cdist":  # the axes of a product with the second transposed, whatever is computed along the last
         *batch, i = (f"b{n}" for n in range(len(result) - 1))
         first, second = (*batch, i, "k"), (*batch, "j", "k")
         return [first[-len(shapes[0]) :], second[-len(shapes[1]) :]], (*batch, i, "j")
-    if op.name in ("outer", "ger"):
+    if product == "outer":
         return [("i",), ("j",)], ("i", "j")
-    if op.name == "inner" and len(shapes) == 2:
+    if product == "inner" and len(shapes) == 2:
         return _matmul_labels([shapes[0], shapes[1][::-1]], result)
     return None
 

@@ -13,7 +13,6 @@ import networkx as nx
 
 from .._capture import Op, TensorInfo, Trace
 from . import _axes as ax
-from ._families import DROPS, EMBEDDINGS, FIRST_ONLY, LOOKUPS, family
 from ._lineage import (
     Home,
     Lineage,
@@ -84,7 +83,7 @@ class _Interpreter(Meetings):
             if uid in self.producers:
                 self.graph.add_edge(self.producers[uid], op.index)
         operands = self._operands(op)
-        if operands and op.name not in DROPS:
+        if operands and op.row.carries != "nothing":
             self._interpret(op, operands)
         for uid in op.outputs:
             self.producers[uid] = op.index
@@ -96,13 +95,14 @@ class _Interpreter(Meetings):
             if lineage is None or not lineage.touched:
                 continue
             met.append(Met(position, self.trace.tensors[uid], lineage))
-        if op.name in FIRST_ONLY:
+        row = op.row
+        if row.carries in ("first", "lookup"):
             first = [m for m in met if m.position == 0]
-            return tuple(first) if first or op.name not in LOOKUPS else tuple(met)
-        if op.name in ("scaled_dot_product_attention", "MultiheadAttention"):
-            return tuple(m for m in met if m.position < 3)  # the rest are masks
-        if op.name in EMBEDDINGS or family(op) == "scatter":
-            return tuple(m for m in met if m.info.dtype.is_floating_point or op.name in EMBEDDINGS)
+            return tuple(first) if first or row.carries == "first" else tuple(met)
+        if row.content is not None:
+            return tuple(m for m in met if m.position < row.content)
+        if row.family == "scatter":
+            return tuple(m for m in met if m.info.dtype.is_floating_point)
         return tuple(met)
 
     def _interpret(self, op: Op, operands: tuple[Met, ...]) -> None:
@@ -123,7 +123,7 @@ class _Interpreter(Meetings):
 
     def _assign(self, op: Op, uid: int, lineage: Lineage) -> None:
         info = self.trace.tensors[uid]
-        if not info.is_float and any(self.trace.tensors[i].is_float for i in op.inputs) and op.name not in EMBEDDINGS:
+        if not info.is_float and any(self.trace.tensors[i].is_float for i in op.inputs) and not op.row.embeds:
             return  # an index or a mask computed from features
         if str(info.dtype) == "torch.bool":
             return
@@ -174,14 +174,14 @@ class _Interpreter(Meetings):
         if segments is None:
             return None
         rank = len(operand.info.shape)
-        if op.name in ax.SPLITS and ax.split_dim(op, rank) == segments.dim:
+        if op.row.does("splits") and ax.split_dim(op, rank) == segments.dim:
             pieces, start = [], 0
             for uid in op.outputs:
-                size = 1 if op.name == "unbind" else self.trace.tensors[uid].shape[segments.dim]
+                size = 1 if op.row.axes == "unbind" else self.trace.tensors[uid].shape[segments.dim]
                 pieces.append(self._cut(segments, start, start + size, segments.dim))
                 start += size
             return pieces
-        if op.name not in ("__getitem__", "select", "narrow"):
+        if op.row.axes not in ("index", "select", "narrow"):
             return None
         entries = ax.index_entries(op, rank)
         if entries is None:
@@ -212,9 +212,9 @@ class _Interpreter(Meetings):
 
 def _movement(op: Op, operand: Met, result: TensorInfo) -> ax.Movement | None:
     shape = operand.info.shape
-    if op.name not in LOOKUPS or operand.position == 0:
+    if op.row.carries != "lookup" or operand.position == 0:
         return ax.movement(op, shape, result.shape)
-    if op.name in ("__getitem__", "index_select") and result.shape[: len(shape)] == shape:  # ids give rows of a table
+    if op.row.axes in ("index", "index_select") and result.shape[: len(shape)] == shape:  # ids give rows of a table
         rows = range(len(result.shape))
         return ax.Movement(tuple((i,) if i < len(shape) else () for i in rows), frozenset())
     return None

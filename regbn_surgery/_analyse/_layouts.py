@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._capture import Op, Trace
+from .._ops import Value
 from .._types import Layout
 from . import _axes as ax
 from ._contract import labels
-from ._families import CONCATS, EMBEDDINGS, MATMULS
 
 #: Behind these a parameter is still the same weights, whole or in part.
-_SAME_VALUES = ax.VIEWS | ax.PERMUTES | ax.CASTS | ax.SPLITS | {"__getitem__", "narrow", "select", "expand"}
+_SAME_VALUES: tuple[Value, ...] = ("reshapes", "permutes", "casts", "splits", "takes_part", "stretches")
 
 
 @dataclass(frozen=True)
@@ -126,27 +126,16 @@ def _owned(trace: Trace) -> dict[int, str]:
     """The parameter or buffer that each tensor is or is a view of: `table.weight.T` is still the table."""
     owned = {uid: info.parameter for uid, info in trace.tensors.items() if info.parameter is not None}
     for op in trace.ops:
-        if op.name in _SAME_VALUES and op.inputs and all(uid in owned for uid in op.inputs):
+        if op.row.does(*_SAME_VALUES) and op.inputs and all(uid in owned for uid in op.inputs):
             owned.update((uid, owned[op.inputs[0]]) for uid in op.outputs)
     return owned
 
 
 def _layer(op: Op, rank: int) -> tuple[int, str, str] | None:
     """(axis, style, words) for a layer whose own definition fixes where its channels are."""
-    lower = op.name.lower()
-    if (
-        lower.startswith(("conv", "lazyconv"))
-        or "batchnorm" in lower
-        or "groupnorm" in lower
-        or "instancenorm" in lower
-    ):
+    if op.row.channels == "first":
         return (1, "first", "axis 1") if rank > 1 else None
-    if lower in ("batch_norm", "group_norm", "instance_norm"):
-        return (1, "first", "axis 1") if rank > 1 else None
-    last = op.name in ax.PER_LAST_AXIS or op.name in ax.RECURRENT or op.name in ax.ATTENTIONS or op.name in EMBEDDINGS
-    if last or "layernorm" in lower or lower in ("layer_norm", "rms_norm", "rmsnorm"):
-        return rank - 1, "last", "last axis"
-    return None
+    return (rank - 1, "last", "last axis") if op.row.channels == "last" else None
 
 
 def _named(op: Op) -> str:
@@ -161,13 +150,13 @@ def _channel_after(
     if layer is not None and trace.tensors[uid].is_float:
         dim, style, words = layer
         return Channel(dim, f"channel axis {dim}: {words} of {_named(op)}", style)
-    if op.name in MATMULS:
+    if op.row.family == "matmul":
         return _channel_of_product(op, result, trace, channels, owned)
     known = [i for i in op.inputs if i in channels and i != uid]
     if not known:
         return None
     main = max(known, key=lambda i: _numel(trace.tensors[i].shape))
-    if len(known) > 1 and op.name not in CONCATS:
+    if len(known) > 1 and op.row.family != "concat":
         full = [i for i in known if trace.tensors[i].shape == result]
         main = full[0] if full else main
     shape, channel = trace.tensors[main].shape, channels[main]
@@ -229,9 +218,9 @@ def _channel_wanted(op: Op, position: int, uid: int, trace: Trace, channels: Map
     shape = trace.tensors[uid].shape
     if not trace.tensors[uid].is_float or not op.outputs:
         return None
-    if position == 0 or op.name == "MultiheadAttention":
+    if position == 0 or (op.row.content is not None and op.is_module):
         layer = _layer(op, len(shape))
-        if layer is not None and op.name not in EMBEDDINGS:
+        if layer is not None and not op.row.embeds:
             dim, style, words = layer
             return Channel(dim, f"channel axis {dim}: read as {words} by {_named(op)}", style)
     result = trace.tensors[op.outputs[0]]
@@ -240,7 +229,7 @@ def _channel_wanted(op: Op, position: int, uid: int, trace: Trace, channels: Map
         return _channel_of_pooled(op, position, len(shape))
     move = ax.movement(op, shape, result.shape)
     if move is None:
-        same = op.name in CONCATS and len(shape) == len(result.shape)
+        same = op.row.family == "concat" and len(shape) == len(result.shape)
         return channel if same else None
     source = move.source[channel.dim] if channel.dim < len(move.source) else ()
     if len(source) != 1 or channel.dim in {i for i in move.mixed if source[0] == i and shape != result.shape}:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 import networkx as nx
 
 from .._capture import Op, TensorInfo, Trace
+from .._ops import Family, Value
 from .._types import Kind
 from . import _axes as ax
 from ._contract import contract
 from ._cosine import is_unit
-from ._families import SQUASHES, Family, family
 from ._lineage import (
     NOBODY,
     Home,
@@ -31,7 +31,7 @@ from ._lineage import (
 )
 
 #: Behind these an operand is still the same data, or a part of it.
-_SEEN_THROUGH = ax.VIEWS | ax.PERMUTES | ax.CASTS | ax.DROPOUTS | ax.SPLITS | {"__getitem__", "narrow", "select"}
+_SEEN_THROUGH: tuple[Value, ...] = ("reshapes", "permutes", "casts", "drops_out", "splits", "takes_part")
 
 Extents = Mapping[int, tuple[int, ...]]  # shapes of operands, by their position
 
@@ -101,12 +101,12 @@ class Meetings:
 
     def interpret(self, op: Op, operands: tuple[Met, ...]) -> Lineage:
         """The lineage of the results of an operation on several operands."""
-        kind = family(op)
+        kind = op.row.family
         if kind == "concat":
             return self._concat(op, operands)
         if kind in ("sum", "product") and len(op.outputs) == 1:
             return self._elementwise(op, kind, operands)
-        if kind == "matmul" or op.name == "cdist":
+        if kind == "matmul" or op.row.product is not None:
             return self._matmul(op, operands)
         if kind == "attention":
             return self._attention(op, operands)
@@ -137,7 +137,7 @@ class Meetings:
     def _concat(self, op: Op, operands: tuple[Met, ...]) -> Lineage:
         result = self.trace.tensors[op.outputs[0]]
         dim = ax.concat_dim(op, len(result.shape))
-        on_batch = op.name != "stack" and self.batch_axes.get(operands[0].info.uid) == dim
+        on_batch = op.row.axes != "stack" and self.batch_axes.get(operands[0].info.uid) == dim
         homes = [m.home for m in operands]
         meeting: int | None = None
         home = union(homes)
@@ -152,7 +152,7 @@ class Meetings:
         by_position = {m.position: m.lineage for m in operands}
         nobody = Lineage(NOBODY, NOBODY)
         parts = tuple(
-            (1 if op.name == "stack" else self.trace.tensors[uid].shape[dim], by_position.get(i, nobody))
+            (1 if op.row.axes == "stack" else self.trace.tensors[uid].shape[dim], by_position.get(i, nobody))
             for i, uid in enumerate(op.inputs)
         )
         return replace(lineage, segments=Segments(dim, parts, meeting, on_batch))
@@ -194,8 +194,7 @@ class Meetings:
     def _root(self, uid: int) -> int:
         while uid in self.producers:
             op = self.trace.ops[self.producers[uid]]
-            see_through = op.name in _SEEN_THROUGH
-            if not see_through or not op.inputs or op.inputs[0] == uid:
+            if not op.row.does(*_SEEN_THROUGH) or not op.inputs or op.inputs[0] == uid:
                 break
             uid = op.inputs[0]
         return uid
@@ -279,12 +278,12 @@ class Meetings:
 
     def _is_squashed(self, operand: Met) -> bool:
         producer = self.producers.get(self._root(operand.info.uid))
-        return producer is not None and self.trace.ops[producer].name in SQUASHES
+        return producer is not None and self.trace.ops[producer].row.does("squashes")
 
     def _extent(self, info: TensorInfo) -> tuple[int, ...]:
         """A tensor's shape, with size 1 where it was only stretched: `scale.expand_as(x) * x` is `scale * x`."""
         shape, uid = info.shape, info.uid
-        while uid in self.producers and self.trace.ops[self.producers[uid]].name in ax.STRETCHES:
+        while uid in self.producers and self.trace.ops[self.producers[uid]].row.does("stretches"):
             before = self.trace.ops[self.producers[uid]].inputs[0]
             if before == uid:
                 break
@@ -342,7 +341,7 @@ class Meetings:
             return replace(lineage, axes=outcome.axes, scores=operands[0].lineage.scores)
         between_samples = len(self.varying.get(result.uid, ())) > 1
         cosine = all(is_unit(m.info.uid, self.trace, self.producers, self.lineages) for m in operands)
-        kind: Kind = "similarity" if between_samples or cosine or op.name == "cdist" else "matmul"
+        kind: Kind = "similarity" if between_samples or cosine or op.row.family == "similarity" else "matmul"
         meeting = self._meet(op, kind, operands, outcome.home)
         return replace(lineage, axes=outcome.axes, scores=meeting if outcome.axes else None)
 
@@ -355,8 +354,7 @@ class Meetings:
         return self._fused(operands, union(m.home for m in operands))
 
     def _attention(self, op: Op, operands: tuple[Met, ...]) -> Lineage:
-        asks = 1 if op.name == "Transformer" else 0  # `Transformer(src, tgt)`: what comes out is the target
-        query = next((m for m in operands if m.position == asks), operands[0])
+        query = next((m for m in operands if m.position == op.row.query), operands[0])
         for m in operands:
             self._mixed(m.lineage)
         if any(not comparable(query.home, m.home) for m in operands):
@@ -370,8 +368,7 @@ class Meetings:
         if not incomparable(homes):
             return self._fused(operands, max(homes, key=len))
         name: Kind = "module" if kind == "other" else kind
-        recurrent = op.name in ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
-        home = homes[0] if recurrent else union(homes)
+        home = homes[0] if op.row.does("recurrent") else union(homes)
         return self._fused(operands, home, self._meet(op, name, operands, home))
 
 

@@ -36,7 +36,7 @@ def layer_behind(run: Run, uid: int) -> str | None:
             op = next((o for o in run.trace.ops if uid in o.outputs and uid not in o.inputs), op)
         if op.module is not None:
             return op.module
-        if op.name == "embedding":  # a class of embeddings that looks its own table up, and scales it (BART)
+        if op.row.embeds:  # a class of embeddings that looks its own table up, and scales it (BART)
             return run.trace.path_of(op) or None
         carrying = [i for i in op.inputs if i in run.flow.lineages and run.flow.lineages[i].touched]
         if not carrying:

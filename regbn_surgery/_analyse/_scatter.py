@@ -20,12 +20,6 @@ from . import _axes as ax
 
 Key = tuple[str, str, int, int]
 
-#: Calls that put the source's values in place of those that were there, and do nothing else.
-_WRITING = frozenset({
-    "masked_scatter", "masked_scatter_", "__setitem__", "index_put", "index_put_", "index_copy", "index_copy_",
-    "slice_scatter", "select_scatter", "scatter", "scatter_",
-})  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Scatter:
@@ -60,7 +54,7 @@ def scatter_sides(op: Op, positions: tuple[int, ...], trace: Trace, layout: Call
     as_they_are = ScatterSides(scatter, (shape, own), (trace.tensors[source].shape, layout(source)))
     if positions[0] != 0 or len(positions) != 2:
         return replace(as_they_are, obstacle=f"what {op.name} writes into is no stream of its own")
-    if op.name not in _WRITING or op.kwargs.get("accumulate") or op.kwargs.get("reduce") or len(op.args) > 4:
+    if not op.row.does("puts") or op.kwargs.get("accumulate") or op.kwargs.get("reduce") or len(op.args) > 4:
         return replace(as_they_are, obstacle=f"{op.name} does more than put values in place of others")
     stretch = _stretch(op, len(shape))
     filled = _filled_before(op, trace, stretch[0]) if stretch is not None else []
@@ -69,9 +63,14 @@ def scatter_sides(op: Op, positions: tuple[int, ...], trace: Trace, layout: Call
     return _by_position(as_they_are, op, stretch, trace)
 
 
+def _assigns(op: Op) -> bool:
+    """`x[...] = y`."""
+    return op.row.does("puts") and op.row.mask.get(1) == "out"
+
+
 def _stretch(op: Op, rank: int) -> tuple[int, slice] | None:
     """(axis, slice) of an assignment to one stretch of one axis."""
-    if op.name != "__setitem__":
+    if not _assigns(op):
         return None
     entries = ax.index_entries(op, rank)
     if entries is None or any(entry is None for entry in entries):
@@ -87,7 +86,7 @@ def _filled_before(op: Op, trace: Trace, axis: int) -> list[tuple[tuple[int, int
     size = trace.tensors[op.inputs[0]].shape[axis]
     taken: list[tuple[tuple[int, int], Op]] = []
     for other in trace.ops[: op.index + 1]:
-        if other.frame != op.frame or other.name != "__setitem__" or other.inputs[:1] != op.inputs[:1]:
+        if other.frame != op.frame or not _assigns(other) or other.inputs[:1] != op.inputs[:1]:
             continue
         found = _stretch(other, len(trace.tensors[op.inputs[0]].shape))
         if found is None or found[0] != axis or not isinstance(other.args[2], TensorRef):
@@ -149,7 +148,7 @@ def _no_positions(op: Op, own: Layout, stretch: tuple[int, slice] | None, trace:
         return f"{op.name} writes to some of the channels of a tensor whose other channels no call has filled"
     if stretch is not None and stretch[0] == own.batch_dim:
         return "the call writes to some of the samples of a batch"
-    index = op.args[1] if op.name == "__setitem__" else None
+    index = op.args[1] if _assigns(op) else None
     if isinstance(index, TensorRef):
         info = trace.tensors[index.uid]
         if info.dtype != torch.bool or len(info.shape) < 2:

@@ -20,9 +20,9 @@ import torch.fx
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
 
+from .. import _ops as fn
 from .. import _tree
 from .._types import Source
-from . import _functions as fn
 from ._guards import expect_value
 from ._objects import Contents, Objects, UnrecordableError, named_tensors
 from ._scopes import FrameScope, Paused
@@ -252,38 +252,41 @@ class Recorder(Objects):
         output = func(*plain(args), **plain(kwargs))
         if not self.recording:
             return output
-        name = fn.name_of(func)
         if self._enclosed is not None or _transformed():
             self._on_transformed(args, kwargs)
             return output
-        if name == "__iter__":
+        spelling = fn.spelling_of(func)
+        if spelling == "__iter__":
             return iter(self.on_torch(torch.Tensor.unbind, (args[0], 0), {}))
-        if fn.is_property_write(func):
-            if name != "requires_grad":
-                self._note_effect(f"assigns `.{name}` of a tensor")
-            return output
-        if name == "shape" or func is torch.Tensor.size:
-            return self._sizes(func, args, kwargs, output)
-        if name == "device" and isinstance(output, torch.device):
-            return output
-        if name in ("numel", "nelement") and type(output) is int:
-            return TracedInt(output, lambda: self.graph.call_method("numel", (self.argument(args[0]),)), self)
-        if name in fn.READING and not fn.is_property(func):
-            self._on_read(name, args, kwargs, output)
-            return output
-        if name == "__len__":
-            self.leaks += 1  # `len` returns a plain number, whatever we would return
-        if name in fn.DESCRIBING or name in fn.ASKING:
-            if name in fn.TYPING and not self._is_given(args):
-                self.on_asked()
-            return output
-        if name == "register_hook":
+        if fn.is_silent(func, spelling):
+            return self._on_silent(func, spelling, args, kwargs, output)
+        if spelling == "register_hook":
             self._note_effect("registers a hook on a tensor")
-        if name in ("set_grad_enabled", "_set_grad_enabled"):
-            self._set_grad_mode(bool(args[0] if args else kwargs["mode"]))
-            return output
         with torch._C.DisableTorchFunction():  # a mode below this one need not see our own questions
-            self._torch_node(func, name, args, kwargs, output)
+            self._torch_node(func, spelling, args, kwargs, output)
+        return output
+
+    def _on_silent(self, func: Any, spelling: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """A call that is no operation: what it returns may know its node, and what it decides may have to be noted."""
+        if fn.is_property_write(func):
+            if spelling != "requires_grad":
+                self._note_effect(f"assigns `.{spelling}` of a tensor")
+            return output
+        row = fn.operation(spelling)
+        if row.says == "size":
+            if spelling in ("numel", "nelement"):
+                many = type(output) is int
+                node = lambda: self.graph.call_method(spelling, (self.argument(args[0]),))  # noqa: E731
+                return TracedInt(output, node, self) if many else output
+            return self._sizes(func, args, kwargs, output)
+        if row.says == "reads":
+            self._on_read(spelling, args, kwargs, output)
+        elif row.says == "mode":
+            self._set_grad_mode(bool(args[0] if args else kwargs["mode"]))
+        elif row.types and not self._is_given(args):
+            self.on_asked()
+        if spelling == "__len__":
+            self.leaks += 1  # `len` returns a plain number, whatever we would return
         return output
 
     def _is_given(self, args: tuple[Any, ...]) -> bool:
@@ -338,25 +341,26 @@ class Recorder(Objects):
             node = self.graph.call_function(torch.amp.autocast_mode._exit_autocast, (self._autocasts.pop(),))
         self._impure.add(node)
 
-    def _torch_node(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _torch_node(self, func: Any, spelling: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         a, k = self._arguments(args, kwargs)
-        as_operator = fn.as_operator(name, a, k) if fn.is_method(func) else None
+        as_operator = fn.as_operator(spelling, a, k) if fn.is_method(func) else None
         if fn.is_property(func):
-            node = self.graph.call_function(getattr, (a[0], name))
-        elif name == "__setitem__":
+            node = self.graph.call_function(getattr, (a[0], spelling))
+        elif spelling == "__setitem__":
             node = self.graph.call_function(operator.setitem, a)
         elif as_operator is not None:
             node = self.graph.call_function(*as_operator)
         elif fn.is_method(func) and args and isinstance(args[0], torch.Tensor):
-            node = self.graph.call_method(name, a, k)
+            node = self.graph.call_method(spelling, a, k)
         else:
             node = self.graph.call_function(func, a, k)
-        inplace = fn.is_inplace(name, kwargs)
-        if inplace or fn.sets_state(name):
+        inplace = fn.is_inplace(spelling, kwargs)
+        if inplace or fn.operation(spelling).says == "state":
             self._impure.add(node)
         if not inplace and output is None and _tree.tensors((args, kwargs)):
             self._impure.add(node)
-        written = args[0] if name == "__setitem__" else None
+        written = args[0] if spelling == "__setitem__" else None
+        name = fn.canonical(spelling)
         self._record(node, name, func, args, kwargs, output, current_source(), inplace=inplace, written=written)
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.fx
 
+from .._ops import Operation, operation
 from .._types import Source
 
 
@@ -81,6 +82,11 @@ class Op:
     @property
     def is_module(self) -> bool:
         return self.module is not None
+
+    @property
+    def row(self) -> Operation:
+        """What the table of operations says of it."""
+        return operation(self.name)
 
 
 @dataclass(frozen=True)

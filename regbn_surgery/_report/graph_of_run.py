@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .._ops import Value
 from .._types import FusionPoint, PlannedSite, Source
 from .diff import HostLike
 from .graph import Box, Edge, ModelGraph, Node, NodeKind, TensorFact
@@ -21,12 +22,7 @@ if TYPE_CHECKING:
     from .._capture import Frame, Op, Trace
 
 #: Calls that say nothing about the model: they look at the same numbers in another way.
-VIEWS = frozenset({
-    "view", "reshape", "transpose", "permute", "contiguous", "flatten", "unflatten", "squeeze", "unsqueeze", "expand",
-    "expand_as", "view_as", "t", "to", "type", "type_as", "float", "half", "bfloat16", "int", "long", "clone",
-    "detach", "__getitem__", "chunk", "split", "unbind", "movedim", "swapaxes", "narrow", "select", "mT", "T",
-    "Flatten", "Unflatten", "Identity",
-})  # fmt: skip
+_VIEWS: tuple[Value, ...] = ("reshapes", "permutes", "casts", "splits", "takes_part", "stretches", "integers")
 
 
 def graph_of(analysis: Analysis) -> ModelGraph:
@@ -205,7 +201,7 @@ class _Drawing:
         kind: NodeKind = "module" if op.is_module else "op"
         if point:
             kind = "fusion"
-        elif op.name in VIEWS:
+        elif op.row.does(*_VIEWS):
             kind = "view"
         parameters = [p for uid in op.inputs if (p := self.trace.tensors[uid].parameter) and uid not in self.producers]
         details = (("operation", op.name), *((("reads", ", ".join(parameters)),) if parameters else ()))

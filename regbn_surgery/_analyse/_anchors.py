@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import CodeType
 
-from .._capture import Frame, Op, Trace
+from .._capture import Call, Frame, Trace
 from .._ops import Operation, Value, names_a_norm, operation
 from .._types import Layout, Source
 from ._flow import Flow
@@ -51,7 +51,7 @@ class Event:
     order: int
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    op: Op | None
+    op: Call | None
     child: str | None
     source: Source | None
 
@@ -205,7 +205,7 @@ class FrameView:
             return False
         return all(user is fusion for user, _ in self.readers.get(reader.outputs[0], ()))
 
-    def event_of(self, op: Op) -> Event:
+    def event_of(self, op: Call) -> Event:
         return next(event for event in self.events if event.op is op)
 
     # -- which tensor of a chain ------------------------------------------------------------------------------
@@ -294,7 +294,9 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 def _events(frame: Frame, trace: Trace) -> list[Event]:
     events = [
-        Event(op.key, 0, op.inputs, op.outputs, op, op.module, op.source) for op in trace.ops if op.frame == frame.index
+        Event(op.key, 0, op.inputs, op.outputs, op, op.module, op.source)
+        for op in trace.calls
+        if op.frame == frame.index
     ]
     starts = {event.key: event.op.index for event in events if event.op is not None}
     for child in trace.frames:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .._capture import Op, TensorRef
+from .._capture import Call, tensor_of
 
 AxisMap = tuple[tuple[int, ...], ...]
 
@@ -24,14 +24,14 @@ class Movement:
     mixed: frozenset[int]
 
 
-def argument(op: Op, position: int, name: str, default: Any = None) -> Any:
+def argument(op: Call, position: int, name: str, default: Any = None) -> Any:
     """An argument of the recorded call, counted as the call was written (the tensor itself is 0)."""
     if name in op.kwargs:
         return op.kwargs[name]
     return op.args[position] if position < len(op.args) else default
 
 
-def movement(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> Movement | None:
+def movement(op: Call, shape: tuple[int, ...], result: tuple[int, ...]) -> Movement | None:
     """How `op` takes an operand of `shape` to a result of shape `result`; None where that is not known."""
     axes = op.row.axes
     if axes == "view":
@@ -59,7 +59,7 @@ def movement(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> Movemen
     return _computation(op, shape, result)
 
 
-def _computation(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> Movement | None:
+def _computation(op: Call, shape: tuple[int, ...], result: tuple[int, ...]) -> Movement | None:
     axes, same, last = op.row.axes, _same_axes(shape), len(shape) - 1
     if axes in ("cat", "opaque"):
         return None
@@ -87,7 +87,7 @@ def _computation(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> Mov
     return Movement(same, _along(op, len(shape)) if over_space is None else over_space)
 
 
-def spatial_axes(op: Op, rank: int) -> frozenset[int] | None:
+def spatial_axes(op: Call, rank: int) -> frozenset[int] | None:
     """The axes that pooling, resizing and padding work on; None for other calls."""
     last = frozenset(range(max(rank - op.row.spatial, 0), rank))
     if op.row.axes == "pad":
@@ -98,7 +98,7 @@ def spatial_axes(op: Op, rank: int) -> frozenset[int] | None:
     return frozenset(range(2, rank)) | last if op.row.axes == "pool" else None
 
 
-def _along(op: Op, rank: int) -> frozenset[int]:
+def _along(op: Call, rank: int) -> frozenset[int]:
     """The axes a softmax, a sort, a flip, a Fourier transform ... works along."""
     if op.row.axes == "fixed":
         return frozenset({op.row.dim % rank})
@@ -163,14 +163,14 @@ def broadcast_map(shape: tuple[int, ...], result: tuple[int, ...]) -> AxisMap:
     return tuple((i - shift,) if i >= shift and shape[i - shift] == result[i] else () for i in range(len(result)))
 
 
-def split_dim(op: Op, rank: int) -> int:
+def split_dim(op: Call, rank: int) -> int:
     axes = op.row.axes
     if axes in ("hsplit", "vsplit"):
         return 1 if axes == "hsplit" and rank > 1 else 0
     return int(argument(op, op.row.dim, "dim", op.row.default)) % rank
 
 
-def concat_dim(op: Op, rank: int) -> int:
+def concat_dim(op: Call, rank: int) -> int:
     axes = op.row.axes
     if axes == "hstack":
         return 1 if rank > 1 else 0
@@ -179,20 +179,20 @@ def concat_dim(op: Op, rank: int) -> int:
     return int(argument(op, 1, "dim", argument(op, 1, "axis", 0))) % rank
 
 
-def reduced_dims(op: Op, rank: int) -> tuple[int, ...]:
+def reduced_dims(op: Call, rank: int) -> tuple[int, ...]:
     position = op.row.dim
     dims = argument(op, position, "dim", argument(op, position, "axis"))
     if dims is None:
         return tuple(range(rank))
     if position == 1 and len(op.args) > 2 and all(type(dim) is int for dim in op.args[1:]):
         dims = op.args[1:]  # `x.mean(1, 2)`
-    if isinstance(dims, TensorRef | bool):
+    if isinstance(dims, bool) or tensor_of(dims) is not None:
         return ()
     many = dims if isinstance(dims, tuple | list) else (dims,)
     return tuple(sorted(int(dim) % rank for dim in many)) if rank else ()
 
 
-def _reduction(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> Movement | None:
+def _reduction(op: Call, shape: tuple[int, ...], result: tuple[int, ...]) -> Movement | None:
     if len(op.inputs) > 1:  # max(a, b) is elementwise
         return Movement(broadcast_map(shape, result), frozenset()) if is_broadcast(shape, result) else None
     dims = reduced_dims(op, len(shape))
@@ -202,7 +202,7 @@ def _reduction(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> Movem
     return Movement(kept, frozenset()) if len(kept) == len(result) else None
 
 
-def _permutation(op: Op, rank: int) -> tuple[int, ...] | None:
+def _permutation(op: Call, rank: int) -> tuple[int, ...] | None:
     order = list(range(rank))
     axes = op.row.axes
     if axes == "reverse" or (axes == "matrix" and rank == 2):
@@ -228,7 +228,7 @@ def _permutation(op: Op, rank: int) -> tuple[int, ...] | None:
     return tuple(order)
 
 
-def _moved(op: Op, rank: int) -> tuple[int, ...]:
+def _moved(op: Call, rank: int) -> tuple[int, ...]:
     source, target = argument(op, 1, "source"), argument(op, 2, "destination")
     sources = [int(x) % rank for x in (source if isinstance(source, tuple | list) else (source,))]
     targets = [int(x) % rank for x in (target if isinstance(target, tuple | list) else (target,))]
@@ -237,7 +237,7 @@ def _moved(op: Op, rank: int) -> tuple[int, ...]:
     return tuple(placed[i] if i in placed else next(rest) for i in range(rank))
 
 
-def index_entries(op: Op, rank: int) -> list[Any] | None:
+def index_entries(op: Call, rank: int) -> list[Any] | None:
     """The entries of `x[...]` with the ellipsis spelled out; None where tensors index it."""
     if op.row.axes == "select":
         entries: list[Any] = [slice(None)] * rank
@@ -258,7 +258,7 @@ def index_entries(op: Op, rank: int) -> list[Any] | None:
     return filled
 
 
-def _spelled_out(op: Op, rank: int) -> list[Any]:
+def _spelled_out(op: Call, rank: int) -> list[Any]:
     index = op.args[1]
     entries = list(index) if isinstance(index, tuple) else [index]
     taken = sum(entry is not None and entry is not Ellipsis for entry in entries)
@@ -269,14 +269,14 @@ def _spelled_out(op: Op, rank: int) -> list[Any]:
     return filled
 
 
-def _reordered(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> frozenset[int]:
+def _reordered(op: Call, shape: tuple[int, ...], result: tuple[int, ...]) -> frozenset[int]:
     """Axes of which an index takes anything but one stretch: a stretch of the result may be from anywhere."""
     rank = len(shape)
     if op.row.axes == "index_select" or (op.row.axes == "narrow" and not isinstance(argument(op, 2, "start"), int)):
         return frozenset({int(argument(op, 1, "dim")) % rank})
     if op.row.axes != "index":
         return frozenset()
-    if isinstance(op.args[1], TensorRef):  # a mask takes as many axes as it has
+    if tensor_of(op.args[1]) is not None:  # a mask takes as many axes as it has
         return frozenset(range(max(rank - len(result) + 1, 1)))
     entries = [entry for entry in _spelled_out(op, rank) if entry is not None]
     return frozenset(
@@ -286,7 +286,7 @@ def _reordered(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> froze
     )
 
 
-def _index_map(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> AxisMap | None:
+def _index_map(op: Call, shape: tuple[int, ...], result: tuple[int, ...]) -> AxisMap | None:
     if op.row.axes == "index_select":
         return _same_axes(shape)
     entries = index_entries(op, len(shape))
@@ -304,11 +304,11 @@ def _index_map(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> AxisM
     return tuple(source)
 
 
-def _tensor_index_map(op: Op, shape: tuple[int, ...], result: tuple[int, ...]) -> AxisMap | None:
+def _tensor_index_map(op: Call, shape: tuple[int, ...], result: tuple[int, ...]) -> AxisMap | None:
     """`x[mask]` joins the leading axes that the mask has; `x[ids]` puts the axes of the ids in place of the first."""
     if len(shape) == len(result):
         return _same_axes(shape)
-    if not isinstance(op.args[1], TensorRef):
+    if tensor_of(op.args[1]) is None:
         return None
     joined = len(shape) - len(result) + 1
     if joined > 1:
@@ -321,12 +321,12 @@ def _same_axes(shape: tuple[int, ...]) -> AxisMap:
     return tuple((i,) for i in range(len(shape)))
 
 
-def _normalized_rank(op: Op) -> int:
+def _normalized_rank(op: Call) -> int:
     given = op.traits.get("normalized_shape") or argument(op, 1, "normalized_shape")
     return len(given) if isinstance(given, tuple | list) else 1
 
 
-def _sequence_batch_axis(op: Op) -> int:
+def _sequence_batch_axis(op: Call) -> int:
     return 0 if op.traits.get("batch_first", False) else int(op.row.default)
 
 

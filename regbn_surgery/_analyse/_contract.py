@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .._capture import Op, TensorInfo, Trace
+from .._capture import Call, TensorInfo, Trace
 from ._lineage import NOBODY, Home, comparable, incomparable, union
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Contraction:
     values: tuple[Met, ...] = ()
 
 
-def contract(op: Op, operands: tuple[Met, ...], result: TensorInfo, trace: Trace) -> Contraction | None:
+def contract(op: Call, operands: tuple[Met, ...], result: TensorInfo, trace: Trace) -> Contraction | None:
     """The homes of a matrix product, or None for a product whose axes are not understood."""
     shapes = [trace.tensors[uid].shape for uid in op.inputs]
     spelled = labels(op, shapes, result.shape)
@@ -77,7 +77,7 @@ def _use_scores(
     return Contraction(home, tuple(axes) if incomparable(home for home in axes if home) else None)
 
 
-def labels(op: Op, shapes: list[tuple[int, ...]], result: tuple[int, ...]) -> tuple[list[Labels], Labels] | None:
+def labels(op: Call, shapes: list[tuple[int, ...]], result: tuple[int, ...]) -> tuple[list[Labels], Labels] | None:
     """Einsum labels of every tensor operand and of the result."""
     product = op.row.product
     if product == "einsum":
@@ -122,7 +122,7 @@ def _matmul_labels(shapes: list[tuple[int, ...]], result: tuple[int, ...]) -> tu
     return ([first, second], output) if len(output) == len(result) else None
 
 
-def _einsum_labels(op: Op, shapes: list[tuple[int, ...]]) -> tuple[list[Labels], Labels] | None:
+def _einsum_labels(op: Call, shapes: list[tuple[int, ...]]) -> tuple[list[Labels], Labels] | None:
     equation = op.args[0] if op.args else op.kwargs.get("equation")
     if not isinstance(equation, str) or "..." in equation:
         return _einsum_ellipsis(equation, shapes) if isinstance(equation, str) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .._capture import Op, Trace
+from .._capture import Call, Trace
 from .._ops import Value
 from ._lineage import Lineage
 
@@ -13,7 +13,7 @@ _UNCHANGED: tuple[Value, ...] = ("reshapes", "permutes", "casts", "splits", "tak
 
 def is_unit(uid: int, trace: Trace, producers: Mapping[int, int], lineages: Mapping[int, Lineage]) -> bool:
     """Whether the vectors of a tensor were divided by their norms and have only been moved or scaled since."""
-    for _ in range(len(trace.ops)):
+    for _ in range(len(trace.calls)):
         op = _maker(uid, trace, producers)
         if op is None:
             return False
@@ -29,7 +29,7 @@ def is_unit(uid: int, trace: Trace, producers: Mapping[int, int], lineages: Mapp
 
 
 def _is_norm(uid: int, of: int, trace: Trace, producers: Mapping[int, int]) -> bool:
-    for _ in range(len(trace.ops)):
+    for _ in range(len(trace.calls)):
         op = _maker(uid, trace, producers)
         if op is None or not op.inputs:
             return False
@@ -41,5 +41,5 @@ def _is_norm(uid: int, of: int, trace: Trace, producers: Mapping[int, int]) -> b
     return False
 
 
-def _maker(uid: int, trace: Trace, producers: Mapping[int, int]) -> Op | None:
-    return trace.ops[producers[uid]] if uid in producers else None
+def _maker(uid: int, trace: Trace, producers: Mapping[int, int]) -> Call | None:
+    return trace.calls[producers[uid]] if uid in producers else None

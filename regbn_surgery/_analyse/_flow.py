@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import networkx as nx
 
-from .._capture import Op, TensorInfo, Trace
+from .._capture import Call, TensorInfo, Trace
 from . import _axes as ax
 from ._lineage import (
     Home,
@@ -32,7 +32,7 @@ class Flow:
     graph: nx.DiGraph[int]
     producers: Mapping[int, int]
     noted: tuple[Meeting, ...] = ()  # all that a lineage's origins number, those included that turned out to be none
-    blends: tuple[tuple[Home, Op], ...] = ()  # modalities of one input that an operation takes together, unparted
+    blends: tuple[tuple[Home, Call], ...] = ()  # modalities of one input that an operation takes together, unparted
 
 
 def follow(
@@ -52,7 +52,7 @@ def follow(
         roots: tensors that begin a branch of their own, with their lineage, by the operation after which they do.
     """
     interpreter = _Interpreter(trace, sources, batch_axes, varying)
-    for op in trace.ops:
+    for op in trace.calls:
         interpreter.step(op)
         for uid, lineage in (roots or {}).get(op.index, ()):
             interpreter.lineages[uid] = lineage
@@ -76,7 +76,7 @@ class _Interpreter(Meetings):
 
     # -- one operation ----------------------------------------------------------------------------------------
 
-    def step(self, op: Op) -> None:
+    def step(self, op: Call) -> None:
         self.op = op
         self.graph.add_node(op.index)
         for uid in op.inputs:
@@ -88,7 +88,7 @@ class _Interpreter(Meetings):
         for uid in op.outputs:
             self.producers[uid] = op.index
 
-    def _operands(self, op: Op) -> tuple[Met, ...]:
+    def _operands(self, op: Call) -> tuple[Met, ...]:
         met = []
         for position, uid in enumerate(op.inputs):
             lineage = self.lineages.get(uid)
@@ -105,7 +105,7 @@ class _Interpreter(Meetings):
             return tuple(m for m in met if m.info.dtype.is_floating_point)
         return tuple(met)
 
-    def _interpret(self, op: Op, operands: tuple[Met, ...]) -> None:
+    def _interpret(self, op: Call, operands: tuple[Met, ...]) -> None:
         if len(operands) == 1:
             self._pass_on(op, operands[0])
             return
@@ -113,7 +113,7 @@ class _Interpreter(Meetings):
         for uid in op.outputs:
             self._assign(op, uid, self._parametrised(op, lineage))
 
-    def _parametrised(self, op: Op, lineage: Lineage) -> Lineage:
+    def _parametrised(self, op: Call, lineage: Lineage) -> Lineage:
         if lineage.parametrised:
             return lineage
         own = bool(op.traits.get("parametrised")) or any(
@@ -121,7 +121,7 @@ class _Interpreter(Meetings):
         )
         return replace(lineage, parametrised=True) if own else lineage
 
-    def _assign(self, op: Op, uid: int, lineage: Lineage) -> None:
+    def _assign(self, op: Call, uid: int, lineage: Lineage) -> None:
         info = self.trace.tensors[uid]
         if not info.is_float and any(self.trace.tensors[i].is_float for i in op.inputs) and not op.row.embeds:
             return  # an index or a mask computed from features
@@ -141,7 +141,7 @@ class _Interpreter(Meetings):
 
     # -- one operand ------------------------------------------------------------------------------------------
 
-    def _pass_on(self, op: Op, operand: Met) -> None:
+    def _pass_on(self, op: Call, operand: Met) -> None:
         lineage = operand.lineage
         taken = self._take_apart(op, operand)
         for i, uid in enumerate(op.outputs):
@@ -168,7 +168,7 @@ class _Interpreter(Meetings):
             return replace(segments, dim=dim, parts=tuple((size * scale, part) for size, part in segments.parts))
         return carry_segments(segments, move, source.shape, result.shape)
 
-    def _take_apart(self, op: Op, operand: Met) -> list[Lineage] | None:
+    def _take_apart(self, op: Call, operand: Met) -> list[Lineage] | None:
         """The lineages of the results where `op` cuts a concatenation along the axis it was made on."""
         segments = operand.lineage.segments
         if segments is None:
@@ -210,7 +210,7 @@ class _Interpreter(Meetings):
         return replace(whole, segments=replace(segments, dim=dim, parts=tuple((n, part.plain()) for n, part in parts)))
 
 
-def _movement(op: Op, operand: Met, result: TensorInfo) -> ax.Movement | None:
+def _movement(op: Call, operand: Met, result: TensorInfo) -> ax.Movement | None:
     shape = operand.info.shape
     if op.row.carries != "lookup" or operand.position == 0:
         return ax.movement(op, shape, result.shape)

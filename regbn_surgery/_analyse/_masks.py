@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._capture import Op, TensorRef, Trace
+from .._capture import Call, Trace, tensor_of
 from .._ops import Value
 from .._types import Side
 from ._anchors import FrameView
@@ -52,7 +52,7 @@ def find_mask(meeting: Meeting, view: FrameView, sides: Sequence[Side]) -> Mask 
 def _leaves_out(mask: int, trace: Trace, otherwise: bool) -> bool:
     """Whether True in a mask marks what to leave out, by following it to where it is used."""
     negated = {mask: False}
-    for op in trace.ops:
+    for op in trace.calls:
         positions = [i for i, uid in enumerate(op.inputs) if uid in negated]
         if not positions:
             continue
@@ -66,12 +66,12 @@ def _leaves_out(mask: int, trace: Trace, otherwise: bool) -> bool:
     return otherwise
 
 
-def _use(op: Op, position: int) -> bool | None:
+def _use(op: Call, position: int) -> bool | None:
     """Whether this call leaves out (True) or keeps (False) where the mask is true; None where it only passes it on."""
     marks = op.row.mask.get(position)
     if marks == "choice":
         return bool(_is_low(op.args[1])) if len(op.args) == 3 else None
-    if marks is None or (position < len(op.args) and not isinstance(op.args[position], TensorRef)):
+    if marks is None or (position < len(op.args) and tensor_of(op.args[position]) is None):
         return None  # `x[:, 0] = y`: the second tensor is no index
     return marks == "out"
 
@@ -80,7 +80,7 @@ def _is_low(value: Any) -> bool:
     return isinstance(value, int | float) and value < -1
 
 
-def _flips(op: Op) -> bool | None:
+def _flips(op: Call) -> bool | None:
     """Whether the result is true where the mask was false; None where it is something else."""
     row = op.row
     if row.does(*_KEEPS_MEANING):

@@ -108,7 +108,7 @@ def _layers_behind(run: Run, uid: int) -> frozenset[tuple[object, ...]]:
         if (uid, parts) in seen or uid not in run.flow.producers:
             continue
         seen.add((uid, parts))
-        op = run.trace.ops[run.flow.producers[uid]]
+        op = run.trace.calls[run.flow.producers[uid]]
         if op.module is not None:
             found.add((op.module, *parts))
             continue

@@ -277,7 +277,7 @@ def _side(run: Run, view: FrameView, take: Take, event: Event, side: tuple[Met, 
     if take.argument is not None:
         anchor = f"argument `{take.argument}`"
     elif take.uid in event.inputs:
-        anchor = f"operand {event.inputs.index(take.uid)} of {event.key[0]}"
+        anchor = f"operand {event.inputs.index(take.uid)} of {event.op.name if event.op is not None else event.key[0]}"
     else:
         anchor = producer(run, take.uid)
     return Side(

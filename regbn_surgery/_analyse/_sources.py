@@ -80,7 +80,7 @@ def _reaching_embeddings(trace: Trace) -> set[int]:
     """Integer inputs whose values are looked up in a table, by following them through views and slices."""
     reached: dict[int, set[int]] = {uid: {uid} for _, uid in trace.inputs if not trace.tensors[uid].is_float}
     found: set[int] = set()
-    for op in trace.ops:
+    for op in trace.calls:
         sources = set().union(*(reached.get(uid, set()) for uid in op.inputs))
         if not sources:
             continue
@@ -214,11 +214,13 @@ def roots_of(trace: Trace, pattern: str, modality: str) -> list[tuple[int, tuple
         elif _fits(pattern, frame.path):
             inside.add(frame.index)
             found.append((frame.end - 1, frame.outputs))
-    for op in trace.ops:
+    for op in trace.calls:
         if op.module is not None and op.frame not in inside and _fits(pattern, op.module):
             found.append((op.index, op.outputs))
     if not found:
-        called = list(dict.fromkeys([f.path for f in trace.frames[1:]] + [op.module for op in trace.ops if op.module]))
+        called = list(
+            dict.fromkeys([f.path for f in trace.frames[1:]] + [op.module for op in trace.calls if op.module])
+        )
         shown = ", ".join(map(repr, called[:12])) + (", ..." if len(called) > 12 else "")
         raise InputsError(
             f"Modality {modality!r} begins at modules {pattern!r}, and no module of that path was called; these were: "

@@ -12,7 +12,6 @@ from ._calls import (
     is_property_write,
     is_silent,
     name_of,
-    spelling_of,
 )
 from ._operation import Axes, Family, Operation, Value
 from ._table import ROWS, canonical, names_a_norm, operation
@@ -33,5 +32,4 @@ __all__ = [
     "name_of",
     "names_a_norm",
     "operation",
-    "spelling_of",
 ]

@@ -29,18 +29,13 @@ _RENAMED = frozenset({torch.Tensor.__pow__, torch.Tensor.__ipow__, torch.Tensor.
                       torch.Tensor.__abs__, torch.Tensor.__neg__, torch.Tensor.__pos__})  # fmt: skip
 
 
-def spelling_of(func: Any) -> str:
-    """The function's own name; for a property of a tensor (`x.T`), the property's."""
+def name_of(func: Any) -> str:
+    """The function's own name, as one spelling of its operation; for a property of a tensor (`x.T`), the property's."""
     name = getattr(func, "__name__", type(func).__name__)
     if name in ("__get__", "__set__"):
         owner = getattr(func, "__self__", None)
         return str(getattr(owner, "__name__", name))
     return str(name)
-
-
-def name_of(func: Any) -> str:
-    """The one name of the operation, however it is spelled: `add` for `__radd__` and `add_`."""
-    return canonical(spelling_of(func))
 
 
 def is_property(func: Any) -> bool:

@@ -19,7 +19,7 @@ from .tables import cost_text
 
 if TYPE_CHECKING:
     from .._analyse import Analysis
-    from .._capture import Frame, Op, Trace
+    from .._capture import Call, Frame, Trace
 
 #: Calls that say nothing about the model: they look at the same numbers in another way.
 _VIEWS: tuple[Value, ...] = ("reshapes", "permutes", "casts", "splits", "takes_part", "stretches", "integers")
@@ -156,7 +156,7 @@ class _Drawing:
         for name, uid in self.trace.inputs:
             self.nodes[f"input {name}"] = Node(f"input {name}", name, "input", "", name, (self.fact(uid),))
             self.producers[uid] = f"input {name}", 0
-        for op in self.trace.ops:
+        for op in self.trace.calls:
             if op.frame in self.sealed:
                 self._regbn(self.trace.frames[self.sealed[op.frame]])
             else:
@@ -188,7 +188,7 @@ class _Drawing:
             made.append(Box(identity, label, frame.class_name, self.boxes[parent], frame.path))
         return tuple(made)
 
-    def _op(self, op: Op) -> None:
+    def _op(self, op: Call) -> None:
         box = self.boxes[op.frame]
         label = op.name if op.module is None else _last(op.module, self.trace.frames[op.frame].path, op.name)
         name = op.module or f"{box}/{op.name}"

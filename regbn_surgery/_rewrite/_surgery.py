@@ -19,10 +19,10 @@ from .._errors import AlreadyRewrittenError, RegBNError, RewriteError
 from .._inputs import Inputs
 from .._types import Plan, PlannedSite
 from ._classes import original_class, uninstall
-from ._graph_host import GraphHost
 from ._guard import ATTRIBUTE, Guard
 from ._guard import RECORD as RECORD
 from ._hoist import HoistHook
+from ._graph_host import GraphHost
 from ._host import HostSurgery
 from ._keep import forget
 from ._operations import Operation, operations_for, put_in

@@ -18,6 +18,8 @@ container is taken apart into (`getitem`, `getattr`), and containers that are pu
 | `checkpointed` | calls in a checkpoint, or under `saved_tensors_hooks` | True |
 | `traits` | calls of modules | what layouts need to know: batch_first, num_features, ... |
 | `packs` | containers put together | True |
+| `frames` | the output | every module call that was looked into, in order: `Frame` |
+| `regbn` | what `insert_regbn` put in | the `PlannedSite` |
 """
 
 from __future__ import annotations
@@ -129,15 +131,19 @@ def tensor_of(value: Any) -> TensorInfo | None:
 
 
 def _call(node: Node, index: int) -> Call:
-    read = tuple(_operands((node.args, node.kwargs)))
+    read = tuple(operands_of(node))
     made = [info.uid for result in results_of(node) if (info := tensor_of(result)) is not None]
     if not made and node.target is operator.setitem:  # `x[i] = y` makes nothing: what is written to is its result
         made = [info.uid for info in map(tensor_of, node.args[:1]) if info is not None]
     return Call(node, index, tuple(uid for uid, _ in read), tuple(made), tuple(found for _, found in read))
 
 
+def operands_of(node: Node) -> Iterator[tuple[int, Node]]:
+    """The tensors that a call reads, in the order of its arguments, each with the node that it comes from."""
+    yield from _operands((node.args, node.kwargs))
+
+
 def _operands(value: Any) -> Iterator[tuple[int, Node]]:
-    """The tensors among arguments, in order, each with the node that it comes from."""
     if isinstance(value, Node):
         info = tensor_of(value)
         if info is not None:

@@ -146,7 +146,9 @@ class Objects:
         if isinstance(value, np.integer | np.floating):
             return value.item()
         if isinstance(value, PackedSequence):
-            return self._packed(PackedSequence, tuple(self.argument(field) for field in value))
+            packed = self._packed(PackedSequence, tuple(self.argument(field) for field in value))
+            self._tell(packed, value.data)
+            return packed
         if type(value) is slice:
             return slice(*(self.argument(x) for x in (value.start, value.stop, value.step)))
         if isinstance(value, torch.Size):

@@ -64,7 +64,6 @@ class Recorder(Objects):
             self.paths.setdefault(id(module), path)
         self._count = 0  # of the calls recorded so far
         self._frames: list[Frame] = []
-        self._modules: list[dict[str, tuple[str, type]]] = []  # the module stack of each frame
         self._times: Counter[str] = Counter()  # how often each module has been called
         self._stack: list[int] = []
         self._calls: dict[int, Counter[str]] = {}
@@ -184,9 +183,9 @@ class Recorder(Objects):
         key = self._key(parent, name, source) if parent is not None else (name, "", 0, 0)
         inputs = tuple((name, self.uid(tensor)) for name, tensor in named_tensors(module, args, kwargs))
         reads = tuple(self.uid(tensor) for tensor in _tree.tensors((args, dict(kwargs))))
-        frame = Frame(index, path, name, parent, call, key, self._count, inputs, reads, source=source)
+        stack = self._stack_of(parent, path, type(module))
+        frame = Frame(index, path, name, parent, call, key, self._count, inputs, reads, source=source, modules=stack)
         self._frames.append(frame)
-        self._modules.append(self._stack_of(parent, path, type(module)))
         self._calls[index] = Counter()
         self._keys[index] = Counter()
         self._stack.append(index)
@@ -195,7 +194,7 @@ class Recorder(Objects):
         """The module stack as `torch.fx` writes it: a module's second call is `path@1`."""
         times = self._times[path]
         self._times[path] += 1
-        above = self._modules[parent] if parent is not None else {}
+        above = self._frames[parent].modules if parent is not None else {}
         return {**above, f"{path}@{times}" if times else path: (path, cls)}
 
     def close_frame(self, output: Any) -> None:
@@ -383,7 +382,7 @@ class Recorder(Objects):
         frame = self._stack[-1]
         name = spelling if node.op == "call_module" else fn.canonical(spelling)
         node.meta.update(
-            operation=name, frame=frame, nn_module_stack=self._modules[frame], source=source,
+            operation=name, frame=frame, nn_module_stack=self._frames[frame].modules, source=source,
             key=self._key(frame, spelling, source),
         )  # fmt: skip
         if source is not None:
@@ -429,9 +428,12 @@ class Recorder(Objects):
             names = ", ".join(f"`self.{name}`" for name in self.mutated)
             raise UnrecordableError(f"{type(self.root).__name__}.forward changes what {names} hold; a graph would not")
         if self.stores:
-            self.graph.output((self.argument(output), {name: self.argument(x) for name, x in self.stores.items()}))
+            last = self.graph.output(
+                (self.argument(output), {name: self.argument(x) for name, x in self.stores.items()})
+            )
         else:
-            self.graph.output(self.argument(output))
+            last = self.graph.output(self.argument(output))
+        last.meta["frames"] = tuple(self._frames)
         self.recording = False
         trace = Trace(
             self.graph, tuple(self._frames), dict(self._tensors), inputs, dict(self.constants),

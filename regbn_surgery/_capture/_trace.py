@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch.fx
 
 from .._types import Source
-from ._meta import Call, Key, TensorInfo, calls_of
+from ._meta import Call, Key, TensorInfo, calls_of, tensor_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Frame:
     outputs: tuple[int, ...] = ()
     end: int = 0  # number of calls recorded when it returned
     source: Source | None = None  # where its caller calls it
+    modules: Mapping[str, tuple[str, type]] = field(default_factory=dict, repr=False)  # the stack, as `torch.fx` has it
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Trace:
     def calls(self) -> tuple[Call, ...]:
         """The recorded calls in order: views of the graph's nodes."""
         return calls_of(self.graph)
+
+    def on(self, graph: torch.fx.Graph) -> Trace:
+        """The same run as another graph of it says."""
+        infos = (info for node in graph.nodes if (info := tensor_of(node)) is not None)
+        return replace(self, graph=graph, tensors={**self.tensors, **{info.uid: info for info in infos}})
 
     def path_of(self, call: Call) -> str:
         return self.frames[call.frame].path

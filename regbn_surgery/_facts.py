@@ -113,7 +113,8 @@ def _leads(trace: Trace, start: int, end: int) -> bool:
     reached = {start}
     for op in trace.calls:
         if not reached.isdisjoint(op.inputs):
-            reached.update(op.outputs)
+            # What a layer only hands on, as `nn.Identity` does, was made before.
+            reached.update(uid for uid in op.outputs if op.inplace or uid not in op.inputs)
     return end in reached and end != start
 
 

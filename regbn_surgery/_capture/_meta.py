@@ -166,5 +166,5 @@ def results_of(node: Node) -> Iterator[Node]:
         yield node
         return
     for user in node.users:
-        if user.target in (getattr, operator.getitem) and "operation" not in user.meta and user.args[0] is node:
+        if user.target in (getattr, operator.getitem) and user.args[0] is node:
             yield from results_of(user)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -106,6 +106,11 @@ def test_a_gate_is_only_read() -> None:
     assert readers(graph) == [(["mul"], [])]
 
 
+class Both(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
 class Cross(nn.Module):
     """Tokens are projected in modules of their own."""
 
@@ -136,6 +141,32 @@ def test_the_calls_of_modules_read_inside() -> None:
     graph = inserted(model, (normal(4, 6, 3), normal(4, 7, 5)), rule)
     assert [site.target for site in sites(graph)] == ["cross.regbn_r"]
     assert readers(graph) == [(["Linear"], ["Linear", "Linear"])]
+
+
+def test_what_a_module_is_given_by_two_sites() -> None:
+    def forward(self: Any, a: Any, b: Any, c: Any) -> Any:
+        b, c = self.fb(b), self.fc(c)
+        return self.project(self.fa(a)) + b + c
+
+    model = make(forward, project=Projection(), fa=nn.Linear(3, 8), fb=nn.Linear(5, 8), fc=nn.Linear(2, 8))
+    rules = [{"id": name, "pair": {"f": "module:fa", "g": f"module:f{name}"}} for name in "bc"]
+    graph = inserted(model, (*PAIR, normal(4, 2)), *rules)
+    first, second = sites(graph)
+    assert second.args[0].args[0] is first, "the second normalises what the first has made"
+    assert [user.meta["operation"] for user in second.args[0].users] == ["RegBN"]
+    [linear] = [user for item in results_of(second) for user in item.users if user.op == "call_module"]
+    assert linear.target == "project.fc"
+
+
+def test_containers_that_are_put_together_for_a_call() -> None:
+    def forward(self: Any, a: Any, b: Any) -> Any:
+        both = self.same(Both(self.fa(a), self.fb(b)))
+        return both.first + both.second
+
+    model = make(forward, same=nn.Identity(), fa=nn.Linear(3, 6), fb=nn.Linear(5, 6))
+    graph = inserted(model, PAIR, {"pair": {"f": "module:fa", "g": "module:fb"}})
+    [call] = [node for node in graph.nodes if node.meta.get("operation") == "Identity"]
+    assert [node.args[0] for _, node in operands_of(call)] == sites(graph) * 2
 
 
 def test_a_shared_owner_in_two_roles() -> None:

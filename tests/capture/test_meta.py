@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.fx
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 from regbn_surgery import CaptureError, Inputs, InputsError, RegBNError, trace
 from regbn_surgery._capture import calls_of, capture, operands_of, results_of, tensor_of
 
 from .replay import make
+
+
+class Both(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
 
 
 class Twice(nn.Module):
@@ -118,6 +125,29 @@ class TestMeta:
         found = capture(make(forward), (torch.ones(2),), {})[0]
         assert seen == [False]
         assert [call.inputs[0] for call in found.calls if call.name == "Hidden"] == [found.inputs[0][1]]
+
+    def test_it_stays_the_same_tensor_for_modules_that_are_given_it(self):
+        def forward(self, x):
+            twin = torch.Tensor._make_subclass(torch.Tensor, x)
+            return twin * 2 + self.child(twin)
+
+        model = make(forward, child=make(lambda self, x: x + 1))
+        found = capture(model, (torch.ones(2),), {})[0]
+        assert found.frames[1].inputs == (("x", found.inputs[0][1]),)
+
+    def test_containers_that_are_put_together_for_a_call(self):
+        def forward(self, x, y):
+            return self.same(Both(x, y)).first + 1
+
+        [call] = named(trace(make(forward, same=nn.Identity()), (torch.ones(2, 3), torch.ones(2, 4))), "Identity")
+        assert [tensor_of(node).shape for _, node in operands_of(call)] == [(2, 3), (2, 4)]
+
+    def test_what_is_computed_again_for_the_backward_pass(self):
+        def forward(self, x):
+            return checkpoint(torch.sin, x, use_reentrant=False) + 1
+
+        found = calls_of(trace(make(forward), torch.ones(2, 3), training=True))
+        assert [(call.name, call.checkpointed) for call in found] == [("sin", True), ("add", False)]
 
 
 class TestGraph:

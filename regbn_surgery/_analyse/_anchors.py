@@ -155,9 +155,7 @@ class FrameView:
         maker = self.maker.get(uid)
         if maker is None or maker.op is None or len(maker.inputs) != 1 or uid in self.arguments:
             return uid
-        adds = maker.op.name in ("add", "__add__", "__radd__") and any(
-            type(value) is int and value == 0 for value in maker.op.args
-        )
+        adds = maker.op.row.does("adds") and any(type(value) is int and value == 0 for value in maker.op.args)
         return maker.inputs[0] if adds and maker.inputs[0] != uid else uid
 
     def _leading_to(self, targets: set[int], event: Event) -> set[int]:

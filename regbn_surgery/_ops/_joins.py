@@ -19,7 +19,7 @@ CONCATS = (
 )
 
 SUMS = (
-    Operation("add", ("__add__", "__radd__", "__iadd__"), "sum", values=_values("shifts", "floors", "ids")),
+    Operation("add", ("__add__", "__radd__", "__iadd__"), "sum", values=_values("shifts", "adds", "floors", "ids")),
     Operation("sub", ("subtract", "__sub__", "__isub__"), "sum", values=_values("shifts", "ids")),
     Operation("rsub", ("__rsub__",), "sum", values=_values("shifts", "negates", "ids")),
     Operation("lerp", family="sum", weight=2),

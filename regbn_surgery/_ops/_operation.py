@@ -35,7 +35,7 @@ Axes = Literal[
 Value = Literal[
     "reshapes", "permutes", "casts", "drops_out", "splits", "takes_part", "stretches", "repeats",  # the same numbers
     "integers",  # a cast to whole numbers or booleans
-    "scales", "shifts", "divides", "floors",  # the same direction, or nearly
+    "scales", "shifts", "adds", "divides", "floors",  # the same direction, or nearly
     "norm",  # the length of vectors
     "unit",  # vectors divided by their length
     "normalises",  # a step on the way to vectors of length one

@@ -129,7 +129,7 @@ def _copying(cls: Any) -> Any:
         surgery = copy.deepcopy(self.__dict__[ATTRIBUTE], memo)
         for name, child in self._modules.items():
             if name not in made._modules:
-                made.add_module(name, copy.deepcopy(child, memo))  # type: ignore[arg-type]
+                made.add_module(name, copy.deepcopy(child, memo))
         for name, value in self.__dict__.items():
             if name.startswith("_regbn") or isinstance(value, RegBNSite):
                 made.__dict__[name] = copy.deepcopy(value, memo)

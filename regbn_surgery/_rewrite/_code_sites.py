@@ -81,9 +81,7 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
         mask=recipe.mask,
         scatter=None
         if scatter is None
-        else Stretches(
-            scatter.into, scatter.source, scatter.inplace, written, scatter.axis
-        ),
+        else Stretches(scatter.into, scatter.source, scatter.inplace, written, scatter.axis),
         into_is_f=member.f == 0,
         onward=onward,
         unwoven="; ".join(dict.fromkeys(reasons)),

@@ -19,9 +19,9 @@ from .. import _tree
 from .._errors import RegBNBypassedError
 from ._bypass import has_tuples_for_cache, remembered
 from ._growing import current_frame
-from ._record import CodeSite
 from ._memory import has_caches, remember
 from ._onward import continues
+from ._record import CodeSite
 
 Call = Callable[..., Any]
 

@@ -1,8 +1,9 @@
-"""Functions of the user's code: find one behind its decorators, read its syntax tree, and tell whether it has changed."""
+"""Functions of the user's code: find one behind its decorators, read its syntax tree, tell whether it has changed."""
 
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import functools
 import hashlib
@@ -45,7 +46,8 @@ class FunctionSource:
     def first(self) -> int:
         """Number of the first line, decorators included."""
         decorators = getattr(self.definition, "decorator_list", [])
-        return min([self.definition.lineno, *(decorator.lineno for decorator in decorators)])
+        lines: list[int] = [self.definition.lineno, *(decorator.lineno for decorator in decorators)]
+        return min(lines)
 
     @property
     def text(self) -> str:
@@ -278,8 +280,8 @@ def compiled(
 def _undecorated(definition: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.stmt:
     if not definition.decorator_list:
         return definition
-    kept = {name: getattr(definition, name, None) for name in (*definition._fields, *definition._attributes)}
-    plain = type(definition)(**{**kept, "decorator_list": []})
+    plain = copy.copy(definition)
+    plain.decorator_list = []
     return plain
 
 
@@ -302,7 +304,7 @@ def instruction_of(code: CodeType, offset: int) -> int:
     instructions = code.co_code
     while offset > 0 and instructions[offset] == 0:  # what the interpreter keeps behind an instruction
         offset -= 2
-    positions = [place for place in code.co_positions()]
+    positions = list(code.co_positions())
     while offset > 0 and None not in positions[offset // 2] and positions[offset // 2 - 1] == positions[offset // 2]:
         offset -= 2
     return offset
@@ -342,7 +344,10 @@ def tree_of(text: str) -> ast.Module:
     indented = text[:1].isspace()
     tree = ast.parse(f"if 1:\n{text}" if indented else text)
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return tree
 

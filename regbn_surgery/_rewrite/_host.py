@@ -177,9 +177,7 @@ class HostSurgery:
             self._end(frame, host, args, kwargs, output)
         return output
 
-    def _begin(
-        self, frame: Frame, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _begin(self, frame: Frame, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         frame.host, frame.role = host, role
         if has_caches(args, kwargs):
             frame.met_before = remembered(host, self._sites(role), args, kwargs)
@@ -224,8 +222,8 @@ class HostSurgery:
             if site.missing == "ignore" or (site.missing == "warn" and module.told_missing):
                 continue
             text = (
-                f"{type(host).__name__} at `{self.path}` was called ({spelled(args, kwargs)}), and {_why(site, passage)}"
-                f": RegBN `{site.name}` did not run, and this call computes what the original does."
+                f"{type(host).__name__} at `{self.path}` was called ({spelled(args, kwargs)}), and "
+                f"{_why(site, passage)}: RegBN `{site.name}` did not run; this call computes what the original does."
             )
             if site.missing == "error":
                 raise RegBNBypassedError(text + " (The rule says `missing: error`.)")

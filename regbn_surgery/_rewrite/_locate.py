@@ -154,7 +154,9 @@ class Locator:
             found = None if qualified.endswith("<lambda>") else find(qualified, module, self.cls, caller)
             if found is not None:
                 return found.outer, found.inner
-        raise NoSourceError(f"there is no function {qualified!r} on the way to a fusion in {self.cls.__name__} any more")
+        raise NoSourceError(
+            f"there is no function {qualified!r} on the way to a fusion in {self.cls.__name__} any more"
+        )
 
     def source(self, function: FunctionType) -> FunctionSource:
         name = name_of(function)
@@ -203,4 +205,10 @@ _CALLING_ON = frozenset({*dir(builtins), "accumulate", "starmap"}) - {"sum"}
 
 
 def _called_name(node: ast.Call) -> str:
-    return node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
+    return (
+        node.func.id
+        if isinstance(node.func, ast.Name)
+        else node.func.attr
+        if isinstance(node.func, ast.Attribute)
+        else ""
+    )

@@ -123,7 +123,7 @@ def note(site: RegBNSite, g: Tensor, mask: Tensor | None) -> None:
 
 def remember(ran: Iterable[str], lasting: Collection[str], *values: Any) -> None:
     """The caches among the arguments and outputs of a call hold what came by the sites in it. `ran`: the tokens of the
-    sites; those that did so in a compiled piece have told nothing of it. `lasting`: those after which f may follow alone."""
+    sites; those that did so in a compiled piece have told nothing of it. `lasting`: where f may follow alone."""
     frame = current_frame()
     told = {} if frame is None else frame.met
     if not told or not set(ran) <= told.keys():

@@ -83,7 +83,9 @@ def writes(op: str) -> bool:
 
 
 _OUT_OF_PLACE = frozenset({"and_", "or_", "not_", "is_", "requires_grad_"})
-_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "imatmul", "ipow", "ifloordiv", "imod", "iand", "ior", "ixor"})
+_IN_PLACE = frozenset(
+    {"iadd", "isub", "imul", "itruediv", "imatmul", "ipow", "ifloordiv", "imod", "iand", "ior", "ixor"}
+)
 
 
 def woven(locator: Locator, sites: Sequence[CodeSite]) -> Woven:

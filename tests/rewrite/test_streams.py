@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import regbn_surgery
 from regbn_surgery import RegBNBypassedError, RewriteError
-from regbn_surgery._rewrite import _operations, explain
+from regbn_surgery._rewrite import _operations, _surgery, explain
 from regbn_surgery._rewrite._host import HostSurgery
 
 from .models import Cross, Masked, build, counting, operate, run, site_of, step, token_pairs

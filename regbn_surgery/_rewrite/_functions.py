@@ -246,7 +246,8 @@ def compiled(
     """
     outer = ast.parse("def _around(): pass").body[0]
     assert isinstance(outer, ast.FunctionDef)
-    outer.args.args = [ast.arg(name) for name in dict.fromkeys((*function.__code__.co_freevars, *free))]
+    outer_names = tuple(dict.fromkeys((*function.__code__.co_freevars, *free)))
+    outer.args.args = [ast.arg(name) for name in outer_names]
     statement: ast.stmt = ast.Expr(definition) if isinstance(definition, ast.Lambda) else _undecorated(definition)
     *_, owner, _last = ["", *function.__code__.co_qualname.split(".")]
     if owner.isidentifier():  # names with two underscores in front are known by the class around them
@@ -254,6 +255,8 @@ def compiled(
         if sys.version_info >= (3, 12):
             statement.type_params = []
     outer.body = [statement]
+    if owner.isidentifier() and owner not in outer_names:  # the function may call its own class by its global name
+        outer.body.insert(0, ast.Global([owner]))
     # The compiler loads what a file imports in another way than other names.
     imports: list[ast.stmt] = [ast.Import([ast.alias(name) for name in imported])] if imported else []
     module = ast.fix_missing_locations(ast.Module([*imports, outer], []))

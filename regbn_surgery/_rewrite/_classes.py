@@ -146,7 +146,9 @@ def install(host: nn.Module, surgery: HostSurgery | GraphHost) -> None:
         if isinstance(site, CodeSite):
             refuse_methods(site, site.methods, type(host))
         elif methods:
-            raise RewriteError(f"`methods:` of {site.name}: a pair between two modules counts in forward alone")
+            raise RewriteError(
+                f"`methods:` of {site.name}: its RegBN puts calls of forward in another order, and counts there alone"
+            )
     host.__dict__[ATTRIBUTE] = surgery
     if own is not None or _asks_its_class(type(host)):
         host.__dict__["forward"] = InstanceForward(host, own)

@@ -117,13 +117,14 @@ class HostSurgery:
     def table_of(self, role: int) -> Table:
         return self.tables[role]
 
-    def _forward(self, host: nn.Module) -> Callable[..., Any]:
+    def _call(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the rewritten forward."""
         assert self.woven is not None, "bound, and not by mode"
         own = host.__dict__.get("forward")
         if isinstance(own, InstanceForward) and own.before is not None:
-            return rebound(own.before, self.woven, host)
-        bound: Callable[..., Any] = self.woven.forward.__get__(host)
-        return bound
+            return rebound(own.before, self.woven, host)(*args, **kwargs)
+        # Unbound: where dynamo breaks a graph, it hands a bound method on by its name, and by name it is `run` again.
+        return self.woven.forward(host, *args, **kwargs)
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -138,16 +139,15 @@ class HostSurgery:
             return self._run_by_mode(host, role, args, kwargs)
         if torch.compiler.is_compiling():
             return self._run_compiled(host, role, args, kwargs)
-        forward = self._forward(host)
         with on_the_stack(self.token), called_with(args, kwargs) as frame:
             self._begin(frame, host, role, args, kwargs)
-            output = forward(*args, **kwargs)
+            output = self._call(host, args, kwargs)
             self._end(frame, host, args, kwargs, output)
         return output
 
     def _run_compiled(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.compiled_role = role
-        output = self._forward(host)(*args, **kwargs)
+        output = self._call(host, args, kwargs)
         passage, self.compiled_passage, self.compiled_role = self.compiled_passage, None, 0
         if passage is not None and has_caches(args, kwargs, output):
             if passage.reached and not torch.compiler.is_exporting():

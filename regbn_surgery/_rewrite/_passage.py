@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,9 +70,10 @@ class Table:
 
     sites: tuple[SiteTable, ...]
     helpers: Mapping[Path, tuple[Helper, ...]]
+    writing: tuple[Path, ...] = ()  # places whose call writes into its first operand
 
     def of_role(self, role: int) -> Table:
-        return Table(tuple(site for site in self.sites if site.site.role == role), self.helpers)
+        return replace(self, sites=tuple(site for site in self.sites if site.site.role == role))
 
 
 class TensorMethod:
@@ -113,9 +114,8 @@ def _run(func: Any, operands: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*operands, **kwargs)
 
 
-def writes(func: Any) -> bool:
-    """Whether a function or method writes into its first operand."""
-    name = func.name if isinstance(func, TensorMethod) else getattr(func, "__name__", "")
+def writes(name: str) -> bool:
+    """Whether a function or method of that name writes into its first operand."""
     return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and name not in _OUT_OF_PLACE)
 
 
@@ -204,7 +204,7 @@ class Passage:
         """The same, for a method of a tensor with the tensor among the operands. `layer`: what is called, for those who
         want to know which module it is."""
         now: list[tuple[Tensor, Tensor]] = []  # what stood in the call, and what stands there now
-        written = operands[0] if operands and writes(func) and isinstance(operands[0], Tensor) else None
+        written = operands[0] if path in self.table.writing and isinstance(operands[0], Tensor) else None
         self.written = written
         for entry in self.table.sites:
             if path == entry.f_at or path == entry.g_at:
@@ -614,4 +614,4 @@ def _without_checkpoint(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in _OF_CHECKPOINT}
 
 
-__all__ = ["ATTRIBUTE", "Helper", "Here", "Passage", "Path", "Returns", "SiteTable", "Table", "enter"]
+__all__ = ["ATTRIBUTE", "Helper", "Here", "Passage", "Path", "Returns", "SiteTable", "Table", "enter", "writes"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ._functions import NoSourceError
 from ._locate import Locator
-from ._passage import Helper, Path, SiteTable, Table
+from ._passage import Helper, Path, SiteTable, Table, writes
 from ._record import CodeSite, Place
 from ._weave import Wrapping, behind_decorators, rewritten_text, weave
 
@@ -71,7 +71,8 @@ def table_of(sites: Sequence[CodeSite], slots: Slots, helpers: dict[Path, tuple[
             tuple(path(place) for place in site.onward),
         )
 
-    return Table(tuple(entry(site) for site in sites), helpers)
+    writing = tuple(dict.fromkeys(path(place) for site in sites for place in site.places() if writes(place.op)))
+    return Table(tuple(entry(site) for site in sites), helpers, writing)
 
 
 def woven(locator: Locator, sites: Sequence[CodeSite]) -> Woven:

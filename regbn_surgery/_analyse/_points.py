@@ -164,18 +164,25 @@ def _cycle(run: Run, owner: Frame, roles: dict[int, int]) -> tuple[tuple[int, ..
     None where every call has the same role, so that no counting is needed.
     """
     frames = run.trace.frames
-    calls = [frame.index for frame in frames if frame.path == owner.path]
+    all_calls = [frame.index for frame in frames if frame.path == owner.path]
+    around = {above for index in all_calls for above in _above(run.trace, index)}
+    calls = [index for index in all_calls if index not in around]  # one that calls itself is not where streams meet
     if len({roles.get(index, -1) for index in calls}) == 1:
         return None, ""
     chains = []
     for index in calls:
-        chain, parent = [], frames[index].parent
-        while parent is not None:
-            chain.append(parent)
-            parent = frames[parent].parent
-        chains.append(chain[::-1])
+        chains.append(_above(run.trace, index)[::-1])
     common = [level[0] for level in zip(*chains, strict=False) if len(set(level)) == 1]
     return tuple(roles.get(index, -1) for index in calls), frames[common[-1]].path if common else ""
+
+
+def _above(trace: Trace, index: int) -> list[int]:
+    """The calls around a call, innermost first."""
+    chain, parent = [], trace.frames[index].parent
+    while parent is not None:
+        chain.append(parent)
+        parent = trace.frames[parent].parent
+    return chain
 
 
 def _level(run: Run, meeting: Meeting, places: Mapping[int, Place]) -> Level:

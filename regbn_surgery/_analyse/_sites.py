@@ -48,6 +48,7 @@ class Recipe:
     spots: Mapping[Key, Spot] = field(default_factory=dict, compare=False, repr=False)
     layers: tuple[Key | None, Key | None] = (None, None)  # the owner's calls of the makers
     onward: tuple[Key, ...] = ()  # the owner's calls that read what comes out of the fusion call
+    outer: Recipe | None = None  # the same in the owner's caller, where a list's order does not matter: see `from_caller`
     waits: bool = False  # whether a call reads one side before the other exists, and would have to wait
 
 
@@ -67,7 +68,31 @@ def find_sites(run: Run, meeting: Meeting, role: int, view: FrameView | None = N
     else:
         pairs = _operand_pairs(meeting)
     sites = [_site(run, meeting, view, event, pair, role) for pair in pairs]
-    return [(site, placed(view, recipe, event)) for site, recipe in sites]
+    found = [(site, placed(view, recipe, event)) for site, recipe in sites]
+    return [(site, replace(recipe, outer=from_caller(run, view, recipe))) for site, recipe in found]
+
+
+def from_caller(run: Run, view: FrameView, recipe: Recipe) -> Recipe | None:
+    """For sides that are items of a list that the owner is given: the site in the module that calls the owner.
+
+    There the sides are known by what makes them; in the owner, a list in another order looks alike. None where the
+    owner is called from several places, or another thing than the two tensors counts.
+    """
+    listed = [take.argument is not None and any(part.isdigit() for part in take.argument.split(".")) for take in recipe.takes]
+    others = [frame for frame in run.trace.frames if frame.path == view.frame.path and frame is not view.frame]
+    if not all(listed) or not all(recipe.whole_input) or others or view.frame.parent is None or recipe.mask is not None:
+        return None
+    caller = run.trace.frames[view.frame.parent]
+    around = FrameView(caller, run.trace, run.flow, run.layout)
+    event = next(event for event in around.events if event.key == view.frame.key)
+    if any(take.uid not in event.inputs for take in recipe.takes) or caller.path == "?":
+        return None
+    readers = [((event.key, event.inputs.index(take.uid)),) for take in recipe.takes]
+    takes = [around.taken(take.uid, at[0], at) for take, at in zip(recipe.takes, readers, strict=True)]
+    if any(take.argument is not None and any(part.isdigit() for part in take.argument.split(".")) for take in takes):
+        return None
+    moved = replace(recipe, owner=caller.path, key=event.key, takes=(takes[0], takes[1]), leaf=None)
+    return replace(placed(around, moved, event), onward=())
 
 
 def placed(view: FrameView, recipe: Recipe, event: Event | None) -> Recipe:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._errors import RecipeError
+from .._errors import AlreadyRewrittenError, RecipeError, RewriteError
 from .._rewrite import Operation, explain, operations_of, repeat
 from .._rewrite._classes import original_class
 from .._rewrite._guard import ATTRIBUTE
@@ -89,8 +89,10 @@ class Recipe:
         )
         opened = tuple(OpenedRecord(path, _class_at(model, path)) for path in _opened_by(operations))
         table = _Sources()
-        for path in dict.fromkeys(["", *(host.path for host in hosts), *(module.path for module in opened)]):
+        graphs = [operation.host for operation in operations if operation.graph is not None]
+        for path in dict.fromkeys([*graphs, *(module.path for module in opened)]):
             table.add_forward(original_class(model.get_submodule(path)))
+        _refuse_without_text(operations)
         relative = tuple(_trimmed(table.relative_to_functions(model, operation)) for operation in operations)
         writes = any(
             module.__dict__[ATTRIBUTE].writes_parameters for module in model.modules() if ATTRIBUTE in module.__dict__
@@ -118,8 +120,13 @@ class Recipe:
         refuse_wrapped(model)
         operations = self._fitted(model)
         target = model if inplace else _copied(model)
-        interposing = {host.path: host.reason for host in self.hosts if host.reason}
-        repeat(target, operations, self.writes_parameters, interposing)
+        by_mode = {host.path: host.reason for host in self.hosts if host.reason}
+        try:
+            repeat(target, operations, self.writes_parameters, by_mode)
+        except AlreadyRewrittenError:
+            raise
+        except RewriteError as error:
+            raise RecipeError(self._refusal(model, [str(error)])) from error
         return target
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -202,15 +209,15 @@ class Recipe:
             if module != cls.__module__:
                 moved[module] = cls.__module__
             text = forwards.get(f"{module}:{name}.forward", "")
-            if module.split(".")[0] == "torch" and signature_only(cls).text != text:
+            if text and module.split(".")[0] == "torch" and signature_only(cls).text != text:
                 now = signature_only(cls).text.strip()
                 problems.append(f"the arguments of {recorded} have changed: {now} was {text.strip()}")
         return problems, moved
 
     def _missing_layers(self, model: nn.Module) -> list[str]:
         """Which of the layers that make f and g are not where they were, and are watched there or looked for."""
-        makers = ((op.host, path) for op in self.operations if op.recipe and op.tier == 2 for path in op.recipe.makers)
-        wanted = dict.fromkeys(path for host, path in makers if path and (not host or path.startswith(f"{host}.")))
+        sites = [(op.host, site) for op in self.operations if (site := op.code or op.graph) is not None]
+        wanted = dict.fromkeys(f"{host}.{path}".lstrip(".") for host, site in sites for path in site.makers if path)
         there = dict(model.named_modules(remove_duplicate=False))
         return [
             f"there is no module at `{path}` any more; what it returned was normalised"
@@ -248,8 +255,8 @@ class _Sources:
 
         def relative(key: _Key) -> _Key:
             name, file, line, nth = key
-            if operation.tier == 1 or not file:  # a hook finds its arguments by name
-                return (name, "", 0, 0)
+            if not file:
+                return key
             found = locate(file, line)
             return (name, str(self._index(named(found, owner))), line - found.first, nth)
 
@@ -287,13 +294,23 @@ def _trimmed(value: Any) -> Any:
     return value
 
 
+def _refuse_without_text(operations: tuple[Operation, ...]) -> None:
+    """Raises RecipeError where a function that surgery wrote into has no source, so that a change would go unseen."""
+    bare = next((text.name for op in operations for text in op.texts if not text.text and not text.code), None)
+    if bare is not None:
+        raise RecipeError(
+            f"{bare} has no source here, so a recipe could not tell whether it has changed. Move the code into a "
+            "function of a file."
+        )
+
+
 def _opened_by(operations: tuple[Operation, ...]) -> tuple[str, ...]:
     """Paths of the modules that hosts look into, whose own code is then the host's."""
     found = (
         f"{op.host}.{path}" if op.host else path
         for op in operations
-        if op.recipe is not None and op.recipe.across is not None
-        for path in op.recipe.across.opened
+        if op.graph is not None and op.graph.across is not None
+        for path in op.graph.across.opened
     )
     return tuple(dict.fromkeys(found))
 

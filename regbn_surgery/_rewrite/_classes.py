@@ -6,6 +6,7 @@ instead.
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import functools
 import inspect
@@ -19,6 +20,7 @@ from .._errors import RewriteError
 from ._guard import ATTRIBUTE
 from ._methods import refuse_methods
 from ._record import CodeSite
+from ._site import RegBNSite
 
 if TYPE_CHECKING:
     from ._graph_host import GraphHost
@@ -104,8 +106,32 @@ def rewritten_class(cls: Any, methods: tuple[str, ...] = ()) -> type[nn.Module]:
         "_regbn_original_class": cls,
         **{name: _rewritten_method(cls, name) for name in methods},
     }
+    if hasattr(cls, "__deepcopy__"):
+        body["__deepcopy__"] = _copying(cls)
     derived: type[nn.Module] = quiet_subclass(cls, body)
     return _classes.setdefault((cls, methods), derived)
+
+
+def _copying(cls: Any) -> Any:
+    """For a class that copies itself in a way of its own, as graph modules do, and leaves out what it does not know."""
+
+    def __deepcopy__(self: nn.Module, memo: dict[int, Any]) -> nn.Module:  # noqa: N807
+        made: nn.Module = cls.__deepcopy__(self, memo)
+        if ATTRIBUTE in made.__dict__:
+            return made
+        surgery = copy.deepcopy(self.__dict__[ATTRIBUTE], memo)
+        for name, child in self._modules.items():
+            if name not in made._modules:
+                made.add_module(name, copy.deepcopy(child, memo))  # type: ignore[arg-type]
+        for name, value in self.__dict__.items():
+            if name.startswith("_regbn") or isinstance(value, RegBNSite):
+                made.__dict__[name] = copy.deepcopy(value, memo)
+        made.__dict__[ATTRIBUTE] = surgery
+        methods = tuple(dict.fromkeys(name for site in surgery.sites for name in site.methods))
+        object.__setattr__(made, "__class__", rewritten_class(type(made), methods))
+        return made
+
+    return __deepcopy__
 
 
 def _rewritten_method(cls: Any, name: str) -> Any:

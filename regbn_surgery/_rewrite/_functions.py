@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import functools
 import hashlib
 import inspect
@@ -14,6 +15,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from .._errors import RewriteError
+from ._record import FunctionText
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
@@ -246,17 +248,18 @@ def compiled(
     """
     outer = ast.parse("def _around(): pass").body[0]
     assert isinstance(outer, ast.FunctionDef)
-    outer_names = tuple(dict.fromkeys((*function.__code__.co_freevars, *free)))
-    outer.args.args = [ast.arg(name) for name in outer_names]
+    outer.args.args = [ast.arg(name) for name in dict.fromkeys((*function.__code__.co_freevars, *free))]
     statement: ast.stmt = ast.Expr(definition) if isinstance(definition, ast.Lambda) else _undecorated(definition)
     *_, owner, _last = ["", *function.__code__.co_qualname.split(".")]
     if owner.isidentifier():  # names with two underscores in front are known by the class around them
         statement = ast.ClassDef(owner, [], [], [statement], [])
         if sys.version_info >= (3, 12):
             statement.type_params = []
-    outer.body = [statement]
-    if owner.isidentifier() and owner not in outer_names:  # the function may call its own class by its global name
-        outer.body.insert(0, ast.Global([owner]))
+        # The class itself is known inside as it was: by a global name, or from around.
+        known = owner in function.__code__.co_freevars
+        outer.body = [statement] if known else [ast.Global([owner]), statement]
+    else:
+        outer.body = [statement]
     # The compiler loads what a file imports in another way than other names.
     imports: list[ast.stmt] = [ast.Import([ast.alias(name) for name in imported])] if imported else []
     module = ast.fix_missing_locations(ast.Module([*imports, outer], []))
@@ -313,6 +316,26 @@ def fingerprint(text: str) -> str:
     return hashlib.sha256(ast.dump(tree_of(text)).encode()).hexdigest()[:16]
 
 
+def refuse_another(then: FunctionText, now: FunctionText, where: str) -> None:
+    """Raises RewriteError where a function is another than it was, with the difference."""
+    if then.text and now.text:
+        same = fingerprint(then.text) == fingerprint(now.text)
+    else:
+        same = not now.code or then.code == now.code  # one that goes by no name cannot be looked up again
+    if same:
+        return
+    lines = difflib.unified_diff(then.text.splitlines(), now.text.splitlines(), "then", "now", lineterm="", n=1)
+    raise RewriteError(
+        f"RegBN does not fit {where} any more: {now.name} has changed since regbnify.\n"
+        + "\n".join(list(lines)[:_SHOWN])
+        + "\nCall regbnify with the rules on a fresh model, or go back to the code that it was made for."
+    )
+
+
+#: Lines of a difference that are shown.
+_SHOWN = 24
+
+
 @functools.lru_cache(maxsize=256)
 def tree_of(text: str) -> ast.Module:
     """The syntax tree of a function's text, which may be indented, without its docstrings."""
@@ -336,5 +359,6 @@ __all__ = [
     "is_inside",
     "name_of",
     "read",
+    "refuse_another",
     "tree_of",
 ]

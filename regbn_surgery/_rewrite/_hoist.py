@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from .. import _tree
 from .._errors import RegBNBypassedError, RewriteError
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
+from ._classes import original_class, unbound_function
+from ._functions import refuse_another
 from ._growing import called_with
+from ._locate import Locator
 from ._memory import has_caches, mark_compiled
+from ._record import FunctionText
 from ._roles import Roles
 from ._site import RegBNSite
 
@@ -43,16 +47,29 @@ class HoistHook:
     """The pre-hook: several specs where a shared owner has several roles."""
 
     def __init__(
-        self, specs: tuple[HoistSpec, ...], positions: dict[str, int], roles: Roles | None, path: str = ""
+        self,
+        specs: tuple[HoistSpec, ...],
+        positions: dict[str, int],
+        roles: Roles | None,
+        path: str = "",
+        texts: tuple[FunctionText, ...] = (),
     ) -> None:
+        self.texts = texts  # of the forward
+        self.compared = True  # with the forward that is there
         self.path = path
         self.specs = specs
         self.positions = positions  # argument name -> index among the positional arguments
         self.roles = roles
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "compared": False}  # where it is loaded, the code may be another
+
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not self.compared and not torch.compiler.is_compiling():
+            refuse_changed_forward(module, self.texts, self.path)
+            self.compared = True
         role = self.roles.next() if self.roles is not None else None
         changed = False
         for spec in self.specs:
@@ -141,6 +158,19 @@ class HoistHook:
             stop = start + 1 if root in self.positions else len(args)
             args = tuple(_tree.rebuild(x, change) if start <= i < stop else x for i, x in enumerate(args))
         return args, kwargs
+
+
+def refuse_changed_forward(module: nn.Module, texts: tuple[FunctionText, ...], path: str) -> None:
+    """Raises RewriteError where the forward is another than it was when the hook was planned, with the difference."""
+    if not texts:
+        return
+    cls = original_class(module)
+    where = f"{cls.__name__} at `{path}`"
+    if cls.__module__.split(".")[0] == "torch":
+        now = FunctionText(texts[0].name, "", str(inspect.signature(cls.forward)))
+    else:
+        now = Locator(cls, unbound_function(module)).text_of_entry()
+    refuse_another(texts[0], now, where)
 
 
 def positions_of(module: nn.Module) -> dict[str, int]:

@@ -6,7 +6,6 @@ sites, and the text of the functions that surgery wrote into. A function that sa
 
 from __future__ import annotations
 
-import difflib
 import functools
 import uuid
 import warnings
@@ -22,7 +21,7 @@ from .._errors import RegBNBypassedError, RegBNWarning, RewriteError
 from ._arguments import spelled
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
 from ._classes import InstanceForward, original_class, original_forward, unbound_forward, unbound_function
-from ._functions import NoSourceError, fingerprint
+from ._functions import NoSourceError, refuse_another
 from ._growing import Frame, called_with, enclosing_frame
 from ._guard import on_the_stack
 from ._locate import Locator
@@ -274,22 +273,8 @@ def refuse_changed_functions(
                 if all(before[step.function].text for step in place.steps if step.function in before):
                     raise RewriteError(f"RegBN `{site.name}` does not fit {where}: {error}") from error
     for now in locator.texts([place for site in sites for place in site.places()]):
-        old = before.get(now.name)
-        if old is None or (not old.text and old.code == now.code):
-            continue
-        if now.text and old.text and fingerprint(now.text) == fingerprint(old.text):
-            continue
-        if not now.text and now.code == old.code:
-            continue
-        lines = difflib.unified_diff(old.text.splitlines(), now.text.splitlines(), "then", "now", lineterm="", n=1)
-        raise RewriteError(
-            f"RegBN does not fit {where} any more: {now.name} has changed since regbnify.\n"
-            + "\n".join(list(lines)[:_SHOWN])
-            + "\nCall regbnify with the rules on a fresh model, or go back to the code that it was made for."
-        )
+        if now.name in before:
+            refuse_another(before[now.name], now, where)
 
-
-#: Lines of a difference that are shown.
-_SHOWN = 24
 
 __all__ = ["HostSurgery", "refuse_changed_functions"]

@@ -25,6 +25,7 @@ class Locator:
         self.reasons: list[str] = []  # why some places have no expression
         self._functions: dict[str, tuple[Any, FunctionType]] = {}  # by name, as callers know it and as it runs
         self._sources: dict[str, FunctionSource] = {}
+        self._running: dict[str, CodeType] = {}  # by name, what was seen to run
 
     # -- from a traced call to a place --------------------------------------------------------------------------------
 
@@ -40,6 +41,7 @@ class Locator:
             found, number = self._next(groups, number, caller)
             outer, code, offset, module = groups[number]
             name = name_of(found) if found is not None else f"{module}:{outer.co_qualname}"
+            self._running[name] = outer
             instruction = instruction_of(code, offset)
             ordinal = self._ordinal(found, code, offset, op if number == len(groups) - 1 else "")
             steps.append(Step(name, ordinal, code.co_qualname, instruction))
@@ -160,6 +162,16 @@ class Locator:
             self._sources[name] = read(function)
         return self._sources[name]
 
+    def text_of_entry(self) -> FunctionText:
+        """The forward itself, as it is now."""
+        entry = self.entry()
+        assert entry is not None, "asked for where there is one"
+        try:
+            text = self.source(entry).text
+        except NoSourceError:
+            text = ""
+        return FunctionText(name_of(entry), text, digest(entry.__code__))
+
     def texts(self, places: Sequence[Place]) -> tuple[FunctionText, ...]:
         """Every function on the way to the places, as it is now."""
         out: dict[str, FunctionText] = {}
@@ -174,7 +186,8 @@ class Locator:
                         text = self.source(known[1]).text
                     except NoSourceError:
                         text = ""
-                out[step.function] = FunctionText(step.function, text, "" if known is None else digest(known[1].__code__))
+                code = known[1].__code__ if known is not None else self._running.get(step.function)
+                out[step.function] = FunctionText(step.function, text, "" if code is None else digest(code))
         return tuple(out.values())
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import inspect
 
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ from ._classes import install, original_class, unbound_function
 from ._code_sites import Oriented, code_site
 from ._graph_host import GraphHost
 from ._guard import ATTRIBUTE, Guard
-from ._hoist import HoistHook, HoistSpec, positions_of
+from ._hoist import HoistHook, HoistSpec, positions_of, refuse_changed_forward
 from ._host import HostSurgery
 from ._keep import keep
 from ._local import LocalSite
@@ -43,6 +45,7 @@ class Operation:
     masking: tuple[str, bool] | None = None  # which side a mask is of, and whether True in it leaves out
     texts: tuple[FunctionText, ...] = ()  # of the functions that surgery writes into
     unhooked: str = ""
+    keeper: str = ""  # path of the module that keeps the RegBN, where that is not the host
 
     @property
     def tier(self) -> int:
@@ -57,7 +60,7 @@ def operations_for(model: nn.Module, plan: Plan, analysis: Analysis, hooks: bool
         RewriteError: for a site to which no way leads.
     """
     chosen = [_chosen(planned, analysis, hooks) for planned in plan.sites]
-    coded = {planned.point for planned, _, path, hooked in chosen if not hooked and planned.point is not None}
+    coded = {p.point for p, recipe, path, hooked in chosen if not hooked and p.point is not None and path == p.host}
     if hooks:
         chosen = [c if c[0].point not in coded else _chosen(c[0], analysis, False) for c in chosen]
     graphs = {path for _, recipe, path, hooked in chosen if recipe is not None and _changes_order(recipe, hooked)}
@@ -87,7 +90,10 @@ def _chosen(planned: PlannedSite, analysis: Analysis, hooks: bool) -> tuple[Plan
     recipe = analysis.recipes[(point.id, point.sites.index(planned.site))]
     if hooks and recipe.leaf is not None:
         return planned, recipe, recipe.leaf, True
-    return planned, recipe, recipe.owner, hooks and _is_hoistable(recipe, point.kind, planned)
+    hooked = hooks and _is_hoistable(recipe, point.kind, planned)
+    if hooked and recipe.outer is not None:
+        return planned, recipe.outer, recipe.outer.owner, False
+    return planned, recipe, recipe.owner, hooked
 
 
 def _operation(
@@ -101,7 +107,7 @@ def _operation(
 ) -> Operation:
     if recipe is None or hooked:
         roles = (recipe.cycle, recipe.caller) if recipe is not None and recipe.cycle is not None else None
-        return Operation(planned, path, hook=_spec(planned, recipe), roles=roles)
+        return Operation(planned, path, hook=_spec(planned, recipe), roles=roles, texts=_forward_text(model, path))
     roles = None if recipe.cycle is None else (recipe.cycle, recipe.caller)
     masking = _masking(planned, recipe)
     if as_graph:
@@ -110,7 +116,12 @@ def _operation(
     i, j = _orient(recipe, planned)
     makers = (_within(path, recipe.makers[i]), _within(path, recipe.makers[j]))
     site = code_site(locator, Oriented(planned, recipe, i, _replaces_g(planned), makers))
-    return Operation(planned, path, code=site, roles=roles, masking=masking, texts=locator.texts(site.places()))
+    texts = locator.texts(site.places())
+    if planned.host == path:
+        return Operation(planned, path, code=site, roles=roles, masking=masking, texts=texts)
+    alias = f"{planned.name}_{_within(path, planned.host)}".replace(".", "_")
+    renamed = replace(site, name=alias)
+    return Operation(planned, path, code=renamed, roles=roles, masking=masking, texts=texts, keeper=planned.host)
 
 
 def _is_hoistable(recipe: Recipe, kind: str, planned: PlannedSite) -> bool:
@@ -154,11 +165,16 @@ def put_in(
     for (path, tier), members in by_host.items():
         host = model.get_submodule(path)
         for operation in members:
-            keep(model, path, operation.planned.name, _site_module(operation))
+            module = _site_module(operation)
+            keep(model, operation.keeper or path, operation.planned.name, module)
+            if operation.keeper and operation.code is not None:
+                host.__dict__[operation.code.name] = module
         roles = _roles(model, members)
         if tier == 1:
             specs = tuple(operation.hook for operation in members if operation.hook is not None)
-            hook = HoistHook(specs, positions_of(host), roles, path)
+            texts = tuple(dict.fromkeys(text for operation in members for text in operation.texts))
+            refuse_changed_forward(host, texts, path)
+            hook = HoistHook(specs, positions_of(host), roles, path, texts)
             host.register_forward_pre_hook(hook, with_kwargs=True)
             continue
         surgery: HostSurgery | GraphHost
@@ -251,6 +267,17 @@ def _local(planned: PlannedSite, recipe: Recipe, host: str) -> LocalSite:
         recipe.rounds,
         (planned.f.anchor, planned.g.anchor),
     )
+
+
+def _forward_text(model: nn.Module, path: str) -> tuple[FunctionText, ...]:
+    """The forward that gets what a hook returns: the names of its arguments say what f and g are. torch's own change
+    in nothing else."""
+    host = model.get_submodule(path)
+    cls = original_class(host)
+    if cls.__module__.split(".")[0] == "torch":
+        return (FunctionText(f"{cls.__module__}:{cls.__qualname__}.forward", "", str(inspect.signature(cls.forward))),)
+    locator = _locator(host)
+    return () if locator.entry() is None else (locator.text_of_entry(),)
 
 
 def _within(host: str, path: str | None) -> str | None:

@@ -342,7 +342,7 @@ class Passage:
         for read in self.early:
             if read.path is None:
                 read.path = path
-                if name in VIEWS:
+                if name.strip("_") in VIEWS:
                     read.call = (func, operands, kwargs, output)
 
     def _look_again(

@@ -22,10 +22,17 @@ class Log:
 
     made: list[str] = field(default_factory=list)
     ran: int = 0
+    idle: set[int] = field(default_factory=set)  # RegBN modules of which a side was made, and that have not run
 
     def clear(self) -> None:
         self.made.clear()
         self.ran = 0
+        self.idle.clear()
+
+    @property
+    def may_warn(self) -> bool:
+        """Say whether a RegBN did not run in a call that made one of its sides, or none ran at all."""
+        return not self.ran or bool(self.idle)
 
     @property
     def must_warn(self) -> bool:
@@ -40,6 +47,7 @@ def mark(tensor: Tensor, side: str, regbn: nn.Module) -> Tensor:
     """Say that `tensor` is f or g (`side`) of `regbn`, and return it."""
     setattr(tensor, MARK, (*getattr(tensor, MARK, ()), (side, regbn)))
     LOG.made.append(side)
+    LOG.idle.add(id(regbn))
     return tensor
 
 
@@ -57,13 +65,15 @@ def join(*operands: Any) -> list[Any]:
             f, g = found["f"], found["g"]
             result[f], result[g] = modules[key](result[f], result[g])
             LOG.ran += 1
+            LOG.idle.discard(key)
     return result
 
 
 def join_pairwise(function: Callable[[Any, Any], Any], operands: Iterable[Any], start: Any = None) -> Any:
-    """Do what `functools.reduce` does, where each pair of operands is a joining call."""
-    items = iter(operands)
+    """Do what `functools.reduce` and builtin `sum` do. The whole is one joining call: f and g are among its operands in
+    whatever order they are added."""
+    items = iter(join(*operands))
     value = next(items) if start is None else start
     for item in items:
-        value = function(*join(value, item))
+        value = function(value, item)
     return value

@@ -92,7 +92,7 @@ def compare_all(rewritten: Subject, oracle: Subject, steps: list[Step], parts: S
             expected = run(oracle, step)
         except Exception as error:
             raise OracleError(where) from error
-        must, may = must or LOG.must_warn, may or not LOG.ran
+        must, may = must or LOG.must_warn, may or LOG.may_warn
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ._inputs import Inputs
     from ._recipe import Recipe, load_regbn, save_regbn
     from ._rules import Rules
+    from ._tracing import trace
     from ._types import Plan
     from .nn import RegBN
 
@@ -67,6 +68,7 @@ _HOME = {
     "Plan": "._types",
     "Rules": "._rules",
     "RegBN": ".nn",
+    "trace": "._tracing",
 }
 
 __all__ = [
@@ -99,6 +101,7 @@ __all__ = [
     "plan",
     "regbnify",
     "save_regbn",
+    "trace",
     "unregbnify",
 ]
 

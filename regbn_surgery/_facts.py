@@ -93,7 +93,7 @@ def pair_sides(analysis: Analysis, pair: Pair, streams: Streams) -> tuple[Side, 
 def references_of(analysis: Analysis) -> tuple[str, ...]:
     """All that a pair may name, in the order in which the model reads or makes it."""
     trace = analysis.runs[0].trace
-    made = [(op.index, op.module) for op in trace.ops if op.module is not None]
+    made = [(op.index, op.module) for op in trace.calls if op.module is not None]
     # A frame's own output is there after its last operation.
     made += [(frame.start, frame.path) for frame in trace.frames if frame.parent is not None and frame.path != "?"]
     modules = dict.fromkeys(path for _, path in sorted(made, key=lambda item: item[0]))
@@ -111,9 +111,10 @@ def needs(analysis: Analysis, pair: Pair) -> tuple[bool, bool]:
 
 def _leads(trace: Trace, start: int, end: int) -> bool:
     reached = {start}
-    for op in trace.ops:
+    for op in trace.calls:
         if not reached.isdisjoint(op.inputs):
-            reached.update(op.outputs)
+            # What a layer only hands on, as `nn.Identity` does, was made before.
+            reached.update(uid for uid in op.outputs if op.inplace or uid not in op.inputs)
     return end in reached and end != start
 
 

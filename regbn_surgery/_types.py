@@ -16,6 +16,7 @@ Kind = Literal["concat", "sum", "product", "matmul", "bilinear", "attention", "s
 Level = Literal["early", "middle", "late", "remeeting"]
 Reduce = Literal["flatten", "mean"]
 Replace = Literal["both", "f"]
+Missing = Literal["warn", "error", "ignore"]
 
 KINDS: tuple[Kind, ...] = (
     "concat", "sum", "product", "matmul", "bilinear", "attention", "scatter", "similarity", "loss", "module",
@@ -228,6 +229,7 @@ class PlannedSite:
     site: Site | None = None
     pair: tuple[str, str] | None = None  # ("input:gray", "input:colored") at a pair site
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments for RegBN, sizes left out
+    missing: Missing = "warn"  # what a call does in which the two sides do not meet
     methods: tuple[str, ...] = ()  # methods of the host beside `forward` in which the site counts, too
     tier: int | None = None  # of the rewriting it takes: 1 hoisted, 2 generated, 3 interposed; None where not tried
 

@@ -121,7 +121,7 @@ def test_arguments_of_a_module_may_be_called_as_ours_are() -> None:
 
     trace, output = capture(Calls(), (torch.ones(2),), {})
     assert output.tolist() == [3, 3]
-    assert [op.name for op in trace.ops] == ["add", "add"]
+    assert [op.name for op in trace.calls] == ["add", "add"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.fx
 from torch import nn
 
 from .. import _tree
@@ -16,9 +17,10 @@ from .._errors import CaptureError, RegBNError
 from .._fakes import META, REAL, Fakes, runs_on_meta, standing_in, wants_values
 from .._inputs import Batches, Inputs
 from .._state import preserved, seeded, watching_parameters
-from .._types import InputTensor, Inspection
+from .._types import InputTensor, Inspection, Plan, PlannedSite
 from ._anchors import Take
 from ._flow import follow
+from ._insert import Insertion, insert_all
 from ._layouts import channel_axes, compare_batches, compare_lengths, layout_of, same_calls
 from ._notes import find_notes
 from ._pairs import Pair, resolve_pair
@@ -32,7 +34,7 @@ MODEL_ERRORS = (
     RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ImportError,
 )  # fmt: skip
 
-__all__ = ["MODEL_ERRORS", "Analysis", "ModalityLike", "Recipe", "Take", "analyse"]
+__all__ = ["MODEL_ERRORS", "Analysis", "ModalityLike", "Recipe", "Take", "analyse", "insert_regbn"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,35 @@ class Analysis:
     runs: tuple[Run, ...]
     writes_parameters: bool  # in its forward, as momentum twins do
 
+    def recipe_of(self, planned: PlannedSite) -> Recipe | None:
+        """How the rewrite finds a planned site; None for a pair of the model's own inputs."""
+        if planned.pair is not None:
+            return self.pair(*planned.pair).recipe
+        point = next(point for point in self.inspection.fusion_points if point.id == planned.point)
+        assert planned.site is not None, "a planned site is at a point or at a pair"
+        return self.recipes[point.id, point.sites.index(planned.site)]
+
     def pair(self, f: str, g: str) -> Pair:
         """The two places of a pair rule; see `resolve_pair`."""
         return resolve_pair(self.runs[0], f, g)
+
+
+def insert_regbn(graph: torch.fx.Graph, plan: Plan, analysis: Analysis) -> torch.fx.Graph:
+    """A copy of a traced graph with the RegBN of a plan in it: what the run would be after the surgery.
+
+    At each site a `call_module` node has the path of the new submodule for its target (`host.regbn_late`), f and g
+    for its arguments and the `PlannedSite` in `meta["regbn"]`; its two items are f' and g', which the calls that the
+    site names read. A site that this run does not come by is left out. The graph passes `lint`.
+
+    Args:
+        graph: of a run of the model, as `trace` returns it or an analysis holds it (`analysis.runs[0].trace.graph`).
+        plan: made from `analysis`.
+        analysis: what found the points of the plan.
+
+    Raises:
+        PlanError: where one side of a site is computed from what reads the other, so that neither can come first.
+    """
+    return insert_all(graph, [Insertion(planned, analysis.recipe_of(planned)) for planned in plan.sites])
 
 
 def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, ModalityLike] | None = None) -> Analysis:

@@ -12,30 +12,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import CodeType
 
-from .._capture import Frame, Op, Trace
+from .._capture import Call, Frame, Trace
+from .._ops import Operation, Value, names_a_norm, operation
 from .._types import Layout, Source
-from . import _axes as ax
-from ._families import SQUASHES
 from ._flow import Flow
 from ._lineage import Lineage
 
 Key = tuple[str, str, int, int]
 Reader = tuple[Key, int]  # an event of the owner's frame, and which of its tensor operands
 
-_SCALING = frozenset({
-    "mul", "mul_", "div", "div_", "__mul__", "__rmul__", "__truediv__", "__itruediv__", "__imul__", "true_divide",
-    "add", "__add__", "__radd__", "neg", "sub", "__rsub__",
-})  # fmt: skip
-_NORMALISING = frozenset({
-    "norm", "normalize", "vector_norm", "linalg_vector_norm", "linalg_norm", "sum", "sqrt", "rsqrt", "pow", "square",
-    "clamp", "clamp_min", "expand_as", "expand", "__pow__",
-})  # fmt: skip
-#: Of queries and keys after their projection, as linear and bilinear attention have them.
-_ACTIVATIONS = frozenset({
-    "relu", "ReLU", "gelu", "GELU", "elu", "ELU", "silu", "SiLU", "leaky_relu", "LeakyReLU", "tanh", "Tanh", "sigmoid",
-    "Sigmoid", "softplus", "Softplus", "exp", "relu_", "softmax", "Softmax",
-})  # fmt: skip
-_TRANSPARENT = ax.VIEWS | ax.PERMUTES | ax.CASTS | ax.DROPOUTS
+#: Behind these the numbers are the same, laid out otherwise.
+_TRANSPARENT: tuple[Value, ...] = ("reshapes", "permutes", "casts", "drops_out")
+#: Between a gate's source and the gate: `1 + gamma`, and a broadcast.
+_ROUND_A_GATE: tuple[Value, ...] = (*_TRANSPARENT, "scales", "shifts", "stretches")
+#: Between an embedding and what a similarity compares.
+_ROUND_A_SIMILARITY: tuple[Value, ...] = (*_TRANSPARENT, "scales", "shifts", "normalises")
+#: Between tokens and their scores: activations, as linear and bilinear attention have them, and rotary codes.
+_ROUND_A_PROJECTION: tuple[Value, ...] = (
+    *_TRANSPARENT, "scales", "shifts", "activates", "splits", "rotary",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,9 +51,14 @@ class Event:
     order: int
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    op: Op | None
+    op: Call | None
     child: str | None
     source: Source | None
+
+    @property
+    def row(self) -> Operation:
+        """What the table of operations says of it; a child that was looked into is none of its rows."""
+        return self.op.row if self.op is not None else operation("")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class FrameView:
                 seen.add(event.order)
                 crossed.append(event)
             before = [i for i in event.inputs if self.carries(i) is not None and i not in event.outputs]
-            if event.op is not None and event.op.name in ax.STRETCHES:
+            if event.row.does("stretches"):
                 before = before[:1]  # the other one gives its shape alone
             if not before:
                 break
@@ -155,9 +155,7 @@ class FrameView:
         maker = self.maker.get(uid)
         if maker is None or maker.op is None or len(maker.inputs) != 1 or uid in self.arguments:
             return uid
-        adds = maker.op.name in ("add", "__add__", "__radd__") and any(
-            type(value) is int and value == 0 for value in maker.op.args
-        )
+        adds = maker.op.row.does("adds") and any(type(value) is int and value == 0 for value in maker.op.args)
         return maker.inputs[0] if adds and maker.inputs[0] != uid else uid
 
     def _leading_to(self, targets: set[int], event: Event) -> set[int]:
@@ -205,7 +203,7 @@ class FrameView:
             return False
         return all(user is fusion for user, _ in self.readers.get(reader.outputs[0], ()))
 
-    def event_of(self, op: Op) -> Event:
+    def event_of(self, op: Call) -> Event:
         return next(event for event in self.events if event.op is op)
 
     # -- which tensor of a chain ------------------------------------------------------------------------------
@@ -231,10 +229,9 @@ class FrameView:
         squashed = False
         for uid, events in self.chain((start,)):
             for event in events:
-                name = event.op.name if event.op is not None else ""
-                if name in SQUASHES and not squashed:
+                if event.row.does("squashes") and not squashed:
                     squashed = True
-                elif name not in _TRANSPARENT | _SCALING | ax.STRETCHES and not self._only_reshapes(event):
+                elif not event.row.does(*_ROUND_A_GATE) and not self._only_reshapes(event):
                     return best
             best = uid
         return best
@@ -257,19 +254,18 @@ class FrameView:
         )
 
     def _only_reshapes(self, event: Event) -> bool:
-        if event.op is not None and event.op.name in ax.STRETCHES:
+        if event.row.does("stretches"):
             return True
         if event.op is None or len(event.outputs) != 1 or len(event.inputs) != 1:
             return False
         sizes = [_numel(self.trace.tensors[uid].shape) for uid in (event.inputs[0], event.outputs[0])]
-        return event.op.name in _TRANSPARENT | {"__getitem__", "expand"} and sizes[0] == sizes[1]
+        return event.row.does(*_TRANSPARENT, "takes_part") and sizes[0] == sizes[1]
 
     def before_normalisation(self, start: int) -> int:
         """For similarity heads: the embedding before it is normalised, scaled and transposed."""
         best = start
         for uid, events in self.chain((start,)):
-            names = {event.op.name if event.op is not None else event.key[0] for event in events}
-            if not names <= _TRANSPARENT | _SCALING | _NORMALISING:
+            if not all(event.row.does(*_ROUND_A_SIMILARITY) for event in events):
                 break
             best = uid
         return best
@@ -278,23 +274,16 @@ class FrameView:
         if event.child is not None:
             op = event.op
             if op is None:
-                return "norm" not in event.key[0].lower()
-            return op.name in ax.PER_LAST_AXIS or op.name.startswith("Conv")
-        assert event.op is not None
+                return not names_a_norm(event.key[0])
+            return op.row.axes in ("last", "convolution")
         parameters = any(self.trace.tensors[uid].parameter is not None for uid in event.inputs)
-        return parameters and event.op.name in ("linear", "matmul", "mm", "addmm", "einsum", "bmm", "conv1d", "conv2d")
+        return parameters and event.row.family == "matmul"
 
     def _sees_through(self, event: Event) -> bool:
-        name = event.op.name if event.op is not None else event.key[0]
-        if "norm" in name.lower():  # queries and keys normalised per head
-            return True
-        return name in _TRANSPARENT | _SCALING | _ACTIVATIONS | ax.SPLITS | {
-            "cat",
-            "stack",
-            "__getitem__",
-            "cos",
-            "sin",
-        }
+        named = event.op.name if event.op is not None else event.key[0]
+        return names_a_norm(named) or operation(named).does(
+            *_ROUND_A_PROJECTION
+        )  # queries and keys may have norms per head
 
 
 def _numel(shape: tuple[int, ...]) -> int:
@@ -302,7 +291,11 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 
 def _events(frame: Frame, trace: Trace) -> list[Event]:
-    events = [Event(op.key, 0, op.inputs, op.outputs, op, op.module, op.source) for op in trace.ops if op.frame == frame.index]
+    events = [
+        Event(op.key, 0, op.inputs, op.outputs, op, op.module, op.source)
+        for op in trace.calls
+        if op.frame == frame.index
+    ]
     starts = {event.key: event.op.index for event in events if event.op is not None}
     for child in trace.frames:
         if child.parent == frame.index:

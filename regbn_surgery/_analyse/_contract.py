@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .._capture import Op, TensorInfo, Trace
+from .._capture import Call, TensorInfo, Trace
 from ._lineage import NOBODY, Home, comparable, incomparable, union
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Contraction:
     values: tuple[Met, ...] = ()
 
 
-def contract(op: Op, operands: tuple[Met, ...], result: TensorInfo, trace: Trace) -> Contraction | None:
+def contract(op: Call, operands: tuple[Met, ...], result: TensorInfo, trace: Trace) -> Contraction | None:
     """The homes of a matrix product, or None for a product whose axes are not understood."""
     shapes = [trace.tensors[uid].shape for uid in op.inputs]
     spelled = labels(op, shapes, result.shape)
@@ -77,29 +77,30 @@ def _use_scores(
     return Contraction(home, tuple(axes) if incomparable(home for home in axes if home) else None)
 
 
-def labels(op: Op, shapes: list[tuple[int, ...]], result: tuple[int, ...]) -> tuple[list[Labels], Labels] | None:
+def labels(op: Call, shapes: list[tuple[int, ...]], result: tuple[int, ...]) -> tuple[list[Labels], Labels] | None:
     """Einsum labels of every tensor operand and of the result."""
-    if op.name == "einsum":
+    product = op.row.product
+    if product == "einsum":
         return _einsum_labels(op, shapes)
-    if op.name in ("baddbmm", "addmm", "addbmm", "addmv"):
+    if product == "added":
         shapes = shapes[1:]
         spelled = _matmul_labels(shapes, result)
         return None if spelled is None else ([(), *spelled[0]], spelled[1])
-    if op.name in ("matmul", "__matmul__", "bmm", "mm", "mv", "dot", "vdot") and len(shapes) == 2:
+    if product == "matmul" and len(shapes) == 2:
         return _matmul_labels(shapes, result)
-    if op.name == "__rmatmul__" and len(shapes) == 2:
+    if product == "rmatmul" and len(shapes) == 2:
         spelled = _matmul_labels(shapes[::-1], result)
         return None if spelled is None else (spelled[0][::-1], spelled[1])
-    if op.name == "linear" and len(shapes) >= 2:
+    if product == "linear" and len(shapes) >= 2:
         x = tuple(f"x{i}" for i in range(len(shapes[0]) - 1))
         return [(*x, "k"), ("o", "k"), ("o",)][: len(shapes)], (*x, "o")
-    if op.name == "cdist":  # the axes of a product with the second transposed, whatever is computed along the last
+    if product == "cdist":  # the axes of a product with the second transposed, whatever is computed along the last
         *batch, i = (f"b{n}" for n in range(len(result) - 1))
         first, second = (*batch, i, "k"), (*batch, "j", "k")
         return [first[-len(shapes[0]) :], second[-len(shapes[1]) :]], (*batch, i, "j")
-    if op.name in ("outer", "ger"):
+    if product == "outer":
         return [("i",), ("j",)], ("i", "j")
-    if op.name == "inner" and len(shapes) == 2:
+    if product == "inner" and len(shapes) == 2:
         return _matmul_labels([shapes[0], shapes[1][::-1]], result)
     return None
 
@@ -121,7 +122,7 @@ def _matmul_labels(shapes: list[tuple[int, ...]], result: tuple[int, ...]) -> tu
     return ([first, second], output) if len(output) == len(result) else None
 
 
-def _einsum_labels(op: Op, shapes: list[tuple[int, ...]]) -> tuple[list[Labels], Labels] | None:
+def _einsum_labels(op: Call, shapes: list[tuple[int, ...]]) -> tuple[list[Labels], Labels] | None:
     equation = op.args[0] if op.args else op.kwargs.get("equation")
     if not isinstance(equation, str) or "..." in equation:
         return _einsum_ellipsis(equation, shapes) if isinstance(equation, str) else None

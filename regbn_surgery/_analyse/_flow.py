@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 
 import networkx as nx
 
-from .._capture import Op, TensorInfo, Trace
+from .._capture import Call, TensorInfo, Trace
 from . import _axes as ax
-from ._families import DROPS, EMBEDDINGS, FIRST_ONLY, LOOKUPS, family
 from ._lineage import (
     Home,
     Lineage,
@@ -33,7 +32,7 @@ class Flow:
     graph: nx.DiGraph[int]
     producers: Mapping[int, int]
     noted: tuple[Meeting, ...] = ()  # all that a lineage's origins number, those included that turned out to be none
-    blends: tuple[tuple[Home, Op], ...] = ()  # modalities of one input that an operation takes together, unparted
+    blends: tuple[tuple[Home, Call], ...] = ()  # modalities of one input that an operation takes together, unparted
 
 
 def follow(
@@ -53,7 +52,7 @@ def follow(
         roots: tensors that begin a branch of their own, with their lineage, by the operation after which they do.
     """
     interpreter = _Interpreter(trace, sources, batch_axes, varying)
-    for op in trace.ops:
+    for op in trace.calls:
         interpreter.step(op)
         for uid, lineage in (roots or {}).get(op.index, ()):
             interpreter.lineages[uid] = lineage
@@ -77,35 +76,36 @@ class _Interpreter(Meetings):
 
     # -- one operation ----------------------------------------------------------------------------------------
 
-    def step(self, op: Op) -> None:
+    def step(self, op: Call) -> None:
         self.op = op
         self.graph.add_node(op.index)
         for uid in op.inputs:
             if uid in self.producers:
                 self.graph.add_edge(self.producers[uid], op.index)
         operands = self._operands(op)
-        if operands and op.name not in DROPS:
+        if operands and op.row.carries != "nothing":
             self._interpret(op, operands)
         for uid in op.outputs:
             self.producers[uid] = op.index
 
-    def _operands(self, op: Op) -> tuple[Met, ...]:
+    def _operands(self, op: Call) -> tuple[Met, ...]:
         met = []
         for position, uid in enumerate(op.inputs):
             lineage = self.lineages.get(uid)
             if lineage is None or not lineage.touched:
                 continue
             met.append(Met(position, self.trace.tensors[uid], lineage))
-        if op.name in FIRST_ONLY:
+        row = op.row
+        if row.carries in ("first", "lookup"):
             first = [m for m in met if m.position == 0]
-            return tuple(first) if first or op.name not in LOOKUPS else tuple(met)
-        if op.name in ("scaled_dot_product_attention", "MultiheadAttention"):
-            return tuple(m for m in met if m.position < 3)  # the rest are masks
-        if op.name in EMBEDDINGS or family(op) == "scatter":
-            return tuple(m for m in met if m.info.dtype.is_floating_point or op.name in EMBEDDINGS)
+            return tuple(first) if first or row.carries == "first" else tuple(met)
+        if row.content is not None:
+            return tuple(m for m in met if m.position < row.content)
+        if row.family == "scatter":
+            return tuple(m for m in met if m.info.dtype.is_floating_point)
         return tuple(met)
 
-    def _interpret(self, op: Op, operands: tuple[Met, ...]) -> None:
+    def _interpret(self, op: Call, operands: tuple[Met, ...]) -> None:
         if len(operands) == 1:
             self._pass_on(op, operands[0])
             return
@@ -113,7 +113,7 @@ class _Interpreter(Meetings):
         for uid in op.outputs:
             self._assign(op, uid, self._parametrised(op, lineage))
 
-    def _parametrised(self, op: Op, lineage: Lineage) -> Lineage:
+    def _parametrised(self, op: Call, lineage: Lineage) -> Lineage:
         if lineage.parametrised:
             return lineage
         own = bool(op.traits.get("parametrised")) or any(
@@ -121,9 +121,9 @@ class _Interpreter(Meetings):
         )
         return replace(lineage, parametrised=True) if own else lineage
 
-    def _assign(self, op: Op, uid: int, lineage: Lineage) -> None:
+    def _assign(self, op: Call, uid: int, lineage: Lineage) -> None:
         info = self.trace.tensors[uid]
-        if not info.is_float and any(self.trace.tensors[i].is_float for i in op.inputs) and op.name not in EMBEDDINGS:
+        if not info.is_float and any(self.trace.tensors[i].is_float for i in op.inputs) and not op.row.embeds:
             return  # an index or a mask computed from features
         if str(info.dtype) == "torch.bool":
             return
@@ -141,7 +141,7 @@ class _Interpreter(Meetings):
 
     # -- one operand ------------------------------------------------------------------------------------------
 
-    def _pass_on(self, op: Op, operand: Met) -> None:
+    def _pass_on(self, op: Call, operand: Met) -> None:
         lineage = operand.lineage
         taken = self._take_apart(op, operand)
         for i, uid in enumerate(op.outputs):
@@ -168,20 +168,20 @@ class _Interpreter(Meetings):
             return replace(segments, dim=dim, parts=tuple((size * scale, part) for size, part in segments.parts))
         return carry_segments(segments, move, source.shape, result.shape)
 
-    def _take_apart(self, op: Op, operand: Met) -> list[Lineage] | None:
+    def _take_apart(self, op: Call, operand: Met) -> list[Lineage] | None:
         """The lineages of the results where `op` cuts a concatenation along the axis it was made on."""
         segments = operand.lineage.segments
         if segments is None:
             return None
         rank = len(operand.info.shape)
-        if op.name in ax.SPLITS and ax.split_dim(op, rank) == segments.dim:
+        if op.row.does("splits") and ax.split_dim(op, rank) == segments.dim:
             pieces, start = [], 0
             for uid in op.outputs:
-                size = 1 if op.name == "unbind" else self.trace.tensors[uid].shape[segments.dim]
+                size = 1 if op.row.axes == "unbind" else self.trace.tensors[uid].shape[segments.dim]
                 pieces.append(self._cut(segments, start, start + size, segments.dim))
                 start += size
             return pieces
-        if op.name not in ("__getitem__", "select", "narrow"):
+        if op.row.axes not in ("index", "select", "narrow"):
             return None
         entries = ax.index_entries(op, rank)
         if entries is None:
@@ -210,11 +210,11 @@ class _Interpreter(Meetings):
         return replace(whole, segments=replace(segments, dim=dim, parts=tuple((n, part.plain()) for n, part in parts)))
 
 
-def _movement(op: Op, operand: Met, result: TensorInfo) -> ax.Movement | None:
+def _movement(op: Call, operand: Met, result: TensorInfo) -> ax.Movement | None:
     shape = operand.info.shape
-    if op.name not in LOOKUPS or operand.position == 0:
+    if op.row.carries != "lookup" or operand.position == 0:
         return ax.movement(op, shape, result.shape)
-    if op.name in ("__getitem__", "index_select") and result.shape[: len(shape)] == shape:  # ids give rows of a table
+    if op.row.axes in ("index", "index_select") and result.shape[: len(shape)] == shape:  # ids give rows of a table
         rows = range(len(result.shape))
         return ax.Movement(tuple((i,) if i < len(shape) else () for i in rows), frozenset())
     return None

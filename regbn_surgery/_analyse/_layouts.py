@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .._capture import Op, Trace
+from .._capture import Call, Trace
+from .._ops import Value
 from .._types import Layout
 from . import _axes as ax
 from ._contract import labels
-from ._families import CONCATS, EMBEDDINGS, MATMULS
 
 #: Behind these a parameter is still the same weights, whole or in part.
-_SAME_VALUES = ax.VIEWS | ax.PERMUTES | ax.CASTS | ax.SPLITS | {"__getitem__", "narrow", "select", "expand"}
+_SAME_VALUES: tuple[Value, ...] = ("reshapes", "permutes", "casts", "splits", "takes_part", "stretches")
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def _aligned(small: Trace, large: Trace) -> list[tuple[int, int]]:
     """Tensors of the two runs that are the same line of code's; a loop over samples may have more rounds in one."""
     pairs = list(zip((uid for _, uid in small.inputs), (uid for _, uid in large.inputs), strict=False))
     places = _places(large)
-    twins = {(places[op.frame], op.key): op for op in large.ops}
+    twins = {(places[op.frame], op.key): op for op in large.calls}
     places = _places(small)
-    for op in small.ops:
+    for op in small.calls:
         twin = twins.get((places[op.frame], op.key))
         if twin is not None:
             pairs.extend(zip(op.outputs, twin.outputs, strict=False))
@@ -88,9 +88,11 @@ def _aligned(small: Trace, large: Trace) -> list[tuple[int, int]]:
 def same_calls(a: Trace, b: Trace) -> bool:
     """Whether two runs made the same calls in the same order."""
     places = _places(a), _places(b)
-    if len(a.ops) != len(b.ops):
+    if len(a.calls) != len(b.calls):
         return False
-    return all(x.key == y.key and places[0][x.frame] == places[1][y.frame] for x, y in zip(a.ops, b.ops, strict=True))
+    return all(
+        x.key == y.key and places[0][x.frame] == places[1][y.frame] for x, y in zip(a.calls, b.calls, strict=True)
+    )
 
 
 def _places(trace: Trace) -> list[tuple[Any, ...]]:
@@ -106,14 +108,14 @@ def channel_axes(trace: Trace) -> dict[int, Channel]:
     """The channel axis of every tensor whose making tells it; tensors no layer has touched look at who reads them."""
     channels: dict[int, Channel] = {}
     owned = _owned(trace)
-    for op in trace.ops:
+    for op in trace.calls:
         for uid in op.outputs:
             if op.inplace and uid in channels:
                 continue
             found = _channel_after(op, uid, trace, channels, owned)
             if found is not None:
                 channels[uid] = found
-    for op in reversed(trace.ops):
+    for op in reversed(trace.calls):
         for position, uid in enumerate(op.inputs):
             if uid not in channels and trace.tensors[uid].parameter is None:
                 wanted = _channel_wanted(op, position, uid, trace, channels)
@@ -125,49 +127,38 @@ def channel_axes(trace: Trace) -> dict[int, Channel]:
 def _owned(trace: Trace) -> dict[int, str]:
     """The parameter or buffer that each tensor is or is a view of: `table.weight.T` is still the table."""
     owned = {uid: info.parameter for uid, info in trace.tensors.items() if info.parameter is not None}
-    for op in trace.ops:
-        if op.name in _SAME_VALUES and op.inputs and all(uid in owned for uid in op.inputs):
+    for op in trace.calls:
+        if op.row.does(*_SAME_VALUES) and op.inputs and all(uid in owned for uid in op.inputs):
             owned.update((uid, owned[op.inputs[0]]) for uid in op.outputs)
     return owned
 
 
-def _layer(op: Op, rank: int) -> tuple[int, str, str] | None:
+def _layer(op: Call, rank: int) -> tuple[int, str, str] | None:
     """(axis, style, words) for a layer whose own definition fixes where its channels are."""
-    lower = op.name.lower()
-    if (
-        lower.startswith(("conv", "lazyconv"))
-        or "batchnorm" in lower
-        or "groupnorm" in lower
-        or "instancenorm" in lower
-    ):
+    if op.row.channels == "first":
         return (1, "first", "axis 1") if rank > 1 else None
-    if lower in ("batch_norm", "group_norm", "instance_norm"):
-        return (1, "first", "axis 1") if rank > 1 else None
-    last = op.name in ax.PER_LAST_AXIS or op.name in ax.RECURRENT or op.name in ax.ATTENTIONS or op.name in EMBEDDINGS
-    if last or "layernorm" in lower or lower in ("layer_norm", "rms_norm", "rmsnorm"):
-        return rank - 1, "last", "last axis"
-    return None
+    return (rank - 1, "last", "last axis") if op.row.channels == "last" else None
 
 
-def _named(op: Op) -> str:
+def _named(op: Call) -> str:
     return f"{op.name} `{op.module}`" if op.module else f"`{op.name}`"
 
 
 def _channel_after(
-    op: Op, uid: int, trace: Trace, channels: Mapping[int, Channel], owned: Mapping[int, str]
+    op: Call, uid: int, trace: Trace, channels: Mapping[int, Channel], owned: Mapping[int, str]
 ) -> Channel | None:
     result = trace.tensors[uid].shape
     layer = _layer(op, len(result))
     if layer is not None and trace.tensors[uid].is_float:
         dim, style, words = layer
         return Channel(dim, f"channel axis {dim}: {words} of {_named(op)}", style)
-    if op.name in MATMULS:
+    if op.row.family == "matmul":
         return _channel_of_product(op, result, trace, channels, owned)
     known = [i for i in op.inputs if i in channels and i != uid]
     if not known:
         return None
     main = max(known, key=lambda i: _numel(trace.tensors[i].shape))
-    if len(known) > 1 and op.name not in CONCATS:
+    if len(known) > 1 and op.row.family != "concat":
         full = [i for i in known if trace.tensors[i].shape == result]
         main = full[0] if full else main
     shape, channel = trace.tensors[main].shape, channels[main]
@@ -187,7 +178,7 @@ def _channel_after(
 
 
 def _channel_of_product(
-    op: Op, result: tuple[int, ...], trace: Trace, channels: Mapping[int, Channel], owned: Mapping[int, str]
+    op: Call, result: tuple[int, ...], trace: Trace, channels: Mapping[int, Channel], owned: Mapping[int, str]
 ) -> Channel | None:
     spelled = labels(op, [trace.tensors[i].shape for i in op.inputs], result)
     if spelled is None:
@@ -225,13 +216,13 @@ def _made_by_weights(
     return own[-1] if own and own[-1] in output else None
 
 
-def _channel_wanted(op: Op, position: int, uid: int, trace: Trace, channels: Mapping[int, Channel]) -> Channel | None:
+def _channel_wanted(op: Call, position: int, uid: int, trace: Trace, channels: Mapping[int, Channel]) -> Channel | None:
     shape = trace.tensors[uid].shape
     if not trace.tensors[uid].is_float or not op.outputs:
         return None
-    if position == 0 or op.name == "MultiheadAttention":
+    if position == 0 or (op.row.content is not None and op.is_module):
         layer = _layer(op, len(shape))
-        if layer is not None and op.name not in EMBEDDINGS:
+        if layer is not None and not op.row.embeds:
             dim, style, words = layer
             return Channel(dim, f"channel axis {dim}: read as {words} by {_named(op)}", style)
     result = trace.tensors[op.outputs[0]]
@@ -240,7 +231,7 @@ def _channel_wanted(op: Op, position: int, uid: int, trace: Trace, channels: Map
         return _channel_of_pooled(op, position, len(shape))
     move = ax.movement(op, shape, result.shape)
     if move is None:
-        same = op.name in CONCATS and len(shape) == len(result.shape)
+        same = op.row.family == "concat" and len(shape) == len(result.shape)
         return channel if same else None
     source = move.source[channel.dim] if channel.dim < len(move.source) else ()
     if len(source) != 1 or channel.dim in {i for i in move.mixed if source[0] == i and shape != result.shape}:
@@ -251,7 +242,7 @@ def _channel_wanted(op: Op, position: int, uid: int, trace: Trace, channels: Map
     )
 
 
-def _channel_of_pooled(op: Op, position: int, rank: int) -> Channel | None:
+def _channel_of_pooled(op: Call, position: int, rank: int) -> Channel | None:
     """Pooling and resizing over two axes or more say where the channels of a map are that no layer has touched."""
     spatial = ax.spatial_axes(op, rank)
     if position != 0 or spatial is None or rank < 4 or spatial != frozenset(range(2, rank)):

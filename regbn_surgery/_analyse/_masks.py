@@ -10,23 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._capture import Op, TensorRef, Trace
+from .._capture import Call, Trace, tensor_of
+from .._ops import Value
 from .._types import Side
-from . import _axes as ax
 from ._anchors import FrameView
 from ._flow import Meeting
 
-_KEEPS_MEANING = ax.VIEWS | ax.PERMUTES | ax.CASTS | {
-    "__getitem__", "expand", "expand_as", "repeat", "repeat_interleave", "bool", "byte", "int", "long",
-}  # fmt: skip
-#: Arguments of torch's own modules that mask positions, and which side's: True in them leaves out.
-_OF_MODULES = {
-    "MultiheadAttention": ("key_padding_mask", 1),
-    "TransformerDecoderLayer": ("memory_key_padding_mask", 1),
-    "TransformerDecoder": ("memory_key_padding_mask", 1),
-    "Transformer": ("src_key_padding_mask", 0),
-}
-_NEGATIONS = frozenset({"__invert__", "invert", "logical_not", "bitwise_not", "__rsub__", "rsub"})
+_KEEPS_MEANING: tuple[Value, ...] = (
+    "reshapes", "permutes", "casts", "takes_part", "stretches", "repeats", "integers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,8 +34,8 @@ def find_mask(meeting: Meeting, view: FrameView, sides: Sequence[Side]) -> Mask 
     """The mask over the positions of an attention's sides, if it has one."""
     if meeting.kind != "attention":
         return None
-    if meeting.op.name in _OF_MODULES:
-        name, side = _OF_MODULES[meeting.op.name]
+    if meeting.op.row.key_mask is not None:
+        name, side = meeting.op.row.key_mask
         return Mask(name, side, leaves_out=True)
     for side in (1, 0):
         spatial = sides[side].spatial_shape
@@ -60,7 +52,7 @@ def find_mask(meeting: Meeting, view: FrameView, sides: Sequence[Side]) -> Mask 
 def _leaves_out(mask: int, trace: Trace, otherwise: bool) -> bool:
     """Whether True in a mask marks what to leave out, by following it to where it is used."""
     negated = {mask: False}
-    for op in trace.ops:
+    for op in trace.calls:
         positions = [i for i, uid in enumerate(op.inputs) if uid in negated]
         if not positions:
             continue
@@ -74,36 +66,34 @@ def _leaves_out(mask: int, trace: Trace, otherwise: bool) -> bool:
     return otherwise
 
 
-def _use(op: Op, position: int) -> bool | None:
+def _use(op: Call, position: int) -> bool | None:
     """Whether this call leaves out (True) or keeps (False) where the mask is true; None where it only passes it on."""
-    if op.name in ("masked_fill", "masked_fill_") and position == 1:
-        return True
-    if op.name == "__setitem__" and position == 1 and isinstance(op.args[1], TensorRef):
-        return True
-    if op.name == "scaled_dot_product_attention" and position == 3:
-        return False
-    if op.name == "where" and position == 0 and len(op.args) == 3:
-        return bool(_is_low(op.args[1]))
-    return None
+    marks = op.row.mask.get(position)
+    if marks == "choice":
+        return bool(_is_low(op.args[1])) if len(op.args) == 3 else None
+    if marks is None or (position < len(op.args) and tensor_of(op.args[position]) is None):
+        return None  # `x[:, 0] = y`: the second tensor is no index
+    return marks == "out"
 
 
 def _is_low(value: Any) -> bool:
     return isinstance(value, int | float) and value < -1
 
 
-def _flips(op: Op) -> bool | None:
+def _flips(op: Call) -> bool | None:
     """Whether the result is true where the mask was false; None where it is something else."""
-    if op.name in _KEEPS_MEANING:
+    row = op.row
+    if row.does(*_KEEPS_MEANING):
         return False
-    if op.name in _NEGATIONS:
-        return True
     other = next((value for value in op.args if isinstance(value, bool | int | float)), None)
+    if row.does("negates"):
+        return True
     if other is None:
         return None
-    if op.name in ("eq", "__eq__"):
+    if row.does("equal"):
         return not other
-    if op.name in ("ne", "__ne__"):
+    if row.does("unequal"):
         return bool(other)
-    if op.name in ("lt", "__lt__", "le", "__le__"):
+    if row.does("less"):
         return True
-    return False if op.name in ("gt", "__gt__", "ge", "__ge__") else None
+    return False if row.does("greater") else None

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import networkx as nx
 
-from .._capture import Op, TensorInfo, Trace
+from .._capture import Call, TensorInfo, Trace
+from .._ops import Family, Value
 from .._types import Kind
 from . import _axes as ax
 from ._contract import contract
 from ._cosine import is_unit
-from ._families import SQUASHES, Family, family
 from ._lineage import (
     NOBODY,
     Home,
@@ -31,7 +31,7 @@ from ._lineage import (
 )
 
 #: Behind these an operand is still the same data, or a part of it.
-_SEEN_THROUGH = ax.VIEWS | ax.PERMUTES | ax.CASTS | ax.DROPOUTS | ax.SPLITS | {"__getitem__", "narrow", "select"}
+_SEEN_THROUGH: tuple[Value, ...] = ("reshapes", "permutes", "casts", "drops_out", "splits", "takes_part")
 
 Extents = Mapping[int, tuple[int, ...]]  # shapes of operands, by their position
 
@@ -53,7 +53,7 @@ class Met:
 class Meeting:
     """A call at which incomparable homes meet, while the run is still being followed."""
 
-    op: Op
+    op: Call
     kind: Kind
     operands: tuple[Met, ...]
     home: Home
@@ -62,7 +62,7 @@ class Meeting:
     real: bool = True  # a concatenation waits until something mixes its parts
     level: str = ""
     outer: bool = False  # an outer sum or product: each operand is stretched along the other's axes
-    more: list[tuple[Op, tuple[Met, ...]]] = field(default_factory=list)  # calls that belong to the same point
+    more: list[tuple[Call, tuple[Met, ...]]] = field(default_factory=list)  # calls that belong to the same point
 
     def all_operands(self) -> list[Met]:
         """Those of every call that belongs to it, scores left out."""
@@ -89,8 +89,8 @@ class Meetings:
         self.batch_axes = batch_axes
         self.varying = varying
         self.meetings: list[Meeting] = []
-        self.blends: dict[Home, Op] = {}
-        self.op: Op | None = None
+        self.blends: dict[Home, Call] = {}
+        self.op: Call | None = None
         self.graph: nx.DiGraph[int] = nx.DiGraph()
         self.producers: dict[int, int] = {}
         # Who shares memory, so that a write through one view is seen through the others.
@@ -99,14 +99,14 @@ class Meetings:
             if info.storage >= 0:
                 self.by_storage.setdefault(info.storage, []).append(info.uid)
 
-    def interpret(self, op: Op, operands: tuple[Met, ...]) -> Lineage:
+    def interpret(self, op: Call, operands: tuple[Met, ...]) -> Lineage:
         """The lineage of the results of an operation on several operands."""
-        kind = family(op)
+        kind = op.row.family
         if kind == "concat":
             return self._concat(op, operands)
         if kind in ("sum", "product") and len(op.outputs) == 1:
             return self._elementwise(op, kind, operands)
-        if kind == "matmul" or op.name == "cdist":
+        if kind == "matmul" or op.row.product is not None:
             return self._matmul(op, operands)
         if kind == "attention":
             return self._attention(op, operands)
@@ -123,7 +123,7 @@ class Meetings:
         for _, part in lineage.segments.parts:
             self._mixed(part)
 
-    def _meet(self, op: Op, kind: Kind, operands: tuple[Met, ...], home: Home, **more: object) -> int:
+    def _meet(self, op: Call, kind: Kind, operands: tuple[Met, ...], home: Home, **more: object) -> int:
         for operand in operands:
             self._mixed(operand.lineage)
         self.meetings.append(Meeting(op, kind, operands, home, **more))  # type: ignore[arg-type]
@@ -134,10 +134,10 @@ class Meetings:
         origins = base.origins if meeting is None else frozenset({meeting})
         return replace(base, home=home, origins=origins)
 
-    def _concat(self, op: Op, operands: tuple[Met, ...]) -> Lineage:
+    def _concat(self, op: Call, operands: tuple[Met, ...]) -> Lineage:
         result = self.trace.tensors[op.outputs[0]]
         dim = ax.concat_dim(op, len(result.shape))
-        on_batch = op.name != "stack" and self.batch_axes.get(operands[0].info.uid) == dim
+        on_batch = op.row.axes != "stack" and self.batch_axes.get(operands[0].info.uid) == dim
         homes = [m.home for m in operands]
         meeting: int | None = None
         home = union(homes)
@@ -152,12 +152,12 @@ class Meetings:
         by_position = {m.position: m.lineage for m in operands}
         nobody = Lineage(NOBODY, NOBODY)
         parts = tuple(
-            (1 if op.name == "stack" else self.trace.tensors[uid].shape[dim], by_position.get(i, nobody))
+            (1 if op.row.axes == "stack" else self.trace.tensors[uid].shape[dim], by_position.get(i, nobody))
             for i, uid in enumerate(op.inputs)
         )
         return replace(lineage, segments=Segments(dim, parts, meeting, on_batch))
 
-    def _nested(self, op: Op, kind: Kind, operands: tuple[Met, ...]) -> tuple[Home, int | None]:
+    def _nested(self, op: Call, kind: Kind, operands: tuple[Met, ...]) -> tuple[Home, int | None]:
         """Homes that contain one another: a residual connection, a re-entry, or two mixed streams that re-meet."""
         homes = {m.home for m in operands}
         biggest = max(operands, key=lambda m: len(m.home))
@@ -189,18 +189,17 @@ class Meetings:
         if target is None:
             return False
         reach = nx.ancestors(self.graph, target) | {target}
-        return any(uid in self.trace.ops[index].inputs for index in reach)
+        return any(uid in self.trace.calls[index].inputs for index in reach)
 
     def _root(self, uid: int) -> int:
         while uid in self.producers:
-            op = self.trace.ops[self.producers[uid]]
-            see_through = op.name in _SEEN_THROUGH
-            if not see_through or not op.inputs or op.inputs[0] == uid:
+            op = self.trace.calls[self.producers[uid]]
+            if not op.row.does(*_SEEN_THROUGH) or not op.inputs or op.inputs[0] == uid:
                 break
             uid = op.inputs[0]
         return uid
 
-    def _continues(self, op: Op, mixed: Met) -> bool:
+    def _continues(self, op: Call, mixed: Met) -> bool:
         """Whether `op` is the second half of a modulation `gamma * x + beta`, whose product has been counted."""
         root = self._root(mixed.info.uid)
         for index, meeting in enumerate(self.meetings):
@@ -208,7 +207,7 @@ class Meetings:
                 return index in mixed.lineage.origins or not mixed.lineage.origins
         return False
 
-    def _elementwise(self, op: Op, kind: Family, operands: tuple[Met, ...]) -> Lineage:
+    def _elementwise(self, op: Call, kind: Family, operands: tuple[Met, ...]) -> Lineage:
         assert kind in ("sum", "product")
         result = self.trace.tensors[op.outputs[0]]
         if any(m.lineage.axes is not None for m in operands):
@@ -240,7 +239,7 @@ class Meetings:
         gate = self._gate(operands, larger if isinstance(larger, Met) else None, kind)
         return self._fused(operands, home, self._meet(op, kind, operands, home, gate=gate))
 
-    def _same_home(self, op: Op, kind: Family, operands: tuple[Met, ...], result: TensorInfo) -> Lineage:
+    def _same_home(self, op: Call, kind: Family, operands: tuple[Met, ...], result: TensorInfo) -> Lineage:
         lineage = self._fused(operands, operands[0].home)
         segments = [m.lineage.segments for m in operands]
         first = segments[0]
@@ -255,7 +254,7 @@ class Meetings:
             self._mixed(m.lineage)
         return lineage
 
-    def _modulation(self, op: Op, kind: Family, operands: tuple[Met, ...]) -> int | None:
+    def _modulation(self, op: Call, kind: Family, operands: tuple[Met, ...]) -> int | None:
         """`gamma * x + beta`: the sum belongs to the point of the product."""
         if kind != "sum" or len(operands) != 2:
             return None
@@ -279,19 +278,19 @@ class Meetings:
 
     def _is_squashed(self, operand: Met) -> bool:
         producer = self.producers.get(self._root(operand.info.uid))
-        return producer is not None and self.trace.ops[producer].name in SQUASHES
+        return producer is not None and self.trace.calls[producer].row.does("squashes")
 
     def _extent(self, info: TensorInfo) -> tuple[int, ...]:
         """A tensor's shape, with size 1 where it was only stretched: `scale.expand_as(x) * x` is `scale * x`."""
         shape, uid = info.shape, info.uid
-        while uid in self.producers and self.trace.ops[self.producers[uid]].name in ax.STRETCHES:
-            before = self.trace.ops[self.producers[uid]].inputs[0]
+        while uid in self.producers and self.trace.calls[self.producers[uid]].row.does("stretches"):
+            before = self.trace.calls[self.producers[uid]].inputs[0]
             if before == uid:
                 break
             uid, shape = before, self.trace.tensors[before].shape
         return shape
 
-    def _outer(self, op: Op, kind: Family, operands: tuple[Met, ...], extents: Extents) -> Lineage:
+    def _outer(self, op: Call, kind: Family, operands: tuple[Met, ...], extents: Extents) -> Lineage:
         axes: list[Home] = []
         rank = len(self.trace.tensors[op.outputs[0]].shape)
         for i in range(rank):
@@ -303,7 +302,7 @@ class Meetings:
         meeting = self._meet(op, "sum" if kind == "sum" else "product", operands, operands[0].home, outer=True)
         return replace(self._fused(operands, operands[0].home), axes=tuple(axes), scores=meeting)
 
-    def _scores_elementwise(self, op: Op, kind: Family, operands: tuple[Met, ...], result: TensorInfo) -> Lineage:
+    def _scores_elementwise(self, op: Call, kind: Family, operands: tuple[Met, ...], result: TensorInfo) -> Lineage:
         """Scores meet a bias, a mask, other scores, or the values they weigh: `(weights[..., None] * v).sum(1)`."""
         scores = next(m for m in operands if m.lineage.axes is not None)
         carried = carry_axes(
@@ -319,14 +318,14 @@ class Meetings:
             self._weigh(scores.lineage.scores, op, tuple(values))
         return lineage
 
-    def _weigh(self, meeting: int, op: Op, values: tuple[Met, ...]) -> None:
+    def _weigh(self, meeting: int, op: Call, values: tuple[Met, ...]) -> None:
         """The scores of `meeting` weigh values: together they are one attention."""
         found = self.meetings[meeting]
         if found.kind in ("matmul", "sum", "product", "similarity"):
             found.kind = "attention"
         found.more.append((op, values))
 
-    def _matmul(self, op: Op, operands: tuple[Met, ...]) -> Lineage:
+    def _matmul(self, op: Call, operands: tuple[Met, ...]) -> Lineage:
         result = self.trace.tensors[op.outputs[0]]
         outcome = contract(op, operands, result, self.trace)
         for m in operands:
@@ -342,11 +341,11 @@ class Meetings:
             return replace(lineage, axes=outcome.axes, scores=operands[0].lineage.scores)
         between_samples = len(self.varying.get(result.uid, ())) > 1
         cosine = all(is_unit(m.info.uid, self.trace, self.producers, self.lineages) for m in operands)
-        kind: Kind = "similarity" if between_samples or cosine or op.name == "cdist" else "matmul"
+        kind: Kind = "similarity" if between_samples or cosine or op.row.family == "similarity" else "matmul"
         meeting = self._meet(op, kind, operands, outcome.home)
         return replace(lineage, axes=outcome.axes, scores=meeting if outcome.axes else None)
 
-    def _weighed_at_once(self, op: Op, operands: tuple[Met, ...]) -> Lineage | None:
+    def _weighed_at_once(self, op: Call, operands: tuple[Met, ...]) -> Lineage | None:
         """`einsum("bvk,bvq,bqk->bk", v, weights, q)`: scores that weigh both their streams in one product."""
         scores = next((m for m in operands if m.lineage.scores is not None), None)
         if scores is None or scores.lineage.scores is None or len(operands) < 3:
@@ -354,24 +353,22 @@ class Meetings:
         self._weigh(scores.lineage.scores, op, tuple(m for m in operands if m is not scores))
         return self._fused(operands, union(m.home for m in operands))
 
-    def _attention(self, op: Op, operands: tuple[Met, ...]) -> Lineage:
-        asks = 1 if op.name == "Transformer" else 0  # `Transformer(src, tgt)`: what comes out is the target
-        query = next((m for m in operands if m.position == asks), operands[0])
+    def _attention(self, op: Call, operands: tuple[Met, ...]) -> Lineage:
+        query = next((m for m in operands if m.position == op.row.query), operands[0])
         for m in operands:
             self._mixed(m.lineage)
         if any(not comparable(query.home, m.home) for m in operands):
             return self._fused(operands, query.home, self._meet(op, "attention", operands, query.home))
         return self._fused(operands, query.home)
 
-    def _join(self, op: Op, kind: Family, operands: tuple[Met, ...]) -> Lineage:
+    def _join(self, op: Call, kind: Family, operands: tuple[Met, ...]) -> Lineage:
         homes = [m.home for m in operands]
         for m in operands:
             self._mixed(m.lineage)
         if not incomparable(homes):
             return self._fused(operands, max(homes, key=len))
         name: Kind = "module" if kind == "other" else kind
-        recurrent = op.name in ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
-        home = homes[0] if recurrent else union(homes)
+        home = homes[0] if op.row.does("recurrent") else union(homes)
         return self._fused(operands, home, self._meet(op, name, operands, home))
 
 

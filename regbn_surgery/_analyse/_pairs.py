@@ -116,13 +116,13 @@ def _input(run: Run, name: str) -> _Place:
 
 def _module(run: Run, path: str) -> _Place:
     trace = run.trace
-    for op in trace.ops:
+    for op in trace.calls:
         if op.module == path and op.outputs:
             return _Place(op.frame, op.outputs[0], f"module `{path}`", False)
     for frame in trace.frames:
         if frame.path == path and frame.parent is not None and frame.outputs:
             return _Place(frame.parent, frame.outputs[0], f"module `{path}`", False)
-    called = [op.module for op in trace.ops if op.module] + [frame.path for frame in trace.frames if frame.path]
+    called = [op.module for op in trace.calls if op.module] + [frame.path for frame in trace.frames if frame.path]
     raise PlanError(f"pair: no module {path!r} is called; {_choices(path, called, 'some that are:')}")
 
 

@@ -112,9 +112,7 @@ def _owner(trace: Trace, meeting: Meeting) -> Frame:
 def _label(meeting: Meeting) -> str:
     if meeting.kind in ("attention", "similarity"):
         return meeting.kind
-    return {"__setitem__": "setitem", "__iadd__": "add", "__imul__": "mul"}.get(meeting.op.name, meeting.op.name).strip(
-        "_"
-    )
+    return meeting.op.name.strip("_")
 
 
 def _point(name: str, members: Members, places: Mapping[int, Place]) -> Found:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from .._types import Kind, Site
 from ._anchors import Key, Reader, Take
-from ._axes import SPLITS, split_dim
+from ._axes import split_dim
 from ._flow import Meeting
 from ._runs import Run
 
@@ -108,11 +108,11 @@ def _layers_behind(run: Run, uid: int) -> frozenset[tuple[object, ...]]:
         if (uid, parts) in seen or uid not in run.flow.producers:
             continue
         seen.add((uid, parts))
-        op = run.trace.ops[run.flow.producers[uid]]
+        op = run.trace.calls[run.flow.producers[uid]]
         if op.module is not None:
             found.add((op.module, *parts))
             continue
-        if op.name in SPLITS and not parts:
+        if op.row.does("splits") and not parts:
             before = op.inputs[0]
             if split_dim(op, len(run.trace.tensors[before].shape)) == run.layout(before).channel_dim:
                 parts = (op.outputs.index(uid),)

@@ -31,12 +31,12 @@ def layer_behind(run: Run, uid: int) -> str | None:
     seen: set[int] = set()
     while uid in run.flow.producers and uid not in seen:
         seen.add(uid)
-        op = run.trace.ops[run.flow.producers[uid]]
+        op = run.trace.calls[run.flow.producers[uid]]
         if uid in op.inputs:  # a cast that changed nothing, or a write in place: who made it before?
-            op = next((o for o in run.trace.ops if uid in o.outputs and uid not in o.inputs), op)
+            op = next((o for o in run.trace.calls if uid in o.outputs and uid not in o.inputs), op)
         if op.module is not None:
             return op.module
-        if op.name == "embedding":  # a class of embeddings that looks its own table up, and scales it (BART)
+        if op.row.embeds:  # a class of embeddings that looks its own table up, and scales it (BART)
             return run.trace.path_of(op) or None
         carrying = [i for i in op.inputs if i in run.flow.lineages and run.flow.lineages[i].touched]
         if not carrying:
@@ -50,7 +50,7 @@ def producer(run: Run, uid: int) -> str:
     if index is None:
         name = next((name for name, input_uid in run.trace.inputs if input_uid == uid), None)
         return f"input `{name}`" if name is not None else "a constant"
-    op = run.trace.ops[index]
+    op = run.trace.calls[index]
     if op.module is not None:
         return f"{op.name} `{op.module}`"
     owner = run.trace.path_of(op)

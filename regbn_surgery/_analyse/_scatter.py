@@ -14,17 +14,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .._capture import Op, TensorRef, Trace
+from .._capture import Call, Trace, tensor_of
 from .._types import Layout
 from . import _axes as ax
 
 Key = tuple[str, str, int, int]
-
-#: Calls that put the source's values in place of those that were there, and do nothing else.
-_WRITING = frozenset({
-    "masked_scatter", "masked_scatter_", "__setitem__", "index_put", "index_put_", "index_copy", "index_copy_",
-    "slice_scatter", "select_scatter", "scatter", "scatter_",
-})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class ScatterSides:
     obstacle: str | None = None
 
 
-def scatter_sides(op: Op, positions: tuple[int, ...], trace: Trace, layout: Callable[[int], Layout]) -> ScatterSides:
+def scatter_sides(op: Call, positions: tuple[int, ...], trace: Trace, layout: Callable[[int], Layout]) -> ScatterSides:
     """The two sides of a scatter whose operands at `positions` meet."""
     into, source = op.inputs[0], op.inputs[positions[-1]]
     scatter = Scatter(0, positions[-1], op.inplace)
@@ -60,7 +54,7 @@ def scatter_sides(op: Op, positions: tuple[int, ...], trace: Trace, layout: Call
     as_they_are = ScatterSides(scatter, (shape, own), (trace.tensors[source].shape, layout(source)))
     if positions[0] != 0 or len(positions) != 2:
         return replace(as_they_are, obstacle=f"what {op.name} writes into is no stream of its own")
-    if op.name not in _WRITING or op.kwargs.get("accumulate") or op.kwargs.get("reduce") or len(op.args) > 4:
+    if not op.row.does("puts") or op.kwargs.get("accumulate") or op.kwargs.get("reduce") or len(op.args) > 4:
         return replace(as_they_are, obstacle=f"{op.name} does more than put values in place of others")
     stretch = _stretch(op, len(shape))
     filled = _filled_before(op, trace, stretch[0]) if stretch is not None else []
@@ -69,9 +63,14 @@ def scatter_sides(op: Op, positions: tuple[int, ...], trace: Trace, layout: Call
     return _by_position(as_they_are, op, stretch, trace)
 
 
-def _stretch(op: Op, rank: int) -> tuple[int, slice] | None:
+def _assigns(op: Call) -> bool:
+    """`x[...] = y`."""
+    return op.row.does("puts") and op.row.mask.get(1) == "out"
+
+
+def _stretch(op: Call, rank: int) -> tuple[int, slice] | None:
     """(axis, slice) of an assignment to one stretch of one axis."""
-    if op.name != "__setitem__":
+    if not _assigns(op):
         return None
     entries = ax.index_entries(op, rank)
     if entries is None or any(entry is None for entry in entries):
@@ -82,15 +81,15 @@ def _stretch(op: Op, rank: int) -> tuple[int, slice] | None:
     return part[0]
 
 
-def _filled_before(op: Op, trace: Trace, axis: int) -> list[tuple[tuple[int, int], Op]]:
+def _filled_before(op: Call, trace: Trace, axis: int) -> list[tuple[tuple[int, int], Call]]:
     """(stretch, call) of earlier assignments of features to other stretches of the same tensor, by place."""
     size = trace.tensors[op.inputs[0]].shape[axis]
-    taken: list[tuple[tuple[int, int], Op]] = []
-    for other in trace.ops[: op.index + 1]:
-        if other.frame != op.frame or other.name != "__setitem__" or other.inputs[:1] != op.inputs[:1]:
+    taken: list[tuple[tuple[int, int], Call]] = []
+    for other in trace.calls[: op.index + 1]:
+        if other.frame != op.frame or not _assigns(other) or other.inputs[:1] != op.inputs[:1]:
             continue
         found = _stretch(other, len(trace.tensors[op.inputs[0]].shape))
-        if found is None or found[0] != axis or not isinstance(other.args[2], TensorRef):
+        if found is None or found[0] != axis or tensor_of(other.args[2]) is None:
             continue
         low, high, _ = found[1].indices(size)
         if low < high and all(high <= a or b <= low for (a, b), _ in taken):
@@ -100,8 +99,8 @@ def _filled_before(op: Op, trace: Trace, axis: int) -> list[tuple[tuple[int, int
 
 def _stretches(
     sides: ScatterSides,
-    op: Op,
-    filled: list[tuple[tuple[int, int], Op]],
+    op: Call,
+    filled: list[tuple[tuple[int, int], Call]],
     axis: int,
     trace: Trace,
     layout: Callable[[int], Layout],
@@ -124,7 +123,7 @@ def _stretches(
     return ScatterSides(scatter, (tuple(shape), own), source, obstacle)
 
 
-def _by_position(sides: ScatterSides, op: Op, stretch: tuple[int, slice] | None, trace: Trace) -> ScatterSides:
+def _by_position(sides: ScatterSides, op: Call, stretch: tuple[int, slice] | None, trace: Trace) -> ScatterSides:
     shape, own = sides.into
     if not own.known:
         return sides
@@ -141,7 +140,7 @@ def _by_position(sides: ScatterSides, op: Op, stretch: tuple[int, slice] | None,
     return replace(sides, source=source, obstacle=_no_positions(op, own, stretch, trace))
 
 
-def _no_positions(op: Op, own: Layout, stretch: tuple[int, slice] | None, trace: Trace) -> str | None:
+def _no_positions(op: Call, own: Layout, stretch: tuple[int, slice] | None, trace: Trace) -> str | None:
     """Why the call does not choose positions of the samples of a batch."""
     if not own.spatial_dims:
         return f"{op.name} chooses single channels: the tensor it writes into has no positions beside its channels"
@@ -149,9 +148,8 @@ def _no_positions(op: Op, own: Layout, stretch: tuple[int, slice] | None, trace:
         return f"{op.name} writes to some of the channels of a tensor whose other channels no call has filled"
     if stretch is not None and stretch[0] == own.batch_dim:
         return "the call writes to some of the samples of a batch"
-    index = op.args[1] if op.name == "__setitem__" else None
-    if isinstance(index, TensorRef):
-        info = trace.tensors[index.uid]
-        if info.dtype != torch.bool or len(info.shape) < 2:
-            return "the call writes to some of the samples of a batch"
+    index = op.args[1] if _assigns(op) else None
+    info = tensor_of(index)
+    if info is not None and (info.dtype != torch.bool or len(info.shape) < 2):
+        return "the call writes to some of the samples of a batch"
     return None

@@ -10,7 +10,6 @@ from .._types import Reduce, Side, Site
 from ._across import Across
 from ._anchors import Event, FrameView, Key, Spot, Take
 from ._axes import concat_dim
-from ._families import CONCATS
 from ._flow import Meeting, Met
 from ._lineage import comparable
 from ._masks import find_mask
@@ -61,7 +60,7 @@ def find_sites(run: Run, meeting: Meeting, role: int, view: FrameView | None = N
     """The sites of a meeting. `view` is the owner's call, where the caller has it at hand."""
     view = view or view_of(run, meeting)
     event = view.event_of(meeting.op)
-    if meeting.op.name in ("MultiheadAttention", "TransformerDecoderLayer", "TransformerDecoder", "Transformer"):
+    if meeting.kind == "attention" and meeting.op.row.arguments:
         pairs = _leaf_pairs(meeting)
     elif meeting.kind == "attention":
         pairs = _attention_pairs(meeting)
@@ -118,7 +117,7 @@ def _operand_pairs(meeting: Meeting) -> list[Pair]:
     """Every pair of operands that meet, in operand order; nested homes are a pair where a mixed stream re-enters."""
     once: dict[int, Met] = {}
     for met in meeting.operands:
-        if met.position < 2 or meeting.op.name not in ("lerp", "lerp_"):  # the third is how much of each
+        if met.position != meeting.op.row.weight:
             once.setdefault(met.info.uid, met)
     operands = tuple(once.values())
     pairs: list[Pair] = [((a,), (b,)) for a, b in itertools.combinations(operands, 2) if not comparable(a.home, b.home)]
@@ -263,14 +262,8 @@ def _take(
 
 def _leaf_arguments(meeting: Meeting, pair: Pair) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """Names of the leaf module's arguments that each side is: what a pre-hook on the leaf replaces."""
-    names = {
-        "MultiheadAttention": ("query", "key", "value"),
-        "TransformerDecoderLayer": ("tgt", "memory"),
-        "TransformerDecoder": ("tgt", "memory"),
-        "Transformer": ("src", "tgt"),
-        "Bilinear": ("input1", "input2"),
-    }.get(meeting.op.name)
-    if names is None or any(met.position >= len(names) for side in pair for met in side):
+    names = meeting.op.row.arguments
+    if not names or any(met.position >= len(names) for side in pair for met in side):
         return None
     first, second = (tuple(names[met.position] for met in side) for side in pair)
     return first, second
@@ -284,7 +277,7 @@ def _side(run: Run, view: FrameView, take: Take, event: Event, side: tuple[Met, 
     if take.argument is not None:
         anchor = f"argument `{take.argument}`"
     elif take.uid in event.inputs:
-        anchor = f"operand {event.inputs.index(take.uid)} of {event.key[0]}"
+        anchor = f"operand {event.inputs.index(take.uid)} of {event.op.name if event.op is not None else event.key[0]}"
     else:
         anchor = producer(run, take.uid)
     return Side(
@@ -300,7 +293,7 @@ def _reduce(meeting: Meeting, sides: Sequence[Side]) -> Reduce:
     """`mean` wherever tokens are met, whose number need not be the same in f and g or from batch to batch."""
     if meeting.kind == "attention" or any(side.layout.sequence for side in sides):
         return "mean"
-    if meeting.op.name in CONCATS and meeting.op.name != "stack":
+    if meeting.kind == "concat" and meeting.op.row.axes != "stack":
         dim = concat_dim(meeting.op, len(sides[0].shape))
         if any(side.layout.known and dim in side.layout.spatial_dims for side in sides):
             return "mean"

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 
 from .._capture import Trace
 from .._errors import InputsError
+from .._ops import Value
 from .._rules.patterns import PatternError, matches
 from .._types import ExcludedInput, Modality
-from ._axes import CASTS, DROPOUTS, PERMUTES, SPLITS, VIEWS
-from ._families import EMBEDDINGS, LOOKUPS
 from ._lineage import NOBODY, Lineage, Segments, fuse
 
 #: Parts of names that mark an input as bookkeeping rather than content, by the words of DESIGN's default.
@@ -20,19 +19,10 @@ _BOOKKEEPING = re.compile(
     r"(^|[._])(\w*mask\w*|position\w*|\w*_pos|pos|type|\w*_type_ids?|types?|segment\w*|length\w*|lens?|labels?|targets?|"
     r"edge_index|edge_weights?|adj|adjacency|cache_position|indices|index)([._]|$)"
 )
-_PASSES_IDS = (
-    VIEWS
-    | PERMUTES
-    | CASTS
-    | DROPOUTS
-    | SPLITS
-    | {"__getitem__", "cat", "where", "masked_fill", "clamp", "new_zeros"}
-    | {"expand", "expand_as", "broadcast_to", "repeat"}
-    # Fields that share one table are told apart by an offset, and ids without end are hashed into it.
-    | {"add", "__radd__", "sub", "__rsub__", "mul", "__rmul__", "remainder", "__mod__", "fmod", "abs"}
-    | {"floor_divide", "__floordiv__", "bitwise_and", "__and__", "bitwise_or", "__or__", "bitwise_xor", "__xor__"}
-    | {"bitwise_left_shift", "__lshift__", "bitwise_right_shift", "__rshift__"}
-)
+#: Fields that share one table are told apart by an offset, and ids without end are hashed into it (`ids`).
+_PASSES_IDS: tuple[Value, ...] = (
+    "reshapes", "permutes", "casts", "drops_out", "splits", "stretches", "repeats", "ids",
+)  # fmt: skip
 
 
 #: How a modality may be given: names of inputs, or a `Modality` for modules and for stretches of an input.
@@ -90,14 +80,14 @@ def _reaching_embeddings(trace: Trace) -> set[int]:
     """Integer inputs whose values are looked up in a table, by following them through views and slices."""
     reached: dict[int, set[int]] = {uid: {uid} for _, uid in trace.inputs if not trace.tensors[uid].is_float}
     found: set[int] = set()
-    for op in trace.ops:
+    for op in trace.calls:
         sources = set().union(*(reached.get(uid, set()) for uid in op.inputs))
         if not sources:
             continue
-        looked_up = op.name in LOOKUPS and trace.tensors[op.inputs[0]].parameter is not None
-        if op.name in EMBEDDINGS or looked_up or op.name in ("one_hot", "index_select"):
+        looked_up = op.row.carries == "lookup" and trace.tensors[op.inputs[0]].parameter is not None
+        if op.row.does("looks_up") or looked_up:
             found |= sources
-        elif op.name in _PASSES_IDS and all(not trace.tensors[uid].is_float for uid in op.outputs):
+        elif op.row.does(*_PASSES_IDS) and all(not trace.tensors[uid].is_float for uid in op.outputs):
             for uid in op.outputs:
                 if str(trace.tensors[uid].dtype) != "torch.bool":
                     reached.setdefault(uid, set()).update(sources)
@@ -224,11 +214,13 @@ def roots_of(trace: Trace, pattern: str, modality: str) -> list[tuple[int, tuple
         elif _fits(pattern, frame.path):
             inside.add(frame.index)
             found.append((frame.end - 1, frame.outputs))
-    for op in trace.ops:
+    for op in trace.calls:
         if op.module is not None and op.frame not in inside and _fits(pattern, op.module):
             found.append((op.index, op.outputs))
     if not found:
-        called = list(dict.fromkeys([f.path for f in trace.frames[1:]] + [op.module for op in trace.ops if op.module]))
+        called = list(
+            dict.fromkeys([f.path for f in trace.frames[1:]] + [op.module for op in trace.calls if op.module])
+        )
         shown = ", ".join(map(repr, called[:12])) + (", ..." if len(called) > 12 else "")
         raise InputsError(
             f"Modality {modality!r} begins at modules {pattern!r}, and no module of that path was called; these were: "

@@ -9,18 +9,20 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.fx
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.passes.shape_prop import TensorMetadata
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _tree
 from .._errors import CaptureError
 from .._state import generator_state, is_generator
+from ._meta import TensorInfo
 from ._source import current_source
-from ._trace import TensorInfo, TensorRef
-from ._values import TracedInt, plain
+from ._values import TracedInt
 from ._watch import token
 
 _CONSTANTS = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.layout,
@@ -74,26 +76,53 @@ class Objects:
         self._nodes[id(value)] = node
         self._alive.append(value)
         if isinstance(value, PackedSequence):
+            self._tell(node, value.data)  # counts as its data
             for field in ("data", "batch_sizes", "sorted_indices", "unsorted_indices"):
                 if getattr(value, field) is not None:
                     self.bind(getattr(value, field), self.graph.call_function(getattr, (node, field)))
         if isinstance(value, torch.Tensor):
-            self.uid(value)
-            memory = _memory(value)
+            memory = self._tell(node, value)
             if memory is not None:
                 self._aliases[memory] = node
 
+    def _tell(self, node: torch.fx.Node, value: torch.Tensor) -> tuple[Any, ...] | None:
+        """Write into the node's meta what tensor it makes; the memory of that tensor."""
+        memory = _memory(value)
+        known = self._uids.get(id(value))
+        info = self._tensors[known] if known is not None else self._new(value, memory)
+        if "tensor" not in node.meta:
+            node.meta["tensor"] = info
+            node.meta["tensor_meta"] = _fx_meta(value, info)
+            node.meta["version"] = 0 if memory is None or value.is_inference() else value._version
+        return memory
+
     def uid(self, tensor: torch.Tensor) -> int:
+        """The identity of a tensor; another object that looks at the same memory in the same way is no other tensor."""
         known = self._uids.get(id(tensor))
         if known is not None:
             return known
-        uid = self._uids[id(tensor)] = len(self._uids)
-        self._alive.append(tensor)
         memory = _memory(tensor)
+        node = self._aliases.get(memory) if memory is not None else None
+        if node is None or id(tensor) in self._owned:
+            return self._new(tensor, memory).uid
+        info: TensorInfo = node.meta["tensor"]
+        self._uids[id(tensor)] = info.uid
+        self._alive.append(tensor)
+        return info.uid
+
+    def _new(self, tensor: torch.Tensor, memory: tuple[Any, ...] | None) -> TensorInfo:
+        uid = self._uids[id(tensor)] = len(self._tensors)
+        self._alive.append(tensor)
         storage = self._storages.setdefault(memory[0], len(self._storages)) if memory else -1 - uid
         shape = () if tensor.is_nested else tuple(_known_size(n) for n in tensor.shape)
-        self._tensors[uid] = TensorInfo(uid, shape, tensor.dtype, storage, self._owned.get(id(tensor)))
-        return uid
+        info = self._tensors[uid] = TensorInfo(uid, shape, tensor.dtype, storage, self._owned.get(id(tensor)))
+        return info
+
+    def name_inputs(self, named: list[tuple[str, torch.Tensor]]) -> None:
+        """Write the dotted names of the inputs into the meta of the nodes that are these."""
+        for name, tensor in named:
+            if id(tensor) in self._nodes:
+                self._nodes[id(tensor)].meta.setdefault("input", name)
 
     def values(self, wanted: frozenset[int]) -> dict[int, torch.Tensor]:
         """The tensors with these uids, as they are now."""
@@ -114,8 +143,12 @@ class Objects:
             return self._nodes[id(value)]
         if isinstance(value, _CONSTANTS):
             return value
+        if isinstance(value, np.integer | np.floating):
+            return value.item()
         if isinstance(value, PackedSequence):
-            return self.graph.call_function(PackedSequence, tuple(self.argument(field) for field in value))
+            packed = self._packed(PackedSequence, tuple(self.argument(field) for field in value))
+            self._tell(packed, value.data)
+            return packed
         if type(value) is slice:
             return slice(*(self.argument(x) for x in (value.start, value.stop, value.step)))
         if isinstance(value, torch.Size):
@@ -129,10 +162,18 @@ class Objects:
         if type(value) is dict:
             return arguments
         if isinstance(value, list | tuple) and not _tree.is_namedtuple(value):
-            return self.graph.call_function(type(value), (list(arguments.values()),))
-        return self.graph.call_function(type(value), (), {str(key): x for key, x in arguments.items()})
+            return self._packed(type(value), (list(arguments.values()),))
+        return self._packed(type(value), (), {str(key): x for key, x in arguments.items()})
+
+    def _packed(self, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> torch.fx.Node:
+        """A container that is put together for a call."""
+        node = self.graph.call_function(kind, args, kwargs)
+        node.meta["packs"] = True
+        return node
 
     def _size_argument(self, value: torch.Size) -> Any:
+        if not self.strict:
+            return tuple(value)
         whole = self._shapes.get(id(value))
         if whole is not None:
             return whole()
@@ -144,6 +185,7 @@ class Objects:
             node = self.graph.get_attr(self._owned[id(value)])
         if node is None:
             node = self._aliases.get(_memory(value) or ())
+            self.uid(value)  # the identity of the one that the node makes
         if node is None:
             node = self._attribute_node(value)
         if node is None:
@@ -189,7 +231,8 @@ class Objects:
         return value if isinstance(value, bool | int | float) else self._constant("value", copy.deepcopy(value))
 
     def _sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if id(args[0]) not in self._nodes and id(args[0]) not in self._owned:
+        """In strict captures, sizes that know their node."""
+        if not self.strict or (id(args[0]) not in self._nodes and id(args[0]) not in self._owned):
             return output
         if id(args[0]) in self._owned:
             return output  # the shape of a parameter is a constant of the model
@@ -207,16 +250,6 @@ class Objects:
 
     def _is_known(self, tensor: torch.Tensor) -> bool:
         return id(tensor) in self._nodes or id(tensor) in self._owned
-
-    def _template(self, value: Any) -> Any:
-        def change(_: str, leaf: Any) -> Any:
-            if isinstance(leaf, torch.Tensor):
-                return TensorRef(self.uid(leaf))
-            return plain(leaf)
-
-        if isinstance(value, tuple):
-            return tuple(_tree.rebuild(item, change) if _simple(item) else plain(item) for item in value)
-        return {key: _tree.rebuild(item, change) if _simple(item) else plain(item) for key, item in value.items()}
 
     def _where(self) -> str:
         source = current_source()
@@ -306,17 +339,18 @@ def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     return (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
+def _fx_meta(tensor: torch.Tensor, info: TensorInfo) -> TensorMetadata:
+    """As `torch.fx.passes.shape_prop` has it; without the memory format, which takes longer to find than the call."""
+    stride = tensor.stride() if info.storage >= 0 else ()
+    return TensorMetadata(torch.Size(info.shape), info.dtype, tensor.requires_grad, stride, None, False, {})
+
+
 def _known_size(size: int | torch.SymInt) -> int:
     """A size as a number; -1 for one that depends on values which a fake does not have."""
     if isinstance(size, int):
         return size
     known: int | None = size.node.maybe_as_int()
     return -1 if known is None else known
-
-
-def _simple(value: Any) -> bool:
-    """Whether a container may be rebuilt without running a constructor of the user's."""
-    return isinstance(value, torch.Tensor) or type(value) in (list, tuple, dict) or _tree.items(value) is None
 
 
 def _is_enum(value: Any) -> bool:

@@ -20,14 +20,15 @@ import torch.fx
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
 
+from .. import _ops as fn
 from .. import _tree
 from .._types import Source
-from . import _functions as fn
 from ._guards import expect_value
+from ._meta import Key
 from ._objects import Contents, Objects, UnrecordableError, named_tensors
 from ._scopes import FrameScope, Paused
 from ._source import current_source, entering_grad_mode, kind_of_module
-from ._trace import Frame, Op, Stranger, Trace, ValueRead
+from ._trace import Frame, Stranger, Trace, ValueRead
 from ._values import TracedInt, plain
 from ._watch import NUMERICS, numerics, token
 
@@ -61,8 +62,9 @@ class Recorder(Objects):
         self.paths: dict[int, str] = {}
         for path, module in root.named_modules(remove_duplicate=False):
             self.paths.setdefault(id(module), path)
-        self._ops: list[Op] = []
+        self._count = 0  # of the calls recorded so far
         self._frames: list[Frame] = []
+        self._times: Counter[str] = Counter()  # how often each module has been called
         self._stack: list[int] = []
         self._calls: dict[int, Counter[str]] = {}
         self._keys: dict[int, Counter[tuple[str, str, int]]] = {}
@@ -73,7 +75,6 @@ class Recorder(Objects):
         self._grad_modes: list[Any] = []  # gradient mode at entry, then one per `with` that is open
         self._autocasts: list[torch.fx.Node] = []  # the regions that are open
         self._regions = 0  # in how many regions we are whose saved tensors are kept in a way of their own
-        self._checkpointed: set[int] = set()  # the operations in such regions
         self._enclosed: dict[int, torch.Tensor] | None = None  # what a function under vmap takes from around it
         self.settings: dict[str, Any] = {}  # plain attributes of the root that its forward read
         self.mutated: list[str] = []  # attributes it read whose content it changed
@@ -145,7 +146,7 @@ class Recorder(Objects):
             if self.strict and given.changed:
                 self._note_effect(f"hands {kind_of_module(module)} `{path}` a list, dict or object, which it changes")
             with torch._C.DisableTorchFunction():
-                self._leaf_node(module, path, args, kwargs, inputs, output, source)
+                self._leaf_node(module, path, inputs, output, source)
         return output
 
     def _see_given(self) -> None:
@@ -157,8 +158,6 @@ class Recorder(Objects):
         self,
         module: nn.Module,
         path: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
         inputs: tuple[Any, Any],
         output: Any,
         source: Source | None,
@@ -170,17 +169,7 @@ class Recorder(Objects):
         if flags:  # torch's transformer layers keep the flag in their attention
             traits["batch_first"] = flags[0]
         traits["parametrised"] = next(module.parameters(), None) is not None
-        self._record(
-            node,
-            kind_of_module(module),
-            type(module),
-            args,
-            kwargs,
-            output,
-            source,
-            module=path,
-            traits=traits,
-        )
+        self._record(node, kind_of_module(module), output, source, traits=traits)
 
     def open_frame(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         parent = self._stack[-1] if self._stack else None
@@ -194,16 +183,24 @@ class Recorder(Objects):
         key = self._key(parent, name, source) if parent is not None else (name, "", 0, 0)
         inputs = tuple((name, self.uid(tensor)) for name, tensor in named_tensors(module, args, kwargs))
         reads = tuple(self.uid(tensor) for tensor in _tree.tensors((args, dict(kwargs))))
-        frame = Frame(index, path, name, parent, call, key, len(self._ops), inputs, reads, source=source)
+        stack = self._stack_of(parent, path, type(module))
+        frame = Frame(index, path, name, parent, call, key, self._count, inputs, reads, source=source, modules=stack)
         self._frames.append(frame)
         self._calls[index] = Counter()
         self._keys[index] = Counter()
         self._stack.append(index)
 
+    def _stack_of(self, parent: int | None, path: str, cls: type) -> dict[str, tuple[str, type]]:
+        """The module stack as `torch.fx` writes it: a module's second call is `path@1`."""
+        times = self._times[path]
+        self._times[path] += 1
+        above = self._frames[parent].modules if parent is not None else {}
+        return {**above, f"{path}@{times}" if times else path: (path, cls)}
+
     def close_frame(self, output: Any) -> None:
         index = self._stack.pop()
         outputs = tuple(self.uid(tensor) for tensor in _tree.tensors(output))
-        self._frames[index] = dataclasses.replace(self._frames[index], outputs=outputs, end=len(self._ops))
+        self._frames[index] = dataclasses.replace(self._frames[index], outputs=outputs, end=self._count)
 
     def on_function(self, call: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A custom `autograd.Function`: one operation, whose backward pass is its own."""
@@ -224,7 +221,7 @@ class Recorder(Objects):
         with self.paused():
             output = call(*plain(args), **plain(kwargs))
         node = self.graph.call_function(cls.apply, *inputs)  # type: ignore[attr-defined]
-        self._record(node, cls.__name__, cls, args, kwargs, output, source)
+        self._record(node, cls.__name__, output, source)
         return output
 
     def on_vmap(self, call: Callable[..., Any], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -243,7 +240,7 @@ class Recorder(Objects):
         with torch._C.DisableTorchFunction():
             target = _first(len(args), call)
             node = self.graph.call_function(target, *self._arguments((*args, *around), kwargs))
-            self._record(node, "vmap", target, (*args, *around), kwargs, output, current_source())
+            self._record(node, "vmap", output, current_source())
         return output
 
     # -- torch calls ------------------------------------------------------------------------------------------
@@ -252,38 +249,41 @@ class Recorder(Objects):
         output = func(*plain(args), **plain(kwargs))
         if not self.recording:
             return output
-        name = fn.name_of(func)
         if self._enclosed is not None or _transformed():
             self._on_transformed(args, kwargs)
             return output
-        if name == "__iter__":
+        spelling = fn.name_of(func)
+        if spelling == "__iter__":
             return iter(self.on_torch(torch.Tensor.unbind, (args[0], 0), {}))
-        if fn.is_property_write(func):
-            if name != "requires_grad":
-                self._note_effect(f"assigns `.{name}` of a tensor")
-            return output
-        if name == "shape" or func is torch.Tensor.size:
-            return self._sizes(func, args, kwargs, output)
-        if name == "device" and isinstance(output, torch.device):
-            return output
-        if name in ("numel", "nelement") and type(output) is int:
-            return TracedInt(output, lambda: self.graph.call_method("numel", (self.argument(args[0]),)), self)
-        if name in fn.READING and not fn.is_property(func):
-            self._on_read(name, args, kwargs, output)
-            return output
-        if name == "__len__":
-            self.leaks += 1  # `len` returns a plain number, whatever we would return
-        if name in fn.DESCRIBING or name in fn.ASKING:
-            if name in fn.TYPING and not self._is_given(args):
-                self.on_asked()
-            return output
-        if name == "register_hook":
+        if fn.is_silent(func, spelling):
+            return self._on_silent(func, spelling, args, kwargs, output)
+        if spelling == "register_hook":
             self._note_effect("registers a hook on a tensor")
-        if name in ("set_grad_enabled", "_set_grad_enabled"):
-            self._set_grad_mode(bool(args[0] if args else kwargs["mode"]))
-            return output
         with torch._C.DisableTorchFunction():  # a mode below this one need not see our own questions
-            self._torch_node(func, name, args, kwargs, output)
+            self._torch_node(func, spelling, args, kwargs, output)
+        return output
+
+    def _on_silent(self, func: Any, spelling: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """A call that is no operation: what it returns may know its node, and what it decides may have to be noted."""
+        if fn.is_property_write(func):
+            if spelling != "requires_grad":
+                self._note_effect(f"assigns `.{spelling}` of a tensor")
+            return output
+        row = fn.operation(spelling)
+        if row.says == "size":
+            if spelling in ("numel", "nelement"):
+                many = type(output) is int and self.strict
+                node = lambda: self.graph.call_method(spelling, (self.argument(args[0]),))  # noqa: E731
+                return TracedInt(output, node, self) if many else output
+            return self._sizes(func, args, kwargs, output)
+        if row.says == "reads":
+            self._on_read(spelling, args, kwargs, output)
+        elif row.says == "mode":
+            self._set_grad_mode(bool(args[0] if args else kwargs["mode"]))
+        elif row.types and not self._is_given(args):
+            self.on_asked()
+        if spelling == "__len__":
+            self.leaks += 1  # `len` returns a plain number, whatever we would return
         return output
 
     def _is_given(self, args: tuple[Any, ...]) -> bool:
@@ -338,26 +338,25 @@ class Recorder(Objects):
             node = self.graph.call_function(torch.amp.autocast_mode._exit_autocast, (self._autocasts.pop(),))
         self._impure.add(node)
 
-    def _torch_node(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _torch_node(self, func: Any, spelling: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         a, k = self._arguments(args, kwargs)
-        as_operator = fn.as_operator(name, a, k) if fn.is_method(func) else None
+        as_operator = fn.as_operator(spelling, a, k) if fn.is_method(func) else None
         if fn.is_property(func):
-            node = self.graph.call_function(getattr, (a[0], name))
-        elif name == "__setitem__":
+            node = self.graph.call_function(getattr, (a[0], spelling))
+        elif spelling == "__setitem__":
             node = self.graph.call_function(operator.setitem, a)
         elif as_operator is not None:
             node = self.graph.call_function(*as_operator)
         elif fn.is_method(func) and args and isinstance(args[0], torch.Tensor):
-            node = self.graph.call_method(name, a, k)
+            node = self.graph.call_method(spelling, a, k)
         else:
             node = self.graph.call_function(func, a, k)
-        inplace = fn.is_inplace(name, kwargs)
-        if inplace or fn.sets_state(name):
+        inplace = fn.is_inplace(spelling, kwargs)
+        if inplace or fn.operation(spelling).says == "state":
             self._impure.add(node)
         if not inplace and output is None and _tree.tensors((args, kwargs)):
             self._impure.add(node)
-        written = args[0] if name == "__setitem__" else None
-        self._record(node, name, func, args, kwargs, output, current_source(), inplace=inplace, written=written)
+        self._record(node, spelling, output, current_source(), inplace=inplace)
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return tuple(self.argument(x) for x in args), {key: self.argument(x) for key, x in kwargs.items()}
@@ -372,37 +371,33 @@ class Recorder(Objects):
     def _record(
         self,
         node: torch.fx.Node,
-        name: str,
-        target: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        spelling: str,
         output: Any,
         source: Source | None,
         *,
-        module: str | None = None,
         inplace: bool = False,
-        written: torch.Tensor | None = None,
         traits: Mapping[str, Any] | None = None,
     ) -> None:
-        tensors = _tree.tensors((args, kwargs))
-        inputs = tuple(self.uid(tensor) for tensor in tensors)
-        nodes = tuple(self._nodes.get(id(tensor)) for tensor in tensors)
-        template_args, template_kwargs = self._template(args), self._template(kwargs)
+        """Write into the node's meta what call it is; from now on `output` is what it makes."""
+        frame = self._stack[-1]
+        name = spelling if node.op == "call_module" else fn.canonical(spelling)
+        node.meta.update(
+            operation=name, frame=frame, nn_module_stack=self._frames[frame].modules, source=source,
+            key=self._key(frame, spelling, source),
+        )  # fmt: skip
+        if source is not None:
+            node.meta["stack_trace"] = f'File "{source.file}", line {source.line}, in {source.function}'
+        if inplace:
+            node.meta["inplace"] = True
+        if self._regions:
+            node.meta["checkpointed"] = True
+        if traits:
+            node.meta["traits"] = traits
+        self._count += 1
         if output is not None:
             self.bind(output, node)
-        # `x[i] = y` returns nothing; the tensor written to stays the node it was, and counts as the result.
-        outputs = tuple(self.uid(tensor) for tensor in _tree.tensors(output if written is None else written))
-        frame = self._stack[-1]
-        op = Op(
-            len(self._ops), name, target, module, frame, source, template_args, template_kwargs, inputs, outputs,
-            inplace, self._key(frame, name, source), node, nodes, traits or {},
-        )  # fmt: skip
-        node.meta["op"] = op
-        if self._regions:
-            self._checkpointed.add(op.index)
-        self._ops.append(op)
 
-    def _key(self, frame: int, name: str, source: Source | None) -> tuple[str, str, int, int]:
+    def _key(self, frame: int, name: str, source: Source | None) -> Key:
         line = (name, source.file if source else "", source.line if source else 0)
         nth = self._keys[frame][line]
         self._keys[frame][line] += 1
@@ -433,19 +428,24 @@ class Recorder(Objects):
             names = ", ".join(f"`self.{name}`" for name in self.mutated)
             raise UnrecordableError(f"{type(self.root).__name__}.forward changes what {names} hold; a graph would not")
         if self.stores:
-            self.graph.output((self.argument(output), {name: self.argument(x) for name, x in self.stores.items()}))
+            last = self.graph.output(
+                (self.argument(output), {name: self.argument(x) for name, x in self.stores.items()})
+            )
         else:
-            self.graph.output(self.argument(output))
+            last = self.graph.output(self.argument(output))
+        last.meta["frames"] = tuple(self._frames)
         self.recording = False
-        _eliminate_dead_code(self.graph, self._impure)
-        # Late operands may have been appended after an early use was planned; lint is cheap and final.
-        self.graph.lint()
-        return Trace(
-            self.graph, tuple(self._ops), tuple(self._frames), dict(self._tensors), inputs, dict(self.constants),
+        trace = Trace(
+            self.graph, tuple(self._frames), dict(self._tensors), inputs, dict(self.constants),
             tuple(self._reads), tuple(dict.fromkeys(self._effects)), dict(self.settings),
-            tuple(self.stores), self._met_strangers(),
-            self.leaks > 0, frozenset(self._checkpointed), tuple(self.kept),
+            tuple(self.stores), self._met_strangers(), self.leaks > 0, tuple(self.kept),
         )  # fmt: skip
+        if self.strict:
+            assert trace.calls is not None  # read before those that nobody uses go
+            _eliminate_dead_code(self.graph, self._impure)
+            # Late operands may have been appended after an early use was planned; lint is cheap and final.
+            self.graph.lint()
+        return trace
 
 
 def _transformed() -> bool:

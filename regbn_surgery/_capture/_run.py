@@ -58,6 +58,7 @@ def _record_run(
     bind_arguments(recorder, forward or root.forward, args, dict(kwargs))
     named = named_tensors(root, args, kwargs)
     inputs = tuple((name, recorder.uid(tensor)) for name, tensor in named)
+    recorder.name_inputs(named)
     recorder.given = Contents((args, dict(kwargs))) if recorder.strict else None
     recorder._entered = forward is not None
     run = root if forward is None else forward

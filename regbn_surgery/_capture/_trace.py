@@ -1,37 +1,17 @@
-"""What a captured run is: frozen records, free of tensors, and the `torch.fx` graph they belong to."""
+"""What a captured run is: the `torch.fx` graph that records it, and what belongs to no single node of the graph."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch.fx
 
 from .._types import Source
-
-
-@dataclass(frozen=True)
-class TensorRef:
-    """Stands for a tensor inside the recorded arguments of an operation."""
-
-    uid: int
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor object that the run saw. `storage` is equal for tensors that share memory."""
-
-    uid: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    storage: int
-    parameter: str | None = None  # its path in the model, for parameters and buffers
-
-    @property
-    def is_float(self) -> bool:
-        return self.dtype.is_floating_point or self.dtype.is_complex
+from ._meta import Call, Key, TensorInfo, calls_of, tensor_of
 
 
 @dataclass(frozen=True)
@@ -46,41 +26,14 @@ class Frame:
     class_name: str
     parent: int | None
     call: int
-    key: tuple[str, str, int, int]  # of this call within its caller's frame
-    start: int  # number of operations recorded before this call
+    key: Key  # of this call within its caller's frame
+    start: int  # number of calls recorded before this call
     inputs: tuple[tuple[str, int], ...]  # by dotted argument name
     reads: tuple[int, ...]  # the same tensors in the order of the call
     outputs: tuple[int, ...] = ()
-    end: int = 0  # number of operations recorded when it returned
+    end: int = 0  # number of calls recorded when it returned
     source: Source | None = None  # where its caller calls it
-
-
-@dataclass(frozen=True)
-class Op:
-    """One recorded call: of a torch function, a tensor method or a leaf module.
-
-    `key` finds the same call again in another run of the same frame: name, file, line and a counter.
-    """
-
-    index: int
-    name: str
-    target: Any
-    module: str | None  # path, for a leaf module
-    frame: int
-    source: Source | None
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    inplace: bool
-    key: tuple[str, str, int, int]
-    node: torch.fx.Node
-    input_nodes: tuple[torch.fx.Node | None, ...]  # the nodes of `inputs`
-    traits: Mapping[str, Any]  # facts about a leaf module that layouts need: batch_first, num_features, ...
-
-    @property
-    def is_module(self) -> bool:
-        return self.module is not None
+    modules: Mapping[str, tuple[str, type]] = field(default_factory=dict, repr=False)  # the stack, as `torch.fx` has it
 
 
 @dataclass(frozen=True)
@@ -105,10 +58,9 @@ class Stranger:
 
 @dataclass(frozen=True)
 class Trace:
-    """A run of a model: the graph, the operations in order, the frames, and the tensors by uid."""
+    """A run of a model: the graph, whose nodes say what happened (see `_meta`), and what is no node of it."""
 
     graph: torch.fx.Graph
-    ops: tuple[Op, ...]
     frames: tuple[Frame, ...]
     tensors: Mapping[int, TensorInfo]
     inputs: tuple[tuple[str, int], ...]  # dotted name of each tensor input of the traced module
@@ -119,8 +71,17 @@ class Trace:
     stores: tuple[str, ...]  # attributes it wrote; the graph then returns `(output, {name: value})`
     strangers: tuple[Stranger, ...]
     leaks: bool  # whether a size went its own way through Python, so that other sizes may go another
-    checkpointed: frozenset[int]  # operations whose saved tensors are kept in a way of their own, or computed again
     kept: tuple[Any, ...] = ()  # what settings know by identity; another object must not come by its id
 
-    def path_of(self, op: Op) -> str:
-        return self.frames[op.frame].path
+    @cached_property
+    def calls(self) -> tuple[Call, ...]:
+        """The recorded calls in order: views of the graph's nodes."""
+        return calls_of(self.graph)
+
+    def on(self, graph: torch.fx.Graph) -> Trace:
+        """The same run as another graph of it says."""
+        infos = (info for node in graph.nodes if (info := tensor_of(node)) is not None)
+        return replace(self, graph=graph, tensors={**self.tensors, **{info.uid: info for info in infos}})
+
+    def path_of(self, call: Call) -> str:
+        return self.frames[call.frame].path

@@ -52,15 +52,12 @@ class Operated(Inspected):
 
     @cached_property
     def after(self) -> ModelGraph | None:
-        """The model after surgery, as a run of it shows it."""
-        if self.model is None:
+        """The model after surgery: its run with RegBN in it."""
+        if not self.plan.sites:
             return None
-        from .._analyse import run_model
         from .._report.graph_of_run import graph_after
 
-        with quiet_stdout():
-            trace = run_model(self.model, self.analysis.batches.small, training=False)
-        return graph_after(self.graph, trace, self.hosts)
+        return graph_after(self.graph, self.analysis, self.plan)
 
 
 def inspected(request: ModelRequest, modalities: Mapping[str, Any] | None) -> Inspected:

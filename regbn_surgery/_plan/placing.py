@@ -154,6 +154,7 @@ class Placer:
             replace=self._said(order, "replace") or "both",
             options=merged,
             methods=self._said(order, "methods") or (),
+            missing=self._said(order, "missing") or "warn",
             **{"point": None, **place},
         )
         at = f"at `{site.point}`" if site.point is not None else f"for {' with '.join(site.pair or ())}"

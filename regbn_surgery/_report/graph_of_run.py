@@ -1,4 +1,4 @@
-"""Makes the graph that pictures draw out of an analysed run, and out of a run of the model after surgery."""
+"""Makes the graph that pictures draw out of an analysed run, and out of the same run with RegBN in it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .._types import FusionPoint, PlannedSite, Source
-from .diff import HostLike
+from .._ops import Value
+from .._types import FusionPoint, Plan, PlannedSite, Source
 from .graph import Box, Edge, ModelGraph, Node, NodeKind, TensorFact
 from .repeats import with_repeats
 from .shapes import roles_text, shape_text, tensor_text
@@ -18,15 +18,10 @@ from .tables import cost_text
 
 if TYPE_CHECKING:
     from .._analyse import Analysis
-    from .._capture import Frame, Op, Trace
+    from .._capture import Call, Trace
 
 #: Calls that say nothing about the model: they look at the same numbers in another way.
-VIEWS = frozenset({
-    "view", "reshape", "transpose", "permute", "contiguous", "flatten", "unflatten", "squeeze", "unsqueeze", "expand",
-    "expand_as", "view_as", "t", "to", "type", "type_as", "float", "half", "bfloat16", "int", "long", "clone",
-    "detach", "__getitem__", "chunk", "split", "unbind", "movedim", "swapaxes", "narrow", "select", "mT", "T",
-    "Flatten", "Unflatten", "Identity",
-})  # fmt: skip
+_VIEWS: tuple[Value, ...] = ("reshapes", "permutes", "casts", "splits", "takes_part", "stretches", "integers")
 
 
 def graph_of(analysis: Analysis) -> ModelGraph:
@@ -45,25 +40,27 @@ def graph_of(analysis: Analysis) -> ModelGraph:
     return with_repeats(drawn.graph(inspection.model, tuple(m.name for m in inspection.modalities), facts))
 
 
-def graph_after(before: ModelGraph, trace: Trace, hosts: Sequence[HostLike]) -> ModelGraph:
-    """The same model after surgery: a run of it, with what is known of each call that was there before."""
-    places = {f"{host.host}.{site.name}".lstrip("."): site for host in hosts for site in host.sites}
-    drawn = _Drawing(trace, lambda uid: _fact(trace.tensors[uid], "", (), (), ()), {}, frozenset(places))
+def graph_after(before: ModelGraph, analysis: Analysis, plan: Plan) -> ModelGraph:
+    """The same model after surgery: its run with the plan's RegBN in it, and what is known of every other call."""
+    from .._analyse import insert_regbn
+
+    run = analysis.runs[0].trace
+    trace = run.on(insert_regbn(run.graph, plan, analysis))
+    places = {str(call.module): call.node.meta["regbn"] for call in trace.calls if "regbn" in call.node.meta}
+    drawn = _Drawing(trace, lambda uid: _fact(trace.tensors[uid], "", (), (), ()), {})
     plain = drawn.graph(before.title, before.modalities, before.points)
     nodes = tuple(_known_again(node, before, places) for node in plain.nodes)
     by_id = {node.id: node for node in nodes}
     edges = tuple(_edge_known_again(edge, by_id[edge.source]) for edge in plain.edges)
-    changed = tuple(box.id for box in plain.boxes if box.path in {host.host for host in hosts})
+    changed = tuple(box.id for box in plain.boxes if box.path in {site.host for site in plan.sites})
     return with_repeats(replace(plain, nodes=nodes, edges=edges, changed=changed))
 
 
 def _known_again(node: Node, before: ModelGraph, places: Mapping[str, PlannedSite]) -> Node:
     if node.kind == "regbn":
         site = places[node.path]
-        homes: tuple[tuple[str, ...], ...] = (site.f.home, site.g.home)
-        if len(node.outputs) == 1:  # what a scatter makes of both
-            homes = (tuple(name for name in before.modalities if any(name in home for home in homes)),)
-        outputs = tuple(replace(fact, home=home) for fact, home in zip(node.outputs, homes, strict=False))
+        homes = (site.f.home, site.g.home)
+        outputs = tuple(replace(fact, home=home) for fact, home in zip(node.outputs, homes, strict=True))
         return replace(node, outputs=outputs, details=_site_details(site), source="")
     known = before.node.get(node.id)
     if known is None:
@@ -146,23 +143,20 @@ class _Drawing:
     trace: Trace
     fact: Any
     points: Mapping[int, str]
-    regbn: frozenset[str] = frozenset()  # paths of modules drawn as one node however much happens in them
     boxes: dict[int, str] = field(default_factory=dict)  # id of the box of each frame
-    sealed: dict[int, int] = field(default_factory=dict)  # frames inside a RegBN, with the frame of that RegBN
     producers: dict[int, tuple[str, int]] = field(default_factory=dict)  # which output of which node is each tensor
     nodes: dict[str, Node] = field(default_factory=dict)
     edges: dict[tuple[str, str, int], Edge] = field(default_factory=dict)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    drawn: set[int] = field(default_factory=set)  # frames of a RegBN that have their node
 
     def graph(self, title: str, modalities: tuple[str, ...], points: Mapping[str, Mapping[str, Any]]) -> ModelGraph:
         frames = self._boxes()
         for name, uid in self.trace.inputs:
             self.nodes[f"input {name}"] = Node(f"input {name}", name, "input", "", name, (self.fact(uid),))
             self.producers[uid] = f"input {name}", 0
-        for op in self.trace.ops:
-            if op.frame in self.sealed:
-                self._regbn(self.trace.frames[self.sealed[op.frame]])
+        for op in self.trace.calls:
+            if "regbn" in op.node.meta:
+                self._regbn(op)
             else:
                 self._op(op)
         self._output()
@@ -173,12 +167,6 @@ class _Drawing:
         seen: Counter[str] = Counter()
         for frame in self.trace.frames:
             parent = frame.parent
-            if parent in self.sealed:
-                self.sealed[frame.index] = self.sealed[parent]
-                continue
-            if frame.path in self.regbn:
-                self.sealed[frame.index] = frame.index
-                continue
             if parent is None:
                 self.boxes[frame.index] = ""
                 made.append(Box("", frame.class_name, frame.class_name, "", ""))
@@ -192,7 +180,7 @@ class _Drawing:
             made.append(Box(identity, label, frame.class_name, self.boxes[parent], frame.path))
         return tuple(made)
 
-    def _op(self, op: Op) -> None:
+    def _op(self, op: Call) -> None:
         box = self.boxes[op.frame]
         label = op.name if op.module is None else _last(op.module, self.trace.frames[op.frame].path, op.name)
         name = op.module or f"{box}/{op.name}"
@@ -205,7 +193,7 @@ class _Drawing:
         kind: NodeKind = "module" if op.is_module else "op"
         if point:
             kind = "fusion"
-        elif op.name in VIEWS:
+        elif op.row.does(*_VIEWS):
             kind = "view"
         parameters = [p for uid in op.inputs if (p := self.trace.tensors[uid].parameter) and uid not in self.producers]
         details = (("operation", op.name), *((("reads", ", ".join(parameters)),) if parameters else ()))
@@ -214,18 +202,14 @@ class _Drawing:
         self.nodes[identity] = Node(identity, label, kind, box, op.module or "", outputs, source, point, details)
         self._connect(identity, op.inputs, op.outputs)
 
-    def _regbn(self, frame: Frame) -> None:
-        if frame.index in self.drawn or frame.parent is None:
-            return
-        self.drawn.add(frame.index)
-        box = self.boxes[frame.parent]
-        self.counts["", frame.path] += 1
-        count = self.counts["", frame.path]
-        identity = f"{frame.path} (RegBN)" if count == 1 else f"{frame.path} (RegBN, call {count})"
-        label = frame.path.rpartition(".")[2]
-        outputs = tuple(self.fact(uid) for uid in frame.outputs)
-        self.nodes[identity] = Node(identity, label, "regbn", box, frame.path, outputs)
-        self._connect(identity, tuple(uid for _, uid in frame.inputs), frame.outputs)
+    def _regbn(self, op: Call) -> None:
+        path = op.module or ""
+        self.counts["", path] += 1
+        count = self.counts["", path]
+        identity = f"{path} (RegBN)" if count == 1 else f"{path} (RegBN, call {count})"
+        outputs = tuple(self.fact(uid) for uid in op.outputs)
+        self.nodes[identity] = Node(identity, path.rpartition(".")[2], "regbn", self.boxes[op.frame], path, outputs)
+        self._connect(identity, op.inputs, op.outputs)
 
     def _output(self) -> None:
         outputs = self.trace.frames[0].outputs

@@ -100,8 +100,15 @@ def rewritten_class(cls: Any, methods: tuple[str, ...] = ()) -> type[nn.Module]:
             return (_rebuild, (cls, methods, *made[1][1:]), *made[2:])
         return (_make_again, (methods, made[0], made[1]), *made[2:])  # the class says itself how it is made
 
+    def restore(self: nn.Module, state: Any) -> None:
+        cls.__setstate__(self, state)
+        surgery = self.__dict__.get(ATTRIBUTE)
+        if surgery is not None:
+            surgery.prepare(self)
+
     body = {
         "forward": forward,
+        "__setstate__": restore,
         "__reduce_ex__": reduce,
         "_regbn_original_class": cls,
         **{name: _rewritten_method(cls, name) for name in methods},

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .. import _ops as fn
 from .. import _tree
-from .._capture import _functions as fn
 from .._errors import RegBNOptionError, RegBNWarning, RewriteError
 from .._inputs import Inputs
 from .._state import preserved

@@ -50,6 +50,9 @@ class GraphHost:
         self.token = uuid.uuid4().hex  # by which guards know it; a copy is guarded by copies that know the same
         self.last: dict[bool, str] = {}  # by training flag, the last kind of call that was captured, for people
 
+    def prepare(self, host: nn.Module) -> None:
+        """Nothing: calls are captured when they come."""
+
     def without(self, name: str) -> None:
         """Forget one site."""
         self.sites = tuple(site for site in self.sites if site.name != name)

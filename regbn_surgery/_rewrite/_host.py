@@ -6,6 +6,7 @@ sites, and the text of the functions that surgery wrote into. A function that sa
 
 from __future__ import annotations
 
+import copy
 import functools
 import uuid
 import warnings
@@ -82,6 +83,12 @@ class HostSurgery:
         self.sites = tuple(site for site in self.sites if site.name != name)
         self._forget()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> HostSurgery:
+        clone = HostSurgery(self.path, self.sites, self.texts, copy.deepcopy(self.roles, memo), self.writes_parameters)
+        clone.by_mode, clone.token, clone.entry = self.by_mode, self.token, self.entry
+        clone.woven, clone.tables, clone.slots = self.woven, self.tables, self.slots  # they know no instance
+        return clone
+
     def __getstate__(self) -> dict[str, Any]:
         left_out = ("woven", "tables", "slots", "compiled_passage", "entry", "returns")
         return {name: value for name, value in vars(self).items() if name not in left_out}
@@ -90,6 +97,15 @@ class HostSurgery:
         self.__dict__.update(state)
         self.compiled_passage = self.entry = self.returns = None
         self._forget()
+
+    def prepare(self, host: nn.Module) -> None:
+        """Bind to the code that is there, once: after loading, and before any compiler looks.
+
+        Raises:
+            RewriteError: see `bind`.
+        """
+        if not self.tables:
+            self.bind(host)
 
     # -- binding to the code that is there ----------------------------------------------------------------------------
 
@@ -130,7 +146,7 @@ class HostSurgery:
     def run(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The host's forward, with RegBN in it."""
         if not self.tables:
-            self.bind(host)
+            self.prepare(host)
         role = self.roles.next() if self.roles is not None else 0
         if role == NO_ROLE:
             return original_forward(host)(*args, **kwargs)

@@ -22,7 +22,7 @@ from .._analyse import Take
 from .._analyse._across import Across
 from .._analyse._rounds import Rounds
 from .._analyse._scatter import Scatter
-from .._capture import Op, TensorRef, Trace
+from .._capture import Call, Trace, tensor_of
 from .._capture._keywords import without_keywords
 from .._errors import RewriteError
 from ._opened import nodes_of, readers_of
@@ -105,7 +105,7 @@ def build_variant(host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -
         RewriteError: where f is used before g exists.
     """
     before = _source(trace.graph)
-    events = {op.key: op for op in reversed(trace.ops)} | {op.key: op for op in trace.ops if op.frame == 0}
+    events = {op.key: op for op in reversed(trace.calls)} | {op.key: op for op in trace.calls if op.frame == 0}
     current: Current = {}
     done, waiting = [], False
     places = {site.name: _places(trace, site) for site in sites if site.across is not None}
@@ -144,7 +144,7 @@ def build_variant(host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -
 Current = dict[tuple[torch.fx.Node, torch.fx.Node], torch.fx.Node]
 
 
-def _rounds(site: LocalSite, events: dict[Key, Op]) -> list[LocalSite]:
+def _rounds(site: LocalSite, events: dict[Key, Call]) -> list[LocalSite]:
     """The site itself, or where it stands in a loop, one for each round that this call went."""
     if not site.repeats:
         return [site]
@@ -176,7 +176,7 @@ def _shifted(rounds: Rounds, times: int, key: Key) -> Key:
 
 
 def _insert(
-    host: nn.Module, trace: Trace, events: dict[Key, Op], site: LocalSite, current: Current
+    host: nn.Module, trace: Trace, events: dict[Key, Call], site: LocalSite, current: Current
 ) -> frozenset[torch.fx.Node] | None:
     """Insert one site, and say which calls have to wait for it; None where this kind of call does not come by it."""
     if site.scatter is not None:
@@ -252,18 +252,19 @@ def _put_between(
     return frozenset(late)
 
 
-def _mask(trace: Trace, events: dict[Key, Op], site: LocalSite) -> torch.fx.Node | None:
+def _mask(trace: Trace, events: dict[Key, Call], site: LocalSite) -> torch.fx.Node | None:
     """The node of the mask over a side's positions, where this call has one."""
     uid = dict(trace.inputs).get(site.mask or "")
     attending = events.get(site.f.at[0])
     if uid is None and attending is not None:
         given = attending.kwargs.get(site.mask or "", attending.args[3] if len(attending.args) > 3 else None)
-        uid = given.uid if isinstance(given, TensorRef) and attending.name == "MultiheadAttention" else None
-    nodes = (node for op in trace.ops for i, node in zip(op.inputs, op.input_nodes, strict=True) if i == uid)
+        known = tensor_of(given)
+        uid = known.uid if known is not None and attending.name == "MultiheadAttention" else None
+    nodes = (node for op in trace.calls for i, node in zip(op.inputs, op.input_nodes, strict=True) if i == uid)
     return next((node for node in nodes if node is not None), None)
 
 
-def _insert_scatter(trace: Trace, events: dict[Key, Op], site: LocalSite, scatter: Scatter) -> bool:
+def _insert_scatter(trace: Trace, events: dict[Key, Call], site: LocalSite, scatter: Scatter) -> bool:
     op = events.get(site.f.at[0])
     if op is None or any(key not in events for key in scatter.written):
         return False
@@ -275,7 +276,7 @@ def _insert_scatter(trace: Trace, events: dict[Key, Op], site: LocalSite, scatte
     return True
 
 
-def _anchor(events: dict[Key, Op], take: Take) -> torch.fx.Node | None:
+def _anchor(events: dict[Key, Call], take: Take) -> torch.fx.Node | None:
     key, position = take.at
     op = events.get(key)
     return op.input_nodes[position] if op is not None and position < len(op.input_nodes) else None

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .. import _ops as fn
 from .. import _tree
-from .._capture import _functions as fn
 from .._capture import intercepted
 from .._errors import RegBNBypassedError, RewriteError
 from ._continued import Continued

@@ -16,8 +16,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
+from .. import _ops as fn
 from .. import _tree
-from .._capture import _functions as fn
 from .._capture import intercepted
 from .._capture._source import current_source, kind_of_module
 from .._errors import RewriteError

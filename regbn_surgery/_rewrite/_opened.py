@@ -78,17 +78,17 @@ def _node(trace: Trace, spot: Spot) -> torch.fx.Node | None:
     uid = _uid(trace, spot)
     if uid is None:
         return None
-    for op in trace.ops:  # as its first reader got it: what a module returns may be packed up
+    for op in trace.calls:  # as its first reader got it: what a module returns may be packed up
         for position, read in enumerate(op.inputs):
             if read == uid and op.input_nodes[position] is not None:
                 return op.input_nodes[position]
-    return next((op.node for op in trace.ops if op.outputs == (uid,)), None)
+    return next((op.node for op in trace.calls if op.outputs == (uid,)), None)
 
 
 def _uid(trace: Trace, spot: Spot) -> int | None:
     if spot.argument is not None:
         return dict(trace.inputs).get(spot.argument)
-    made = [op.outputs[0] for op in trace.ops if op.module == spot.module and op.outputs]
+    made = [op.outputs[0] for op in trace.calls if op.module == spot.module and op.outputs]
     made += [frame.outputs[0] for frame in trace.frames if frame.path == spot.module and frame.outputs]
     return made[0] if made else None
 

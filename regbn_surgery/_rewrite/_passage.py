@@ -70,7 +70,7 @@ class Table:
 
     sites: tuple[SiteTable, ...]
     helpers: Mapping[Path, tuple[Helper, ...]]
-    writing: tuple[Path, ...] = ()  # places whose call writes into its first operand
+    writing: frozenset[Path]  # calls that write into their first operand
 
     def of_role(self, role: int) -> Table:
         return replace(self, sites=tuple(site for site in self.sites if site.site.role == role))
@@ -112,19 +112,6 @@ def _run(func: Any, operands: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if isinstance(func, TensorMethod):
         return getattr(operands[0], func.name)(*operands[1:], **kwargs)
     return func(*operands, **kwargs)
-
-
-def writes(name: str) -> bool:
-    """Whether a function or method of that name writes into its first operand."""
-    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and name not in _OUT_OF_PLACE)
-
-
-_OUT_OF_PLACE = frozenset({"and_", "or_", "not_", "is_", "requires_grad_"})
-_IN_PLACE = frozenset({
-    f"{start}{name}{end}"
-    for name in ("add", "sub", "mul", "truediv", "matmul", "pow", "floordiv", "mod", "and", "or", "xor")
-    for start, end in (("i", ""), ("__i", "__"))
-})  # fmt: skip
 
 
 def _run_positional(func: Any, *operands: Any, **kwargs: Any) -> Any:
@@ -587,11 +574,15 @@ def _exchanged(
 
 def _inside(value: Any, helpers: tuple[Helper, ...], here: Here) -> Any:
     """A callable as it is, or the rewritten function in place of a helper, told where it is called from."""
+    if isinstance(value, functools.partial):
+        inner = _inside(value.func, helpers, here)
+        return value if inner is value.func else functools.partial(inner, *value.args, **value.keywords)
+    function = getattr(value, "__func__", None)  # of a method
     for helper in helpers:
-        if value is helper.original:
-            return _Bound(helper.rewritten, here, None)
-        if getattr(value, "__func__", None) is helper.original:
+        if function is not None and function is helper.original:
             return _Bound(helper.rewritten, here, value.__self__)
+        if function is None and value is helper.original:
+            return _Bound(helper.rewritten, here, None)
     return value
 
 
@@ -614,4 +605,4 @@ def _without_checkpoint(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in _OF_CHECKPOINT}
 
 
-__all__ = ["ATTRIBUTE", "Helper", "Here", "Passage", "Path", "Returns", "SiteTable", "Table", "enter", "writes"]
+__all__ = ["ATTRIBUTE", "Helper", "Here", "Passage", "Path", "Returns", "SiteTable", "Table", "enter"]

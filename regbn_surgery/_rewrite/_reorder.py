@@ -15,7 +15,7 @@ import torch.fx
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .._capture import Op, Trace
+from .._capture import Call, Trace
 from .._errors import RewriteError
 
 Node = torch.fx.Node
@@ -65,6 +65,7 @@ def refuse_hazard(
     if not waiting:
         return
     start = min(order[node] for node in waiting)
+    calls = {call.node: call for call in trace.calls}
     window = [node for node, index in order.items() if start <= index <= order[after]]
     for node in window:
         if node.target in _MODES:
@@ -72,7 +73,7 @@ def refuse_hazard(
                 f"RegBN {name!r} cannot go in: calls would have to wait for the other side across a change of the "
                 "gradient or autocast mode. Compute both sides in one mode, or normalise the other direction."
             )
-        writer = _op(node)
+        writer = calls.get(node)
         written = _written(host, trace, writer) if writer is not None else frozenset()
         if writer is None or not written:
             continue
@@ -81,7 +82,7 @@ def refuse_hazard(
             overtaken = other not in waiting and order[other] > order[node] if moved else (
                 other in waiting and order[other] < order[node]
             )  # fmt: skip
-            reader = _op(other) if overtaken else None
+            reader = calls.get(other) if overtaken else None
             if reader is not None and written & _touched(trace, reader):
                 raise RewriteError(
                     f"RegBN {name!r} cannot go in: calls would have to wait for the other side, but {_words(writer)} "
@@ -90,21 +91,16 @@ def refuse_hazard(
                 )
 
 
-def _op(node: Node) -> Op | None:
-    found: Op | None = node.meta.get("op")
-    return found
-
-
-def _words(op: Op) -> str:
+def _words(op: Call) -> str:
     called = f"{op.name} `{op.module}`" if op.module else op.name
     return f"{called} at {op.source}" if op.source else called
 
 
-def _touched(trace: Trace, op: Op) -> frozenset[int]:
+def _touched(trace: Trace, op: Call) -> frozenset[int]:
     return frozenset(trace.tensors[uid].storage for uid in (*op.inputs, *op.outputs))
 
 
-def _written(host: nn.Module, trace: Trace, op: Op) -> frozenset[int]:
+def _written(host: nn.Module, trace: Trace, op: Call) -> frozenset[int]:
     """The memory a call writes to: `x.add_(y)`, `x[i] = y`, and `nn.ReLU(inplace=True)`."""
     module = host.get_submodule(op.module) if op.module is not None else None
     if op.inplace or getattr(module, "inplace", False) is True:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ._functions import NoSourceError
 from ._locate import Locator
-from ._passage import Helper, Path, SiteTable, Table, writes
+from ._passage import Helper, Path, SiteTable, Table
 from ._record import CodeSite, Place
 from ._weave import Wrapping, behind_decorators, rewritten_text, weave
 
@@ -71,8 +71,19 @@ def table_of(sites: Sequence[CodeSite], slots: Slots, helpers: dict[Path, tuple[
             tuple(path(place) for place in site.onward),
         )
 
-    writing = tuple(dict.fromkeys(path(place) for site in sites for place in site.places() if writes(place.op)))
+    places = [place for site in sites for place in (site.join, *site.f_readers, *site.g_readers)]
+    writing = frozenset(path(place) for place in places if writes(place.op))
     return Table(tuple(entry(site) for site in sites), helpers, writing)
+
+
+def writes(op: str) -> bool:
+    """Whether a function or method of this name writes into its first operand."""
+    name = op.strip("_") if op.startswith("__") else op
+    return name in _IN_PLACE or (name.endswith("_") and name not in _OUT_OF_PLACE)
+
+
+_OUT_OF_PLACE = frozenset({"and_", "or_", "not_", "is_", "requires_grad_"})
+_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "imatmul", "ipow", "ifloordiv", "imod", "iand", "ior", "ixor"})
 
 
 def woven(locator: Locator, sites: Sequence[CodeSite]) -> Woven:

@@ -65,6 +65,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "replace": "both: g is normalised, too; f: g stays as it is.",
         "fit": "batch: subtract with this batch's projection; running: with the one from before the step.",
         "methods": "Methods of the host beside forward in which RegBN counts, too.",
+        "missing": "What to do in a call in which f and g do not meet: warn once, raise an error, or nothing.",
         "allow_noncausal": "true: a causal stream may be g.",
         "action": "skip: leave the points that match alone.",
         "expect": "How many points the rule must decide.",
@@ -160,7 +161,7 @@ def _combinations(parts: dict[str, Schema]) -> None:
     parts["ModalitySpec"]["dependentSchemas"] = {"slice": {"required": ["inputs"]}}
     rule = parts["Rule"]
     rule["oneOf"] = [{"required": ["match"]}, {"required": ["pair"]}]
-    treats = ["normalize", "against", "pairs", "regbn", *RULE_LEVEL, "methods", "allow_noncausal", "pair"]
+    treats = ["normalize", "against", "pairs", "regbn", *RULE_LEVEL, "methods", "missing", "allow_noncausal", "pair"]
     rule["allOf"] = [
         {
             "if": {"properties": {"action": {"const": "skip"}}, "required": ["action"]},

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
-from .._types import Kind, Level, Reduce, Replace
+from .._types import Kind, Level, Missing, Reduce, Replace
 from ..nn.options import Fit
 
 
@@ -126,6 +126,7 @@ class Treatment(Model):
     replace: Replace | None = None
     fit: Fit | None = None
     methods: Methods | None = None
+    missing: Missing | None = None
     allow_noncausal: StrictBool | None = None
 
 

@@ -23,7 +23,7 @@ SHAPE = (2, 3, 4, 5)
 def moved(function: Function, x: Tensor) -> ax.Movement | None:
     """What the library says of the last operation of `function`, as it is recorded in a run."""
     trace = captured(make(lambda self, x: function(x)), x)
-    op = trace.ops[-1]
+    op = trace.calls[-1]
     return ax.movement(op, tuple(x.shape), trace.tensors[op.outputs[0]].shape)
 
 
@@ -295,7 +295,7 @@ COMPUTATIONS: list[tuple[str, Any, Tensor]] = [
 )
 def test_axes_that_are_computed_along(name: str, function: Any, x: Tensor) -> None:
     trace = captured(make(lambda self, x: function(x), leaf=function if isinstance(function, nn.Module) else None), x)
-    op = next(op for op in reversed(trace.ops) if op.name != "real")
+    op = next(op for op in reversed(trace.calls) if op.name != "real")
     movement = ax.movement(op, tuple(x.shape), trace.tensors[op.outputs[0]].shape)
     assert movement is not None
     felt = mixed(function, x)
@@ -327,8 +327,8 @@ def test_what_is_not_known_is_not_guessed() -> None:
 )  # fmt: skip
 def test_the_axis_of_a_concatenation(function: Function, dim: int) -> None:
     trace = captured(make(lambda self, x: function(x)), TOKENS)
-    rank = len(trace.tensors[trace.ops[-1].outputs[0]].shape)
-    assert ax.concat_dim(trace.ops[-1], rank) == dim
+    rank = len(trace.tensors[trace.calls[-1].outputs[0]].shape)
+    assert ax.concat_dim(trace.calls[-1], rank) == dim
 
 
 @given(st.lists(st.integers(1, 4), max_size=3), st.lists(st.integers(1, 4), min_size=1, max_size=4))

@@ -96,7 +96,7 @@ def test_two_threads_capture_at_once_and_each_gets_its_own_graph() -> None:
         module = make(forward, lin=nn.Linear(3, 3), times=3)
         module.name = times
         trace = captured(module, torch.ones(2, 3))
-        found[times] = [op.name for op in trace.ops]
+        found[times] = [op.name for op in trace.calls]
 
     threads = [threading.Thread(target=work, args=(i,)) for i in (1, 2)]
     for thread in threads:
@@ -134,7 +134,7 @@ def test_a_thread_that_trains_is_not_seen_by_one_that_captures() -> None:
     thread.start()
     trace = captured(make(forward, lin=nn.Linear(3, 3)), torch.ones(2, 3))
     thread.join(60)
-    assert [op.name for op in trace.ops] == ["Linear"]
+    assert [op.name for op in trace.calls] == ["Linear"]
     assert "autocast" not in trace.graph.python_code("self").src
     assert losses[-1] < losses[0]
     assert nn.Module.__call__ is ORIGINAL

@@ -256,19 +256,19 @@ def test_its_one_meeting_is_found_and_the_model_put_back(kind: Callable[[], nn.M
 )
 def test_leaves_are_single_calls(kind: Callable[[], nn.Module], leaves: set[str]) -> None:
     trace, _ = traced(made(kind))
-    assert {op.name for op in trace.ops if op.is_module} == leaves
+    assert {op.name for op in trace.calls if op.is_module} == leaves
 
 
 def test_each_call_of_a_shared_module_is_there() -> None:
     trace, _ = traced(made(Siamese))
-    assert [op.module for op in trace.ops if op.name == "Tanh"] == ["shared.1"] * 4
+    assert [op.module for op in trace.calls if op.name == "Tanh"] == ["shared.1"] * 4
     assert [frame.call for frame in trace.frames if frame.path == "shared"] == [0, 1, 2, 3]
 
 
 def test_a_weight_under_two_names_goes_by_the_first() -> None:
     model = made(Tied)
     trace, _ = traced(model)
-    assert [op.module for op in trace.ops if op.is_module] == ["fa", "fb", "again", "more", "head"]
+    assert [op.module for op in trace.calls if op.is_module] == ["fa", "fb", "again", "more", "head"]
     assert "more.weight" in model.state_dict()
 
 

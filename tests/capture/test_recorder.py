@@ -288,7 +288,7 @@ def test_the_graph_takes_and_gives_what_the_module_does(
     module = module_for(forward, training=True)
     args, kwargs = inputs(2)
     trace = captured(module, *args, strict=strict, **kwargs)
-    for batch in (2, 5):
+    for batch in (2, 5) if strict else (2,):  # the record of a whole model has its sizes as numbers
         check_repeats(module, trace, inputs(batch))
 
 
@@ -298,10 +298,12 @@ def test_the_graph_takes_and_gives_what_the_module_does(
 def test_the_graph_repeats_what_the_forward_does(
     forward: Callable[..., Any], inputs: Callable[[int], Call], training: bool, strict: bool
 ) -> None:
+    if forward is sizes and not strict:
+        pytest.skip("returns a size, which the record of a whole model has as numbers")
     module = module_for(forward, training)
     args, kwargs = copy.deepcopy(inputs(2))
     trace = captured(module, *args, strict=strict, **kwargs)
-    for batch in (2, 5):
+    for batch in (2, 5) if strict else (2,):  # the record of a whole model has its sizes as numbers
         check_repeats(module, trace, inputs(batch))
 
 
@@ -385,14 +387,14 @@ def test_torch_modules_are_leaves_and_the_users_are_frames() -> None:
     assert [(frame.path, frame.class_name, frame.call) for frame in trace.frames] == [
         ("", "Made", 0), ("inner", "Inner", 0), ("tail", "Sequential", 0), ("inner", "Inner", 1),
     ]  # fmt: skip
-    assert [(op.name, op.module, trace.path_of(op)) for op in trace.ops] == [
+    assert [(op.name, op.module, trace.path_of(op)) for op in trace.calls] == [
         ("Linear", "inner.lin", "inner"), ("relu", None, "inner"),
         ("Linear", "tail.0", "tail"), ("Tanh", "tail.1", "tail"),
         ("Linear", "inner.lin", "inner"), ("relu", None, "inner"),
         ("add", None, ""),
     ]  # fmt: skip
     host = captured(module, x(2), strict=True)
-    assert [(op.name, op.module) for op in host.ops] == [
+    assert [(op.name, op.module) for op in host.calls] == [
         ("Inner", "inner"), ("Sequential", "tail"), ("Inner", "inner"), ("add", None),
     ]  # fmt: skip
 
@@ -403,7 +405,7 @@ def test_operations_know_their_line_and_tensors_their_parameter() -> None:
 
     module = make(forward, weight=nn.Parameter(torch.randn(6, 2)))
     trace = captured(module, x(2))
-    op = trace.ops[-1]
+    op = trace.calls[-1]
     assert op.source is not None
     assert (op.source.file, op.source.line) == (__file__, forward.__code__.co_firstlineno + 1)
     assert trace.tensors[op.inputs[1]].parameter == "weight"
@@ -419,8 +421,8 @@ def test_the_same_line_of_two_runs_has_the_same_key_and_each_call_its_own() -> N
 
     module = module_for(forward, training=False)
     first, second = captured(module, x(2)), captured(module, x(5))
-    assert [op.key for op in first.ops] == [op.key for op in second.ops]
-    assert len({op.key for op in first.ops}) == len(first.ops) == 6
+    assert [op.key for op in first.calls] == [op.key for op in second.calls]
+    assert len({op.key for op in first.calls}) == len(first.calls) == 6
 
 
 def test_inputs_are_named_by_parameter_and_place() -> None:
@@ -466,7 +468,7 @@ def test_tensors_that_share_memory_share_a_storage() -> None:
         return b.view(-1)[1:]
 
     trace = captured(make(forward), x(2))
-    storage = [trace.tensors[uid].storage for uid in (trace.inputs[0][1], *(op.outputs[0] for op in trace.ops))]
+    storage = [trace.tensors[uid].storage for uid in (trace.inputs[0][1], *(op.outputs[0] for op in trace.calls))]
     assert storage[1] == storage[2] == storage[3] != storage[0]
 
 
@@ -477,7 +479,7 @@ def test_dead_reads_leave_no_code_behind() -> None:
         assert unused.dtype == a.dtype
         return a + 1
 
-    code = captured(make(forward), x(2)).graph.python_code("self").src
+    code = captured(make(forward), x(2), strict=True).graph.python_code("self").src
     assert "shape" not in code
     assert "mul" not in code
 
@@ -622,11 +624,11 @@ class Mapped(nn.Module):
 def test_a_call_under_vmap_is_one_operation_on_all_that_it_takes() -> None:
     model = Mapped()
     trace = captured(model, x(4), x(4, seed=1))
-    mapped = [op for op in trace.ops if op.name == "vmap"]
-    shift = next(op.outputs[0] for op in trace.ops if op.name == "mean")
+    mapped = [op for op in trace.calls if op.name == "vmap"]
+    shift = next(op.outputs[0] for op in trace.calls if op.name == "mean")
     names = [[trace.tensors[uid].parameter for uid in op.inputs] for op in mapped]
     assert [name for name in names[0] if name] == ["layer.weight", "layer.bias"]
     assert all(op.inputs[0] == trace.inputs[0][1] and shift in op.inputs for op in mapped)
-    assert [op.name for op in trace.ops] == ["mean", "vmap", "vmap", "add"]
+    assert [op.name for op in trace.calls] == ["mean", "vmap", "vmap", "add"]
     assert not trace.effects
     same(run_graph(model, trace, x(4), x(4, seed=1)), model(x(4), x(4, seed=1)))

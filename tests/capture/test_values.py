@@ -135,6 +135,6 @@ def test_a_size_kept_from_one_capture_is_a_number_in_the_next() -> None:
         return a * kept[0] + a.shape[0]
 
     module = make(forward)
-    captured(module, torch.ones(2, 3))
-    trace = captured(module, torch.ones(5, 7))
+    captured(module, torch.ones(2, 3), strict=True)
+    trace = captured(module, torch.ones(5, 7), strict=True)
     assert torch.equal(run_graph(module, trace, torch.ones(4, 7)), torch.full((4, 7), 7.0))  # 3 * 1 + 4

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from regbn_surgery._analyse import run_model
 from regbn_surgery._api import operate
 from regbn_surgery._inspecting import analysed
 from regbn_surgery._report.dot import PictureError, draw, to_dot
@@ -21,7 +20,6 @@ from regbn_surgery._report.explorer import to_explorer
 from regbn_surgery._report.graph_of_run import graph_after, graph_of, short_place
 from regbn_surgery._report.repeats import first_of_each
 from regbn_surgery._report.scene import essential, scene_of, well_opened
-from regbn_surgery._rewrite import explain
 from regbn_surgery._rules import Rules
 from regbn_surgery._types import Source
 
@@ -59,10 +57,9 @@ def two():
     torch.manual_seed(0)
     model, inputs = Two(), (torch.randn(2, 8), torch.randn(2, 5))
     rules = {"version": 1, "rules": [{"id": "late", "match": {"kind": "concat"}, "normalize": "x"}]}
-    _, analysis, rewritten = operate(model, Rules.from_dict(rules), inputs)
+    plan, analysis, _ = operate(model, Rules.from_dict(rules), inputs)
     old = graph_of(analysis)
-    trace = run_model(rewritten, analysis.batches.small, training=False)
-    return old, graph_after(old, trace, explain(rewritten))
+    return old, graph_after(old, analysis, plan)
 
 
 class TestOfARun:

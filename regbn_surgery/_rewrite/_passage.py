@@ -62,6 +62,7 @@ class Helper:
 
     original: Any
     rewritten: Any
+    is_method: bool
 
 
 @dataclass(frozen=True)
@@ -577,11 +578,15 @@ def _inside(value: Any, helpers: tuple[Helper, ...], here: Here) -> Any:
     if isinstance(value, functools.partial):
         inner = _inside(value.func, helpers, here)
         return value if inner is value.func else functools.partial(inner, *value.args, **value.keywords)
-    function = getattr(value, "__func__", None)  # of a method
     for helper in helpers:
-        if function is not None and function is helper.original:
-            return _Bound(helper.rewritten, here, value.__self__)
-        if function is None and value is helper.original:
+        if helper.is_method:
+            try:  # dynamo finds neither by `getattr` with a default, and takes a method for its function
+                function, receiver = value.__func__, value.__self__
+            except AttributeError:
+                function, receiver = value, None
+            if function is helper.original:
+                return _Bound(helper.rewritten, here, receiver)
+        elif value is helper.original:
             return _Bound(helper.rewritten, here, None)
     return value
 

@@ -128,12 +128,22 @@ def woven(locator: Locator, sites: Sequence[CodeSite]) -> Woven:
         path = slots.path(place)
         for number in range(len(place.steps) - 1):
             name = place.steps[number + 1].function
-            helper = Helper(functions[name][0], _plain(rewritten[name]))
+            outer = functions[name][0]
+            helper = Helper(outer, _plain(rewritten[name]), _is_method(locator.cls, outer))
             known = helpers.get(path[: number + 1], ())
             if all(other.original is not helper.original for other in known):
                 helpers[path[: number + 1]] = (*known, helper)
     forward = behind_decorators(locator.forward, replaced, inner_forward)
     return Woven(replaced, inner_forward, forward, table_of(sites, slots, helpers, False), tuple(texts))
+
+
+def _is_method(cls: type, function: Any) -> bool:
+    """Whether instances of a class have the function as a method, or the class itself has."""
+    for base in cls.__mro__:
+        for found in vars(base).values():
+            if found is function or (isinstance(found, classmethod) and found.__func__ is function):
+                return True
+    return False
 
 
 def _plain(function: Any) -> Any:

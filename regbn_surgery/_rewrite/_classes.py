@@ -46,7 +46,9 @@ def unbound_forward(host: nn.Module) -> Any:
 def unbound_function(host: nn.Module) -> Any:
     """The forward as its class has it, or what the instance had in its place, with decorators."""
     own = host.__dict__.get("forward")
-    before = own.before if isinstance(own, InstanceForward) else own if _is_its_own(own, host) else None
+    before = own.before if isinstance(own, InstanceForward) else None
+    if ATTRIBUTE not in host.__dict__ and _is_its_own(own, host):  # surgery has not been here yet
+        before = own
     while isinstance(before, functools.partial):
         before = before.func
     return original_class(host).forward if before is None else getattr(before, "__func__", before)

@@ -221,7 +221,10 @@ class Layer(nn.Module):
 
 
 class Joint(nn.Module):
-    """Image tokens before text tokens in one sequence (GIT); with a cache, the image is there at the first step only."""
+    """Image tokens before text tokens in one sequence (GIT).
+
+    With a cache, the image is there at the first step alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -438,7 +438,9 @@ def tracing(filename: str) -> Iterator[list[int]]:
         sys.settrace(before)
 
 
-@pytest.mark.parametrize(("function", "text"), [(f, t) for f, t, _ in CASES], ids=[f"{f.__name__}: {t}" for f, t, _ in CASES])
+@pytest.mark.parametrize(
+    ("function", "text"), [(f, t) for f, t, _ in CASES], ids=[f"{f.__name__}: {t}" for f, t, _ in CASES]
+)
 def test_every_line_that_was_run_is_run(function: Any, text: str) -> None:
     made = wrapped(function, text)
     first, last = function.__code__.co_firstlineno, read(function).definition.end_lineno

@@ -34,7 +34,8 @@ MODEL_ERRORS = (
     RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ImportError,
 )  # fmt: skip
 
-__all__ = ["MODEL_ERRORS", "Analysis", "ModalityLike", "Recipe", "Take", "analyse", "insert_regbn"]
+__all__ = ["MODEL_ERRORS", "Analysis", "ModalityLike", "Recipe", "Take", "analyse",
+    "follow_streams", "insert_regbn"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,21 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Modalit
     )
     recipes = {(f.point.id, i): recipe for f in found for i, recipe in enumerate(f.recipes)}
     return Analysis(inspection, recipes, batches, tuple(runs), written)
+
+
+def follow_streams(
+    model: nn.Module, batches: Batches, modalities: Mapping[str, ModalityLike] | None, *, training: bool, writes: bool
+) -> Run:
+    """One run of a model in the given mode, with the modalities followed through it: what `verify` looks at.
+
+    Raises:
+        CaptureError, InputsError: as `analyse`.
+    """
+    small = run_model(model, batches.small, training=training, writes=writes)
+    large = None if batches.large is None else run_model(model, batches.large, training=training, writes=writes)
+    sources = find_sources(small, modalities)
+    order = tuple(modality.name for modality in sources.modalities)
+    return _analysed("train" if training else "eval", small, (large, None), batches, sources, order)
 
 
 _Captures = tuple[Trace, Trace, Trace | None, Trace | None, Trace | None]

@@ -24,6 +24,8 @@ from .._errors import RegBNBypassedError
 
 ATTRIBUTE = "_regbn_host"
 RECORD = "_regbn_surgery"
+#: What the modalities of a rewritten model are, for `verify`.
+MODALITIES = "_regbn_modalities"
 #: Recomputation and the backward pass call layers again, from wherever they are started.
 _REPLAYS = ("torch/utils/checkpoint.py", "torch/autograd/__init__.py", "torch/autograd/graph.py")
 _MACHINERY = "torch/nn/modules/module.py"

@@ -20,6 +20,7 @@ from .._inputs import Inputs
 from .._types import Plan, PlannedSite
 from ._classes import original_class, uninstall
 from ._guard import ATTRIBUTE, Guard
+from ._guard import MODALITIES
 from ._guard import RECORD as RECORD
 from ._hoist import HoistHook
 from ._graph_host import GraphHost
@@ -29,6 +30,7 @@ from ._operations import Operation, operations_for, put_in
 from ._roles import RoleReset
 from ._site import RegBNSite, sites_of
 from ._trials import check, run
+from ._verify import refuse_other_streams
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
             if not hooks and not any(op.tier == 1 for op in hooked):
                 break
             hooked = hooked or operations
-            _tried(model, operations, runs, expected, writes)
+            _tried(model, operations, runs, expected, analysis)
         except (RegBNError, *MODEL_ERRORS) as error:
             problems.append(f"{'' if isinstance(error, RegBNError) else type(error).__name__ + ': '}{error}")
             continue
@@ -95,17 +97,18 @@ def _tried(
     operations: list[Operation],
     runs: list[tuple[Inputs, bool]],
     expected: list[Any],
-    writes: bool,
+    analysis: Analysis,
 ) -> None:
     """Put the sites in and hold the model to the original; where hosts do not stand it rewritten, under a mode.
 
     Raises:
         RewriteError: where it does not stand that, either; the model is then as it was before.
     """
+    writes = analysis.writes_parameters
     try:
         with _undone_on_error(model):
             put_in(model, operations, writes)
-            check(model, runs, expected, writes)
+            _checked(model, operations, runs, expected, analysis)
         return
     except (RewriteError, *MODEL_ERRORS) as error:
         if all(op.code is None for op in operations):
@@ -114,9 +117,23 @@ def _tried(
     with _undone_on_error(model):
         put_in(model, operations, writes, by_mode=f"rewritten, it did not do what it did: {reason}")
         try:
-            check(model, runs, expected, writes)
+            _checked(model, operations, runs, expected, analysis)
         except (RewriteError, *MODEL_ERRORS) as error:
             raise RewriteError(f"{reason} | under a function mode: {error}") from error
+
+
+def _checked(
+    model: nn.Module,
+    operations: list[Operation],
+    runs: list[tuple[Inputs, bool]],
+    expected: list[Any],
+    analysis: Analysis,
+) -> None:
+    """Both parts of the self-check: the values, and which streams come to each RegBN."""
+    check(model, runs, expected, analysis.writes_parameters)
+    model.__dict__[RECORD] = tuple(operations)
+    model.__dict__[MODALITIES] = analysis.inspection.modalities
+    refuse_other_streams(model, analysis.batches, writes=analysis.writes_parameters)
 
 
 def _as_done(model: nn.Module, operation: Operation) -> Operation:
@@ -184,6 +201,7 @@ def undo(model: nn.Module) -> None:
                     with_kwargs.pop(key, None)
         forget(module)
     model.__dict__.pop(RECORD, None)
+    model.__dict__.pop(MODALITIES, None)
 
 
 def explain(model: nn.Module) -> tuple[HostReport, ...]:

@@ -88,6 +88,14 @@ class Heir(Holder):
         return super().add(x, y) * __class__.width  # type: ignore[name-defined]
 
 
+class _Quiet:
+    def private(self, x: Tensor) -> Tensor:
+        return self.__same(x)
+
+    def __same(self, x: Tensor) -> Tensor:
+        return x * 3
+
+
 def by_call(x: Any, y: Any) -> Any:
     return torch.cat([x, y], dim=1) * 2
 
@@ -313,6 +321,8 @@ def test_private_names_super_and_class_cells_work() -> None:
     found = wrapped(Holder.private, "self.__twice(x)")(Holder(), X, _regbn=telling)
     torch.testing.assert_close(found, X * 2 + 10)
     assert [args for _, args in telling.told] == [(X,)]
+    found = wrapped(_Quiet.private, "self.__same(x)")(_Quiet(), X, _regbn=Telling())
+    torch.testing.assert_close(found, X * 3)
     found = wrapped(Heir.add, "super().add(x, y)")(Heir(), X, Y, _regbn=Telling())
     torch.testing.assert_close(found, (X + Y) * 2)
     with pytest.raises(NoSourceError, match="is a call of super"):
@@ -441,7 +451,7 @@ def tracing(filename: str) -> Iterator[list[int]]:
 @pytest.mark.parametrize(
     ("function", "text"), [(f, t) for f, t, _ in CASES], ids=[f"{f.__name__}: {t}" for f, t, _ in CASES]
 )
-def test_every_line_that_was_run_is_run(function: Any, text: str) -> None:
+def test_the_lines_that_are_run_are_the_users(function: Any, text: str) -> None:
     made = wrapped(function, text)
     first, last = function.__code__.co_firstlineno, read(function).definition.end_lineno
     with tracing(function.__code__.co_filename) as lines:
@@ -449,8 +459,9 @@ def test_every_line_that_was_run_is_run(function: Any, text: str) -> None:
     expected = {line for line in lines if first <= line <= (last or 0)}
     with tracing(function.__code__.co_filename) as lines:
         made(X.clone(), Y.clone(), _regbn=Telling())
-    assert expected
-    assert {line for line in lines if first <= line <= (last or 0)} >= expected
+    found = {line for line in lines if first <= line <= (last or 0)}
+    assert expected <= found
+    assert found == expected or function is over_lines, "within an expression over several lines there may be more"
 
 
 def test_a_breakpoint_of_pdb_on_the_users_line_is_hit() -> None:

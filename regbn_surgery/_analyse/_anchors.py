@@ -201,7 +201,8 @@ class FrameView:
     def _is_look(self, reader: Event, fusion: Event | None) -> bool:
         if fusion is None or reader.op is None or len(reader.outputs) != 1 or not self._only_reshapes(reader):
             return False
-        return all(user is fusion for user, _ in self.readers.get(reader.outputs[0], ()))
+        users = [user for user, _ in self.readers.get(reader.outputs[0], ()) if user is not fusion]
+        return not any(self.carries(uid) for user in users for uid in user.outputs)  # others read its shape alone
 
     def event_of(self, op: Call) -> Event:
         return next(event for event in self.events if event.op is op)

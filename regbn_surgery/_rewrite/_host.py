@@ -21,7 +21,7 @@ from torch import nn
 from .._errors import RegBNBypassedError, RegBNWarning, RewriteError
 from ._arguments import spelled
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
-from ._classes import InstanceForward, original_class, original_forward, unbound_forward, unbound_function
+from ._classes import InstanceForward, original_class, unbound_forward, unbound_function
 from ._functions import NoSourceError, refuse_another
 from ._growing import Frame, called_with, enclosing_frame
 from ._guard import on_the_stack
@@ -133,13 +133,11 @@ class HostSurgery:
         return self.tables[role]
 
     def _call(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the rewritten forward."""
         assert self.woven is not None, "bound, and not by mode"
         own = host.__dict__.get("forward")
         if isinstance(own, InstanceForward) and own.before is not None:
             return rebound(own.before, self.woven, host)(*args, **kwargs)
-        # Unbound: where dynamo breaks a graph, it hands a bound method on by its name, and by name it is `run` again.
-        return self.woven.forward(host, *args, **kwargs)
+        return call_unbound(self.woven.forward, host, args, kwargs)
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -149,7 +147,7 @@ class HostSurgery:
             self.prepare(host)
         role = self.roles.next() if self.roles is not None else 0
         if role == NO_ROLE:
-            return original_forward(host)(*args, **kwargs)
+            return call_unbound(unbound_forward(host), host, args, kwargs)
         if self.by_mode:
             return self._run_by_mode(host, role, args, kwargs)
         if torch.compiler.is_compiling():
@@ -266,6 +264,14 @@ def _why(site: CodeSite, passage: Passage | None) -> str:
     if len(there) == 2:
         return f"f and g do not meet at {site.join.op}"
     return f"only {there[0]} was computed" if there else "neither f nor g was computed"
+
+
+def call_unbound(forward: Any, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a forward with its module for its first argument. Where a graph breaks in it, dynamo looks a bound method up
+    by its name again, and by its name it is the rewritten one."""
+    if isinstance(forward, FunctionType):
+        return forward(host, *args, **kwargs)
+    return forward.__get__(host)(*args, **kwargs)
 
 
 def rebound(before: Any, made: Woven, host: nn.Module) -> Callable[..., Any]:

@@ -34,7 +34,11 @@ class Operators:
     slice = slice
     getattr = getattr
     getitem = operator.getitem
-    setitem = operator.setitem
+
+    @staticmethod
+    def setitem(target: Any, index: Any, value: Any) -> None:
+        """Written out, since dynamo does not follow `operator.setitem`."""
+        target[index] = value
 
 
 for _name in (*_BINARY.values(), *_UNARY.values(), *_COMPARE.values()):

@@ -54,8 +54,9 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
         looped = recipe.repeats and recipe.rounds is not None and recipe.rounds.step(key[:3]) > 0
         known, turn = None, -1
         if recipe.spots[key].shared and not recipe.repeats:
-            known = (place(layer), maker) if layer is not None and maker is not None else None
             turn = recipe.spots[key].turn
+            if layer is not None and maker is not None and recipe.spots[layer].shared:
+                known = place(layer), maker
         return End(maker=place(key), output=output, layer=known, turn=turn, looped=looped)
 
     keys = {take.at[0] for take in takes} | {key for take in takes for key, _ in take.readers}

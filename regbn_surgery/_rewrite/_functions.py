@@ -343,6 +343,8 @@ def tree_of(text: str) -> ast.Module:
     """The syntax tree of a function's text, which may be indented, without its docstrings."""
     indented = text[:1].isspace()
     tree = ast.parse(f"if 1:\n{text}" if indented else text)
+    if indented and isinstance(tree.body[0], ast.If):
+        tree.body = tree.body[0].body
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import _tree
 from .._errors import RegBNBypassedError
+from ._bypass import refuse_going_on
 from ._growing import current_frame
 from ._memory import SPOILT
 from ._onward import continues
@@ -459,12 +460,21 @@ class Passage:
         value = _now(f, now)
         for link in chain:
             met = self.met_before[link.name]
-            if met.pooled() is None:
-                raise RegBNBypassedError(SPOILT)
-            with self.around():
-                value = getattr(self.host, link.name).go_on(value, met)
+            try:
+                if met.pooled() is None:
+                    raise RegBNBypassedError(SPOILT)
+                with self.around():
+                    value = getattr(self.host, link.name).go_on(value, met)
+            except RegBNBypassedError as error:
+                self._refuse_to_go_on(link, str(error))
             self.went_on.append(link.name)
         _replace(now, there, value)
+
+    def _refuse_to_go_on(self, entry: SiteTable, why: str) -> None:
+        """Raises RegBNBypassedError, with the call and the remedy."""
+        frame = current_frame()
+        args, kwargs = ((), {}) if frame is None else (frame.args, frame.kwargs)
+        refuse_going_on(self.host, self.host.__dict__[ATTRIBUTE].path, [entry.site], args, kwargs, why)
 
     def _chain(self, last: SiteTable) -> list[SiteTable]:
         """The sites between f and a call behind `last`: one behind another where several modalities were written into
@@ -485,8 +495,15 @@ class Passage:
         left = {}
         for name, met in self.met_before.items():
             if name not in self.reached and name not in self.went_on:
-                left[name] = "" if met.pooled() is not None else SPOILT
+                left[name] = SPOILT if met.pooled() is None else self._why_not_on(name)
         return left
+
+
+    def _why_not_on(self, name: str) -> str:
+        entry = next((entry for entry in self.table.sites if entry.name == name), None)
+        if entry is None or not entry.onward or (name, "f") not in self.held:
+            return ""
+        return f"this call reads them otherwise than before, not by {entry.site.onward[0].op}"
 
 
 _NOTHING = object()

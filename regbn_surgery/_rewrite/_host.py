@@ -194,11 +194,11 @@ class HostSurgery:
             refuse_going_on(host, self.path, [site for site in sites if site.name == name], args, kwargs, why)
         if passage.reached and has_caches(args, kwargs, output):
             remember_caches(host, passage.reached, passage.lasting, args, kwargs, output)
-        done = {*passage.reached, *passage.went_on, *frame.reached_within}
         around = enclosing_frame(host)
         if around is not None:
-            around.reached_within |= done
-        left = [site for site in sites if site.name not in done]
+            around.reached_within.update(passage.reached, passage.went_on, frame.reached_within)
+        left = [site for site in sites if site.name not in passage.reached]
+        left = [site for site in left if site.name not in passage.went_on and site.name not in frame.reached_within]
         if left:
             self._tell_missing(host, left, passage, args, kwargs)
         if frame.met_before:

@@ -180,7 +180,8 @@ class Here:
         self.path = path
 
     def call(self, slot: int, func: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return self.passage.call((*self.path, slot), func, args, kwargs)
+        operands = (func.receiver, *args) if isinstance(func, TensorMethod) else args
+        return self.passage.visit((*self.path, slot), func, func, operands, kwargs)
 
     def made(self, slot: int, value: Any, /) -> Any:
         self.passage.made((*self.path, slot), value)
@@ -189,7 +190,7 @@ class Here:
     def unpack(self, slot: int, value: Any, /) -> Any:
         """A tensor that is taken apart along its first axis, as assignment to several names and loops do."""
         if isinstance(value, Tensor):
-            value = self.passage.call((*self.path, slot), torch.Tensor.unbind, (value, 0), {})
+            value = self.passage.visit((*self.path, slot), torch.Tensor.unbind, None, (value, 0), {})
         return value
 
     def method(self, receiver: Any, name: str, /) -> Any:
@@ -268,14 +269,9 @@ class Passage:
 
     # -- what places tell ---------------------------------------------------------------------------------------------
 
-    def call(self, path: Path, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do the call of a place, with RegBN's results among its operands where sites say so."""
-        operands = (func.receiver, *args) if isinstance(func, TensorMethod) else args
-        return self.visit(path, func, func, operands, kwargs)
-
     def visit(self, path: Path, func: Any, layer: Any, operands: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The same, for a method of a tensor with the tensor among the operands. `layer`: what is called, for those who
-        want to know which module it is."""
+        """Do the call of a place, with RegBN's results among its operands where sites say so. Of a method of a tensor,
+        the tensor is among the operands. `layer`: what is called, for those who want to know which module it is."""
         at = self.table.places.get(path, _NOWHERE)
         now: list[tuple[Tensor, Tensor]] = []  # what stood in the call, and what stands there now
         written = operands[0] if at.writing and isinstance(operands[0], Tensor) else None
@@ -395,9 +391,10 @@ class Passage:
                 if reads and held is not None and _among(held, tensors) is not None:
                     self.early.append(Early(site.name, held))
             return
+        mask = None if site.mask is None else self._mask(site.mask, layer, args, kwargs)
         early = [read for read in self.early if read.site == site.name and (read.side is f or read.side is g)]
         if early:
-            self._look_again(site, early, (f, g), self._mask(site, layer, args, kwargs), tensors, now)
+            self._look_again(site, early, (f, g), mask, tensors, now)
             return
         f_there, g_there = _among(f, tensors), _among(g, tensors)
         if site.operands and (f_there is None or g_there is None):
@@ -405,7 +402,7 @@ class Passage:
         if not (f_reads and f_there is not None) and not (g_reads and g_there is not None):
             return
         f_now, g_now = _now(f, now), _now(g, now)
-        f_new, g_new = self._normalised(site, f_now, g_now, self._mask(site, layer, args, kwargs))
+        f_new, g_new = self._normalised(site, f_now, g_now, mask)
         if f_reads and f_there is not None:
             _replace(now, f_there, f_new)
         if g_reads and g_there is not None:
@@ -496,11 +493,9 @@ class Passage:
         with self.around():
             return run(*args, **kwargs)
 
-    def _mask(self, site: CodeSite, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if site.mask is None:
-            return None
-        if site.mask in self.arguments:
-            return self.arguments[site.mask]
+    def _mask(self, name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name in self.arguments:
+            return self.arguments[name]
         if isinstance(layer, nn.MultiheadAttention):
             return kwargs.get("key_padding_mask", args[3] if len(args) > 3 else None)
         return None
@@ -633,6 +628,13 @@ def _replace(now: list[tuple[Tensor, Tensor]], old: Tensor, new: Tensor) -> None
     now.append((old, new))
 
 
+def _is_flat(values: Any) -> bool:
+    for value in values:
+        if type(value) not in _tree.PLAIN:
+            return False
+    return True
+
+
 def _exchanged(
     args: tuple[Any, ...], kwargs: dict[str, Any], now: list[tuple[Tensor, Tensor]]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -647,6 +649,10 @@ def _exchanged(
             return _now(value, now)
         if type(value) in _tree.PLAIN:
             return value
+        if (type(value) is tuple or type(value) is list) and _is_flat(value):
+            new = [_now(item, now) for item in value]
+            same = all([a is b for a, b in zip(value, new, strict=True)])
+            return value if same else new if type(value) is list else tuple(new)
         for tensor in _tree.tensors(value):
             for old, _ in now:
                 if old is tensor:

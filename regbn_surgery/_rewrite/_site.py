@@ -49,16 +49,17 @@ class RegBNSite(nn.Module):
         if self._is_identity():
             self._note(g, g_mask)
             return f, g
-        self._check_rank("f", f, self.f_axes)
-        self._check_rank("g", g, self.g_axes)
-        if self.causal_g and len(self.g_axes) > 2 and not torch.compiler.is_compiling():
-            refuse_growing_g(g.shape[self.g_axes[2]])
+        f_axes, g_axes = self.f_axes, self.g_axes
+        if f.dim() != len(f_axes) or g.dim() != len(g_axes):
+            self._check_rank("f", f, f_axes)
+            self._check_rank("g", g, g_axes)
+        if self.causal_g and len(g_axes) > 2 and not torch.compiler.is_compiling():
+            refuse_growing_g(g.shape[g_axes[2]])
         if self.masking is not None and mask is not None:
             keep = self.kept(mask, f, g, *self.masking)
             f_mask, g_mask = (keep, None) if self.masking[0] == "f" else (None, keep)
         self._note(g, g_mask)
         training = False if self.frozen else None
-        f_axes, g_axes = self.f_axes, self.g_axes
         f_new, g_new = self.regbn(_permuted(f, f_axes), _permuted(g, g_axes), training, f_mask=f_mask, g_mask=g_mask)
         return _permuted_back(f_new, f_axes), (_permuted_back(g_new, g_axes) if self.replace_g else g)
 

@@ -26,7 +26,7 @@ from ._functions import NoSourceError, refuse_another
 from ._growing import Frame, called_with, enclosing_frame
 from ._guard import on_the_stack
 from ._locate import Locator
-from ._memory import hand_on, has_caches, mark_compiled
+from ._memory import forget_if_empty, hand_on, has_caches, mark_compiled
 from ._methods import interposed_method
 from ._mode import run_by_mode
 from ._passage import Passage, Returns, Table
@@ -152,8 +152,8 @@ class HostSurgery:
             return self._run_by_mode(host, role, args, kwargs)
         if torch.compiler.is_compiling():
             return self._run_compiled(host, role, args, kwargs)
-        with on_the_stack(self.token), called_with(args, kwargs) as frame:
-            self._begin(frame, host, role, args, kwargs)
+        with on_the_stack(self.token), Frame(args, kwargs, host, role) as frame:
+            self._begin(frame, args, kwargs)
             output = self._call(host, args, kwargs)
             self._end(frame, host, args, kwargs, output)
         return output
@@ -171,16 +171,16 @@ class HostSurgery:
 
     @torch.compiler.disable(reason="RegBN is let into a forward that runs as it is, under a mode; see explain(model)")  # type: ignore[untyped-decorator, no-untyped-call]
     def _run_by_mode(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with on_the_stack(self.token), called_with(args, kwargs) as frame:
-            self._begin(frame, host, role, args, kwargs)
+        with on_the_stack(self.token), Frame(args, kwargs, host, role) as frame:
+            self._begin(frame, args, kwargs)
             output = run_by_mode(self, host, unbound_forward(host), frame, args, kwargs)
             self._end(frame, host, args, kwargs, output)
         return output
 
-    def _begin(self, frame: Frame, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        frame.host, frame.role = host, role
-        if has_caches(args, kwargs):
-            frame.met_before = remembered(host, self._sites(role), args, kwargs)
+    def _begin(self, frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if frame.host is not None and has_caches(args, kwargs):
+            forget_if_empty(args, kwargs)
+            frame.met_before = remembered(frame.host, self._sites(frame.role), args, kwargs)
 
     def _end(self, frame: Frame, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         passage = frame.passage
@@ -188,15 +188,15 @@ class HostSurgery:
         if passage is None:
             self._tell_missing(host, sites, None, args, kwargs)
             return
-        for name, why in passage.unfinished().items():
+        for name, why in passage.unfinished().items() if passage.met_before else ():
             refuse_going_on(host, self.path, [site for site in sites if site.name == name], args, kwargs, why)
-        if passage.reached:
+        if passage.reached and has_caches(args, kwargs, output):
             remember_caches(host, passage.reached, passage.lasting, args, kwargs, output)
-        done = {*passage.reached, *passage.went_on, *frame.reached_within}
         around = enclosing_frame(host)
         if around is not None:
-            around.reached_within |= done
-        left = [site for site in sites if site.name not in done]
+            around.reached_within.update(passage.reached, passage.went_on, frame.reached_within)
+        left = [site for site in sites if site.name not in passage.reached]
+        left = [site for site in left if site.name not in passage.went_on and site.name not in frame.reached_within]
         if left:
             self._tell_missing(host, left, passage, args, kwargs)
         if frame.met_before:

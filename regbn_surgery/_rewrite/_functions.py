@@ -1,15 +1,16 @@
-"""Functions of the user's code: find one behind its decorators, read its syntax tree, and tell whether it has changed."""
+"""Functions of the user's code: find one behind its decorators, read its tree, and tell whether it has changed."""
 
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import functools
 import hashlib
 import inspect
 import linecache
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
@@ -45,7 +46,8 @@ class FunctionSource:
     def first(self) -> int:
         """Number of the first line, decorators included."""
         decorators = getattr(self.definition, "decorator_list", [])
-        return min([self.definition.lineno, *(decorator.lineno for decorator in decorators)])
+        first: int = min([self.definition.lineno, *(decorator.lineno for decorator in decorators)])
+        return first
 
     @property
     def text(self) -> str:
@@ -173,6 +175,20 @@ def find(qualified: str, module: str, cls: type, caller: FunctionType | None) ->
     return None
 
 
+def within_reach(functions: Iterable[FunctionType], others: Iterable[Any], qualified: str) -> list[CodeType]:
+    """The codes by that name which functions can call without knowing the name: through a global or closure variable,
+    out of a table that is kept under one, or as one of `others` (attributes, say). Lambdas are mostly found so."""
+    values = list(others)
+    for function in functions:
+        names = {name for code in (function.__code__, *_codes(function.__code__)) for name in code.co_names}
+        values += [*_contents(function), *(function.__globals__.get(name) for name in names)]
+    for value in list(values):
+        if isinstance(value, dict | list | tuple):
+            values += value.values() if isinstance(value, dict) else value
+    found = (behind(value, lambda code: code.co_qualname == qualified) for value in values)
+    return list(dict.fromkeys(function.__code__ for function in found if function is not None))
+
+
 def _walked(first: Callable[[str], Any], qualified: str) -> Any:
     name, *rest = qualified.split(".")
     value = first(name)
@@ -278,8 +294,8 @@ def compiled(
 def _undecorated(definition: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.stmt:
     if not definition.decorator_list:
         return definition
-    kept = {name: getattr(definition, name, None) for name in (*definition._fields, *definition._attributes)}
-    plain = type(definition)(**{**kept, "decorator_list": []})
+    plain = copy.copy(definition)
+    plain.decorator_list = []
     return plain
 
 
@@ -302,7 +318,7 @@ def instruction_of(code: CodeType, offset: int) -> int:
     instructions = code.co_code
     while offset > 0 and instructions[offset] == 0:  # what the interpreter keeps behind an instruction
         offset -= 2
-    positions = [place for place in code.co_positions()]
+    positions = list(code.co_positions())
     while offset > 0 and None not in positions[offset // 2] and positions[offset // 2 - 1] == positions[offset // 2]:
         offset -= 2
     return offset
@@ -311,25 +327,40 @@ def instruction_of(code: CodeType, offset: int) -> int:
 # -- has it changed? --------------------------------------------------------------------------------------------------
 
 
-def fingerprint(text: str) -> str:
-    """What tells two functions apart: the syntax tree of the text, without comments, docstrings and positions."""
-    return hashlib.sha256(ast.dump(tree_of(text)).encode()).hexdigest()[:16]
+class ChangedError(RewriteError):
+    """A function is another than it was when surgery looked into it; `what` says which, with the difference."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(
+            f"RegBN does not fit {where} any more: {what}\n"
+            "Call regbnify with the rules on a fresh model, or go back to the code that it was made for."
+        )
+        self.what = what
+
+
+def named_at(cls: type, path: str) -> str:
+    """A host, for people."""
+    return f"{cls.__name__} at `{path}`" if path else cls.__name__
 
 
 def refuse_another(then: FunctionText, now: FunctionText, where: str) -> None:
-    """Raises RewriteError where a function is another than it was, with the difference."""
+    """Raises ChangedError where a function is another than it was, with the difference."""
+    if what := change_of(then, now):
+        raise ChangedError(what, where)
+
+
+def change_of(then: FunctionText, now: FunctionText) -> str:
+    """What has changed in a function, with the difference; "" where it is the same."""
     if then.text and now.text:
         same = fingerprint(then.text) == fingerprint(now.text)
     else:
         same = not now.code or then.code == now.code  # one that goes by no name cannot be looked up again
     if same:
-        return
+        return ""
+    if not then.text and not now.text and then.code.startswith("("):  # a forward of torch's own
+        return f"the arguments of {then.name} have changed: {now.code} was {then.code}"
     lines = difflib.unified_diff(then.text.splitlines(), now.text.splitlines(), "then", "now", lineterm="", n=1)
-    raise RewriteError(
-        f"RegBN does not fit {where} any more: {now.name} has changed since regbnify.\n"
-        + "\n".join(list(lines)[:_SHOWN])
-        + "\nCall regbnify with the rules on a fresh model, or go back to the code that it was made for."
-    )
+    return "\n".join([f"{then.name} has changed since regbnify.", *list(lines)[:_SHOWN]])
 
 
 #: Lines of a difference that are shown.
@@ -337,28 +368,44 @@ _SHOWN = 24
 
 
 @functools.lru_cache(maxsize=256)
+def fingerprint(text: str) -> str:
+    """What tells two functions apart: their code without comments, docstrings and layout. It is written out from the
+    syntax tree again, so that versions of Python whose trees differ agree."""
+    return hashlib.sha256(ast.unparse(tree_of(text)).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=256)
 def tree_of(text: str) -> ast.Module:
     """The syntax tree of a function's text, which may be indented, without its docstrings."""
     indented = text[:1].isspace()
     tree = ast.parse(f"if 1:\n{text}" if indented else text)
+    if indented:
+        ast.increment_lineno(tree, -1)
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass(lineno=node.body[0].lineno, col_offset=0)]
     return tree
 
 
+_WITH_DOCSTRING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
 __all__ = [
+    "ChangedError",
     "Found",
     "FunctionSource",
     "NoSourceError",
     "behind",
+    "change_of",
     "compiled",
     "find",
     "fingerprint",
     "instruction_of",
     "is_inside",
     "name_of",
+    "named_at",
     "read",
     "refuse_another",
     "tree_of",
+    "within_reach",
 ]

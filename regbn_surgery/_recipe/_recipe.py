@@ -162,6 +162,9 @@ class Recipe:
         if found != FORMAT or isinstance(found, bool):
             raise CodecError("format", f"this release reads format {FORMAT} of recipes; found {found!r}")
         recipe = _codec.build(cls, content)
+        for number, source in enumerate(recipe.sources):
+            if not source.text and not source.code:
+                raise CodecError(f"sources[{number}]", "the text of a function is expected, or what it compiles to")
         for number, host in enumerate(recipe.hosts):
             if any(not 0 <= index < len(recipe.sources) for index in host.functions):
                 raise CodecError(f"hosts[{number}].functions", f"numbers below {len(recipe.sources)} are expected")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import difflib
 import functools
@@ -370,8 +371,10 @@ _SHOWN = 24
 @functools.lru_cache(maxsize=256)
 def fingerprint(text: str) -> str:
     """What tells two functions apart: their code without comments, docstrings and layout. It is written out from the
-    syntax tree again, so that versions of Python whose trees differ agree."""
-    return hashlib.sha256(ast.unparse(tree_of(text)).encode()).hexdigest()[:16]
+    syntax tree again, so that versions of Python whose trees differ agree. What is no Python goes as it is."""
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+        text = ast.unparse(tree_of(text))
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=256)

@@ -223,7 +223,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("g = self.enc_b(b)", "g = self.enc_b(b) * 2", r"workshop:Model\.forward has changed(.|\n)*\+ .*enc_b\(b\) \* "),
+        ("g = self.enc_b(b)", "g = self.enc_b(b) * 2", r"Model\.forward has changed(.|\n)*\+ .*enc_b\(b\) \* 2"),
         ("[f, g], dim=-1", "[g, f], dim=-1", r"workshop:joined has changed"),
         ("class Model(", "class Other(", r"the model was a workshop:Model; now it is a workshop:Other"),
         ("def joined(f, g)", "def put(f, g)", r"workshop:joined, .*, is not there any more"),

@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.10 or newer and make, nothing else: they set up .venv on first use and
+# `make demo` and `make test` need Python 3.11 or newer and make, nothing else: they set up .venv on first use and
 # again only when pyproject.toml or constraints.txt change.
 #
 #   make demo PYTHON=python3.12                                        another Python
@@ -58,8 +58,8 @@ clean:
 
 # Each stamp is written last, so that an interrupted set-up is taken up again rather than believed.
 $(VENV)/.created:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "Python 3.10 or newer is needed; '$(PYTHON)' is not. Try: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; '$(PYTHON)' is not. Try: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@touch $@

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from ._api import fold, freeze, plan, regbnify, unregbnify
+    from ._api import fold, freeze, plan, regbnify, unregbnify, verify
     from ._errors import (
         AlreadyRewrittenError,
         CaptureError,
@@ -35,13 +35,15 @@ if TYPE_CHECKING:
     from ._explain import SurgeryReport, explain
     from ._inputs import Inputs
     from ._recipe import Recipe, load_regbn, save_regbn
+    from ._rewrite import Verification, VerifiedSite
     from ._rules import Rules
     from ._tracing import trace
     from ._types import Plan
     from .nn import RegBN
 
 _HOME = {
-    **dict.fromkeys(("fold", "freeze", "plan", "regbnify", "unregbnify"), "._api"),
+    **dict.fromkeys(("fold", "freeze", "plan", "regbnify", "unregbnify", "verify"), "._api"),
+    **dict.fromkeys(("Verification", "VerifiedSite"), "._rewrite"),
     "inspect": "._inspecting",
     **dict.fromkeys(
         (
@@ -92,6 +94,8 @@ __all__ = [
     "RulesError",
     "SurgeryReport",
     "UnseenCallError",
+    "Verification",
+    "VerifiedSite",
     "__version__",
     "explain",
     "fold",
@@ -103,6 +107,7 @@ __all__ = [
     "save_regbn",
     "trace",
     "unregbnify",
+    "verify",
 ]
 
 

@@ -21,8 +21,17 @@ from ._inputs import InputsLike, find_inputs, make_batches, named_tensors
 from ._inspecting import refuse_wrapped
 from ._plan import PairSides, ResolvePair, decide, rebind
 from ._rehearsal import rehearse as rehearsed
+from ._rewrite import (
+    Verification,
+    carried_in,
+    forward_digests,
+    operations_of,
+    perform,
+    refuse_changed,
+    refuse_second,
+    undo,
+)
 from ._rewrite import fold as fold_sites
-from ._rewrite import forward_digests, perform, refuse_changed, refuse_second, undo
 from ._rewrite import freeze as freeze_sites
 from ._rules import InputSpec, Rules
 from ._state import Snapshot, has_no_values
@@ -101,6 +110,34 @@ def operate(
     perform(target, made, analysis)
     forget(change)
     return made, analysis, target
+
+
+@guarding
+def verify(model: nn.Module, example_inputs: InputsLike, *, training: bool | None = None) -> Verification:
+    """Say which modalities f and g carry at each RegBN in a call of your choice, against the rules.
+
+    `regbnify` has checked this for its example inputs. Other calls may go another way through the model: another
+    order, a missing modality, another setting. The model is run with identity in place of RegBN and left as it was.
+
+    Args:
+        model: a model that `regbnify` has rewritten.
+        example_inputs: as for `inspect`.
+        training: the mode to run it in; None takes the one it is in.
+
+    Returns:
+        For each RegBN how often it ran, what f and g carried, and what is not as its rule names it; `.ok` for all.
+
+    Raises:
+        RewriteError: for a model that carries no RegBN put in by `regbnify`.
+        InputsError, CaptureError: where the model does not run on the inputs.
+    """
+    if not operations_of(model):
+        raise RewriteError(
+            f"{type(model).__name__} carries no RegBN put in by regbnify, so there is nothing to verify."
+        )
+    batches = make_batches(model, find_inputs(model, example_inputs))
+    mode = model.training if training is None else training
+    return carried_in(model, batches, training=mode)
 
 
 def unregbnify(model: nn.Module) -> nn.Module:
@@ -226,4 +263,4 @@ def _copied(model: nn.Module) -> nn.Module:
     return copied
 
 
-__all__ = ["fold", "freeze", "plan", "regbnify", "unregbnify"]
+__all__ = ["fold", "freeze", "plan", "regbnify", "unregbnify", "verify"]

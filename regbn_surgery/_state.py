@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
@@ -129,6 +129,8 @@ def _lend_buffers(model: nn.Module) -> None:
 def _contents(value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
     """What can change in place in an attribute, each with what it holds now: containers, arrays, generators of random
     numbers, and objects; a plain object is the dict of its own."""
+    if type(value) in _tree.PLAIN:  # most attributes
+        return
     slots = slots_of(value)
     if is_plain_object(value):
         value = _tree.attributes(value)
@@ -187,7 +189,11 @@ def _names(slots: Any) -> tuple[str, ...]:
 
 def is_generator(value: Any) -> bool:
     """Whether random numbers are drawn from it."""
-    return isinstance(value, torch.Generator | random.Random | np.random.Generator | np.random.RandomState)
+    return type(value) not in _NO_GENERATORS and isinstance(value, _GENERATORS)
+
+
+_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+_NO_GENERATORS = frozenset({dict, OrderedDict, list, set, tuple})  # asked first: torch.Generator answers slowly
 
 
 def generator_state(generator: Any) -> Any:

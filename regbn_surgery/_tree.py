@@ -21,7 +21,9 @@ MAX_DEPTH = 12
 
 
 _MISSING: Any = object()
-
+#: Types of most leaves: looked up here first, since calls of a rewritten model ask for them again and again.
+PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None)})
+_LEAVES = (torch.Tensor, PackedSequence, torch.Size)
 
 def attributes(value: object) -> dict[str, Any]:
     """The instance's own `__dict__`; empty where it has none. Runs no `__getattr__` of the user's."""
@@ -60,7 +62,7 @@ def items(value: object, *, objects: bool = False) -> list[tuple[str | int, Any]
     With `objects` an object that holds tensors as attributes is a container as well. Arguments of a model are read in
     this way; else such objects are left alone, since many of them are no containers (caches, distributions).
     """
-    if isinstance(value, torch.Tensor | PackedSequence | torch.Size):
+    if type(value) in PLAIN or isinstance(value, _LEAVES):
         return None
     if isinstance(value, Mapping):
         return [(key, value[key]) for key in value]
@@ -89,13 +91,25 @@ def leaves(value: object, name: str = "", depth: int = 0, *, objects: bool = Fal
 
 def tensors(value: object) -> list[torch.Tensor]:
     """Every tensor in a structure, in order; a packed sequence counts as its data."""
-    found = []
-    for _, leaf in leaves(value):
-        if isinstance(leaf, torch.Tensor):
-            found.append(leaf)
-        elif isinstance(leaf, PackedSequence):
-            found.append(leaf.data)
+    found: list[torch.Tensor] = []
+    _collect(value, found, 0)
     return found
+
+
+def _collect(value: Any, found: list[torch.Tensor], depth: int) -> None:
+    kind = type(value)
+    if kind is torch.Tensor:
+        found.append(value)
+    elif (kind is tuple or kind is list) and depth < MAX_DEPTH:
+        for child in value:
+            _collect(child, found, depth + 1)
+    elif isinstance(value, torch.Tensor):
+        found.append(value)
+    elif isinstance(value, PackedSequence):
+        found.append(value.data)
+    elif kind not in PLAIN:
+        for _, child in (items(value) if depth < MAX_DEPTH else None) or ():
+            _collect(child, found, depth + 1)
 
 
 def rebuild(

@@ -231,7 +231,7 @@ class PlannedSite:
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments for RegBN, sizes left out
     missing: Missing = "warn"  # what a call does in which the two sides do not meet
     methods: tuple[str, ...] = ()  # methods of the host beside `forward` in which the site counts, too
-    tier: int | None = None  # of the rewriting it takes: 1 hoisted, 2 generated, 3 interposed; None where not tried
+    tier: int | None = None  # 1: by a hook, 2: in the host's own code, 3: under a mode; None where not tried
 
     @property
     def f_layer_dim(self) -> tuple[int, ...]:

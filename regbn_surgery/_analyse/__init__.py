@@ -34,8 +34,7 @@ MODEL_ERRORS = (
     RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ImportError,
 )  # fmt: skip
 
-__all__ = ["MODEL_ERRORS", "Analysis", "ModalityLike", "Recipe", "Take", "analyse",
-    "follow_streams", "insert_regbn"]
+__all__ = ["MODEL_ERRORS", "Analysis", "ModalityLike", "Recipe", "Take", "analyse", "follow_streams", "insert_regbn"]
 
 
 @dataclass(frozen=True)

@@ -184,8 +184,9 @@ class FrameView:
         layer = next((event for event in self.events if path is not None and event.child == path), None)
         if made is None or layer is None or layer.order > made.order or layer.source is None:
             return None
-        between = (event for event in self.events if layer.order < event.order <= made.order and event.source is not None)
-        return None if any(e.source.frames == layer.source.frames for e in between) else layer.key  # type: ignore[union-attr]
+        between = [event.source for event in self.events if layer.order < event.order <= made.order]
+        again = any(source is not None and source.frames == layer.source.frames for source in between)
+        return None if again else layer.key
 
     def waits(self, takes: tuple[Take, Take], fusion: Event | None) -> bool:
         """Whether a call reads one side before the other exists. One that only gives another view of it, which the
@@ -201,7 +202,8 @@ class FrameView:
     def _is_look(self, reader: Event, fusion: Event | None) -> bool:
         if fusion is None or reader.op is None or len(reader.outputs) != 1 or not self._only_reshapes(reader):
             return False
-        return all(user is fusion for user, _ in self.readers.get(reader.outputs[0], ()))
+        users = [user for user, _ in self.readers.get(reader.outputs[0], ()) if user is not fusion]
+        return not any(self.carries(uid) for user in users for uid in user.outputs)  # others read its shape alone
 
     def event_of(self, op: Call) -> Event:
         return next(event for event in self.events if event.op is op)

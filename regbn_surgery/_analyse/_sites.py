@@ -47,7 +47,9 @@ class Recipe:
     spots: Mapping[Key, Spot] = field(default_factory=dict, compare=False, repr=False)
     layers: tuple[Key | None, Key | None] = (None, None)  # the owner's calls of the makers
     onward: tuple[Key, ...] = ()  # the owner's calls that read what comes out of the fusion call
-    outer: Recipe | None = None  # the same in the owner's caller, where a list's order does not matter: see `from_caller`
+    outer: Recipe | None = (
+        None  # the same in the owner's caller, where a list's order does not matter: see `from_caller`
+    )
     waits: bool = False  # whether a call reads one side before the other exists, and would have to wait
 
 
@@ -71,15 +73,20 @@ def find_sites(run: Run, meeting: Meeting, role: int, view: FrameView | None = N
     return [(site, replace(recipe, outer=from_caller(run, view, recipe))) for site, recipe in found]
 
 
+def _is_item(take: Take) -> bool:
+    """Whether a side is an item of a list among the owner's arguments."""
+    return take.argument is not None and any(part.isdigit() for part in take.argument.split("."))
+
+
 def from_caller(run: Run, view: FrameView, recipe: Recipe) -> Recipe | None:
     """For sides that are items of a list that the owner is given: the site in the module that calls the owner.
 
     There the sides are known by what makes them; in the owner, a list in another order looks alike. None where the
     owner is called from several places, or another thing than the two tensors counts.
     """
-    listed = [take.argument is not None and any(part.isdigit() for part in take.argument.split(".")) for take in recipe.takes]
     others = [frame for frame in run.trace.frames if frame.path == view.frame.path and frame is not view.frame]
-    if not all(listed) or not all(recipe.whole_input) or others or view.frame.parent is None or recipe.mask is not None:
+    whole = all(recipe.whole_input) and recipe.mask is None
+    if not all(map(_is_item, recipe.takes)) or not whole or others or view.frame.parent is None:
         return None
     caller = run.trace.frames[view.frame.parent]
     around = FrameView(caller, run.trace, run.flow, run.layout)
@@ -88,7 +95,7 @@ def from_caller(run: Run, view: FrameView, recipe: Recipe) -> Recipe | None:
         return None
     readers = [((event.key, event.inputs.index(take.uid)),) for take in recipe.takes]
     takes = [around.taken(take.uid, at[0], at) for take, at in zip(recipe.takes, readers, strict=True)]
-    if any(take.argument is not None and any(part.isdigit() for part in take.argument.split(".")) for take in takes):
+    if any(map(_is_item, takes)):
         return None
     moved = replace(recipe, owner=caller.path, key=event.key, takes=(takes[0], takes[1]), leaf=None)
     return replace(placed(around, moved, event), onward=())

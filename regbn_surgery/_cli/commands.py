@@ -15,6 +15,7 @@ from .more_commands import MORE_COMMANDS
 from .options import ModelRequest, modality_option, model_options
 from .output import debuggable, warn, write_text, write_views
 from .rules_commands import RULES_COMMANDS
+from .verify_command import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -106,5 +107,5 @@ def show(request: ModelRequest, rules: str, form: str, output: str | None) -> No
         raise click.exceptions.Exit(1)
 
 
-for _command in (*RULES_COMMANDS, *MORE_COMMANDS):
+for _command in (*RULES_COMMANDS, verify, *MORE_COMMANDS):
     cli.add_command(_command)

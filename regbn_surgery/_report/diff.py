@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -33,21 +34,39 @@ class HostLike(Protocol):
     def reason(self) -> str: ...
     @property
     def unhooked(self) -> str: ...
+    @property
+    def way(self) -> str: ...
+    @property
+    def files(self) -> Sequence[tuple[str, str, str, int]]: ...
 
 
-_TIERS = {
-    1: "a hook replaces its arguments; its own forward stays as it is",
-    2: "its forward is captured as a graph, with RegBN in it",
-    3: "its own forward runs, with RegBN called between its operations",
+_WAYS = {
+    "hook": "a hook replaces its arguments; its own code stays as it is",
+    "source": "its own code, with RegBN at the calls below",
+    "mode": "its own code runs as it is; a function mode puts RegBN between its operations",
+    "graph": "its calls run in another order, from a graph of them",
 }
 
 
-def unified(before: str, after: str, name: str, context: int = 3) -> str:
-    """A unified diff; empty where nothing changed."""
-    lines = difflib.unified_diff(
-        before.splitlines(), after.splitlines(), f"{name} (captured)", f"{name} (rewritten)", lineterm="", n=context
-    )
-    return "\n".join(lines)
+def unified(before: str, after: str, name: str, context: int = 3, first: int = 1) -> str:
+    """A unified diff; empty where nothing changed. `first` is the number of the first line in its file."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), name, name, lineterm="", n=context)
+    return "\n".join(_HUNK.sub(lambda found: _shifted(found, first - 1), line) for line in lines)
+
+
+_HUNK = re.compile(r"^@@ -(\d+)(,\d+)? \+(\d+)(,\d+)? @@")
+
+
+def _shifted(found: re.Match[str], by: int) -> str:
+    old, old_count, new, new_count = found.groups(default="")
+    return f"@@ -{int(old) + by}{old_count} +{int(new) + by}{new_count} @@"
+
+
+def diff_of(host: HostLike) -> str:
+    """What changes in a host: the lines of the user's own files, or of the graph of its calls."""
+    if host.files:
+        return "\n".join(unified(before, after, file, first=first) for file, before, after, first in host.files)
+    return unified(host.before, host.after, owner_text(host.host))
 
 
 def coloured(diff: str) -> Text:
@@ -68,7 +87,7 @@ def host_views(hosts: Sequence[HostLike]) -> Iterator[RenderableType]:
     """For each rewritten host how RegBN gets in, and what its code becomes."""
     for host in hosts:
         name = owner_text(host.host)
-        head = Text.assemble((name, "bold"), f" ({host.host_class}), tier {host.tier}: {_TIERS.get(host.tier, '')}")
+        head = Text.assemble((name, "bold"), f" ({host.host_class}), {host.way}: {_WAYS.get(host.way, '')}")
         lines = Table.grid(padding=(0, 1))  # so that what is wrapped stays under itself
         lines.add_column(overflow="fold")
         lines.add_column(overflow="fold")
@@ -79,14 +98,14 @@ def host_views(hosts: Sequence[HostLike]) -> Iterator[RenderableType]:
             lines.add_row(Text(f"  why {what}:"), Text(reason))
         yield Group("", head, lines, "")
         if host.before:
-            yield coloured(unified(host.before, host.after, name))
+            yield coloured(diff_of(host))
         elif host.after:
             yield Text(host.after)
 
 
 def whys_of(host: HostLike) -> list[str]:
-    """Why the host is not rewritten in a simpler way: `no hook: ...`, `no graph: ...`; empty where there was none."""
-    reasons = (("no hook", host.unhooked), ("no graph", host.reason))
+    """Why the host is not rewritten in a simpler way: `no hook: ...`, `not its source: ...`; empty where there was none."""
+    reasons = (("no hook", host.unhooked), ("not its source", host.reason))
     return [f"{what}: {reason}" for what, reason in reasons if reason]
 
 

@@ -46,6 +46,7 @@ def hosts_to_list(hosts: Sequence[HostLike]) -> list[dict[str, Any]]:
             "host": host.host,
             "class": host.host_class,
             "tier": host.tier,
+            "way": host.way,
             "modules": [site.name for site in host.sites],
             "reason": host.reason,
             "unhooked": host.unhooked,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from .._types import Inspection, Plan
-from .diff import HostLike, unified, whys_of
+from .diff import HostLike, diff_of, whys_of
 from .shapes import owner_text, projection_text, side_text, tensor_text
 from .tables import collapsed, cost_text, tier_text
 from .words import all_notes, count_text
@@ -69,9 +69,9 @@ def surgery_to_html(model: str, hosts: Sequence[HostLike]) -> str:
              f"{count_text(len(hosts), 'host')}"]  # fmt: skip
     for host in hosts:
         names = ", ".join(site.name for site in host.sites)
-        title = f"<b>{escape(owner_text(host.host))}</b> ({escape(host.host_class)}), {escape(tier_text(host.tier))}: "
+        title = f"<b>{escape(owner_text(host.host))}</b> ({escape(host.host_class)}), {escape(host.way)}: "
         title += escape("; ".join([names, *whys_of(host)]))
-        diff = unified(host.before, host.after, owner_text(host.host)) if host.before else host.after
+        diff = diff_of(host) if host.before else host.after
         parts.append(f"<details><summary>{title}</summary>{_code(diff)}</details>" if diff else title)
     return _whole(*parts)
 

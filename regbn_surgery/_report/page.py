@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
-from .diff import HostLike, unified, whys_of
+from .diff import HostLike, diff_of, whys_of
 from .graph import PALETTE, ModelGraph
 from .scene import essential, well_opened
 from .shapes import owner_text
@@ -39,8 +39,8 @@ def to_page(before: ModelGraph, after: ModelGraph | None = None, hosts: Sequence
 
 
 def _host(host: HostLike) -> dict[str, object]:
-    diff = unified(host.before, host.after, owner_text(host.host)) if host.before else host.after
-    return {"host": host.host, "class": host.host_class, "tier": host.tier, "why": whys_of(host), "diff": diff}
+    diff = diff_of(host) if host.before else host.after
+    return {"host": host.host, "class": host.host_class, "tier": host.tier, "way": host.way, "why": whys_of(host), "diff": diff}
 
 
 def _json(content: object) -> str:

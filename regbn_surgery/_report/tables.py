@@ -96,8 +96,8 @@ def _where(point: FusionPoint) -> str:
     return f"{place}in {point.owner_class}"
 
 
-#: How a site goes in, by tier.
-_TIERS = {1: "tier 1: hook on arguments", 2: "tier 2: generated code", 3: "tier 3: own code, watched"}
+#: How a site goes in, by the number that plans keep.
+_TIERS = {1: "by a hook on arguments", 2: "in the host's own code", 3: "in its own code, under a mode"}
 
 
 def tier_text(tier: int | None) -> str:

@@ -7,11 +7,15 @@ from ._operations import Operation
 from ._site import RegBNSite, identity
 from ._source import forward_digests, refuse_changed
 from ._surgery import HostReport, explain, operations_of, perform, refuse_second, repeat, undo
+from ._verify import Verification, VerifiedSite, carried_in
 
 __all__ = [
     "HostReport",
     "Operation",
     "RegBNSite",
+    "Verification",
+    "VerifiedSite",
+    "carried_in",
     "explain",
     "fold",
     "forward_digests",

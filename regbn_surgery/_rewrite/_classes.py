@@ -47,6 +47,8 @@ def unbound_function(host: nn.Module) -> Any:
     """The forward as its class has it, or what the instance had in its place, with decorators."""
     own = host.__dict__.get("forward")
     before = own.before if isinstance(own, InstanceForward) else None
+    if ATTRIBUTE not in host.__dict__ and _is_its_own(own, host):  # surgery has not been here yet
+        before = own
     while isinstance(before, functools.partial):
         before = before.func
     return original_class(host).forward if before is None else getattr(before, "__func__", before)
@@ -129,7 +131,7 @@ def _copying(cls: Any) -> Any:
         surgery = copy.deepcopy(self.__dict__[ATTRIBUTE], memo)
         for name, child in self._modules.items():
             if name not in made._modules:
-                made.add_module(name, copy.deepcopy(child, memo))  # type: ignore[arg-type]
+                made.add_module(name, copy.deepcopy(child, memo))
         for name, value in self.__dict__.items():
             if name.startswith("_regbn") or isinstance(value, RegBNSite):
                 made.__dict__[name] = copy.deepcopy(value, memo)
@@ -179,7 +181,9 @@ def install(host: nn.Module, surgery: HostSurgery | GraphHost) -> None:
         if isinstance(site, CodeSite):
             refuse_methods(site, site.methods, type(host))
         elif methods:
-            raise RewriteError(f"`methods:` of {site.name}: a pair between two modules counts in forward alone")
+            raise RewriteError(
+                f"`methods:` of {site.name}: its RegBN puts calls of forward in another order, and counts there alone"
+            )
     host.__dict__[ATTRIBUTE] = surgery
     if own is not None or _asks_its_class(type(host)):
         host.__dict__["forward"] = InstanceForward(host, own)

@@ -54,8 +54,9 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
         looped = recipe.repeats and recipe.rounds is not None and recipe.rounds.step(key[:3]) > 0
         known, turn = None, -1
         if recipe.spots[key].shared and not recipe.repeats:
-            known = (place(layer), maker) if layer is not None and maker is not None else None
             turn = recipe.spots[key].turn
+            if layer is not None and maker is not None and recipe.spots[layer].shared:
+                known = place(layer), maker
         return End(maker=place(key), output=output, layer=known, turn=turn, looped=looped)
 
     keys = {take.at[0] for take in takes} | {key for take in takes for key, _ in take.readers}
@@ -81,9 +82,7 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
         mask=recipe.mask,
         scatter=None
         if scatter is None
-        else Stretches(
-            scatter.into, scatter.source, scatter.inplace, written, scatter.axis
-        ),
+        else Stretches(scatter.into, scatter.source, scatter.inplace, written, scatter.axis),
         into_is_f=member.f == 0,
         onward=onward,
         unwoven="; ".join(dict.fromkeys(reasons)),

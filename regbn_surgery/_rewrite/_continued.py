@@ -19,9 +19,9 @@ from .. import _tree
 from .._errors import RegBNBypassedError
 from ._bypass import has_tuples_for_cache, remembered
 from ._growing import current_frame
-from ._record import CodeSite
-from ._memory import has_caches, remember
+from ._memory import has_caches, met_in, remember
 from ._onward import continues
+from ._record import CodeSite
 
 Call = Callable[..., Any]
 
@@ -80,7 +80,7 @@ class Continued:
         frame = current_frame()
         assert frame is not None, "the method itself has one"
         batch, samples = joint.shape[self.module.f_axes[0]], self.out.shape[self.module.f_axes[0]]
-        if batch == samples or self.module.token not in frame.met:
+        if batch == samples or self.module.token not in met_in(frame):
             return
         times, axis = batch // samples, self.module.f_axes[0]
         repeated = self.out.repeat_interleave(times, axis)

@@ -1,4 +1,4 @@
-"""Functions of the user's code: find one behind its decorators, read its tree, and tell whether it has changed."""
+"""Functions of the user's code: find one behind its decorators, read its syntax tree, tell whether it has changed."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class FunctionSource:
     def first(self) -> int:
         """Number of the first line, decorators included."""
         decorators = getattr(self.definition, "decorator_list", [])
-        first: int = min([self.definition.lineno, *(decorator.lineno for decorator in decorators)])
-        return first
+        lines: list[int] = [self.definition.lineno, *(decorator.lineno for decorator in decorators)]
+        return min(lines)
 
     @property
     def text(self) -> str:
@@ -382,8 +382,9 @@ def tree_of(text: str) -> ast.Module:
     """The syntax tree of a function's text, which may be indented, without its docstrings."""
     indented = text[:1].isspace()
     tree = ast.parse(f"if 1:\n{text}" if indented else text)
-    if indented:
+    if indented and isinstance(tree.body[0], ast.If):
         ast.increment_lineno(tree, -1)
+        tree.body = tree.body[0].body
     for node in ast.walk(tree):
         if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass(lineno=node.body[0].lineno, col_offset=0)]

@@ -1,4 +1,4 @@
-"""A host whose calls have to run in another order: its forward as a graph, with the modules in it that RegBN goes between.
+"""A host whose calls have to run in another order: its forward as a graph, with the modules that RegBN goes between.
 
 Only for pairs between two towers of which one side is read before the other exists. There is one variant for each kind
 of call, captured, checked and kept. Compiled functions are not pickled but made anew from the sites at the first call.
@@ -131,7 +131,7 @@ class GraphHost:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def learn(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
-        """Capture this kind of call, put RegBN in, and hold the result to the original's. The host's state is as before.
+        """Capture this kind of call, put RegBN in, and hold the result to the original's. The host stays as it was.
 
         Raises:
             RewriteError: where a graph could not do what the forward does.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,24 +16,46 @@ import torch
 from .._errors import RegBNBypassedError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ._memory import Met
     from ._passage import Passage
+    from ._site import RegBNSite
 
 
-@dataclass
+#: What a site was given: the site, whether it trained, g, its mask, and the count of writes to g.
+Note = tuple["RegBNSite", bool, "Tensor", "Tensor | None", int]
+
+
 class Frame:
-    """One call of a host. `met` is by the sites' tokens, `met_before` (what caches have kept) by their names."""
+    """One call of a host; within `with`, the innermost of this thread.
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    met: dict[str, list[Met]] = field(default_factory=dict)
-    host: nn.Module | None = None
-    role: int = 0
-    passage: Passage | None = None
-    met_before: Mapping[str, Met] = field(default_factory=dict)
-    reached_within: set[str] = field(default_factory=set)  # sites that ran in calls of the same host within this one
+    `notes` and `met` (by the sites' tokens) say what its sites were given: see `_memory.met_in`. `met_before` (by their
+    names) is what caches have kept, and `reached_within` the sites that ran in calls of the same host within this one.
+    """
+
+    def __init__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], host: nn.Module | None = None, role: int = 0
+    ) -> None:
+        self.args = args
+        self.kwargs = kwargs
+        self.host = host
+        self.role = role
+        self.notes: list[Note] = []
+        self.met: dict[str, list[Met]] = {}
+        self.passage: Passage | None = None
+        self.met_before: Mapping[str, Met] = {}
+        self.reached_within: set[str] = set()
+        self.depth = 0
+
+    def __enter__(self) -> Frame:
+        stack = _calls.stack
+        self.depth = len(stack)
+        stack.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del _calls.stack[self.depth :]
 
 
 class _Calls(threading.local):
@@ -55,11 +76,8 @@ def called_with(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Frame
     from ._memory import forget_if_empty
 
     forget_if_empty(args, kwargs)
-    _calls.stack.append(frame)
-    try:
+    with frame:
         yield frame
-    finally:
-        _calls.stack.pop()
 
 
 def current_frame() -> Frame | None:
@@ -69,7 +87,8 @@ def current_frame() -> Frame | None:
 
 def enclosing_frame(host: nn.Module) -> Frame | None:
     """The call of the same host around the innermost one: a forward that calls itself."""
-    return next((frame for frame in reversed(_calls.stack[:-1]) if frame.host is host), None)
+    stack = _calls.stack
+    return next((frame for frame in reversed(stack[:-1]) if frame.host is host), None) if len(stack) > 1 else None
 
 
 def refuse_growing_g(tokens: int) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -41,14 +39,20 @@ class _State(threading.local):
 _state = _State()
 
 
-@contextmanager
-def on_the_stack(token: str) -> Iterator[None]:
-    """The forward of the host known by `token` runs inside."""
-    _state.active.append(token)
-    try:
-        yield
-    finally:
-        _state.active.pop()
+class on_the_stack:  # noqa: N801
+    """The forward of the host known by `token` runs within `with`."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        active = _state.active
+        self.depth = len(active)
+        active.append(self.token)
+
+    def __exit__(self, *_: object) -> None:
+        del _state.active[self.depth :]
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from .._errors import RegBNBypassedError, RewriteError
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
 from ._classes import original_class, unbound_function
 from ._functions import named_at, refuse_another
-from ._growing import called_with
+from ._growing import Frame
 from ._locate import Locator
-from ._memory import has_caches, mark_compiled
+from ._memory import forget_if_empty, has_caches, mark_compiled
 from ._record import FunctionText
 from ._roles import Roles
 from ._site import RegBNSite
@@ -84,12 +84,13 @@ class HoistHook:
                 continue
             site = getattr(module, spec.site)
             assert isinstance(site, RegBNSite)
-            with called_with(args, kwargs):
-                f_new, g_new = site(f, g, **self._masks(spec, site, f, g, args, kwargs))
-                if not torch.compiler.is_compiling():
-                    remember_caches(module, (spec.site,), (), args, kwargs)
-                elif not torch.compiler.is_exporting():
+            masks = {} if spec.mask is None else self._masks(spec, spec.mask, site, f, g, args, kwargs)
+            if torch.compiler.is_compiling():
+                f_new, g_new = site(f, g, **masks)
+                if not torch.compiler.is_exporting():
                     mark_compiled((site.token,), args, kwargs)
+            else:
+                f_new, g_new = _normalised(module, site, spec, (f, g), masks, args, kwargs)
             args, kwargs = self._replace(spec.f, f, f_new, args, kwargs)
             if spec.replace_g:
                 args, kwargs = self._replace(spec.g, g, g_new, args, kwargs)
@@ -119,11 +120,16 @@ class HoistHook:
         return (*self._replace(spec.f, f, new, args, kwargs), True)
 
     def _masks(
-        self, spec: HoistSpec, site: RegBNSite, f: Tensor, g: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        spec: HoistSpec,
+        mask: str,
+        site: RegBNSite,
+        f: Tensor,
+        g: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
-        if spec.mask is None:
-            return {}
-        keep = site.kept(self._find(spec.mask, args, kwargs), f, g, spec.mask_of, spec.padding)
+        keep = site.kept(self._find(mask, args, kwargs), f, g, spec.mask_of, spec.padding)
         return {f"{spec.mask_of}_mask": keep} if keep is not None else {}
 
     def _find(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -156,8 +162,29 @@ class HoistHook:
                 continue
             start = self.positions.get(root, self.positions.get(f"*{root}", len(args)))
             stop = start + 1 if root in self.positions else len(args)
-            args = tuple(_tree.rebuild(x, change) if start <= i < stop else x for i, x in enumerate(args))
+            changed = [_tree.rebuild(value, change) for value in args[start:stop]]
+            args = (*args[:start], *changed, *args[stop:])
         return args, kwargs
+
+
+def _normalised(
+    module: nn.Module,
+    site: RegBNSite,
+    spec: HoistSpec,
+    sides: tuple[Tensor, Tensor],
+    masks: dict[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """f' and g', and what caches among the arguments are to know of it."""
+    cached = has_caches(args, kwargs)
+    if cached:
+        forget_if_empty(args, kwargs)
+    with Frame(args, kwargs):
+        f_new, g_new = site(*sides, **masks)
+        if cached:
+            remember_caches(module, (spec.site,), (), args, kwargs)
+    return f_new, g_new
 
 
 def refuse_changed_forward(module: nn.Module, texts: tuple[FunctionText, ...], path: str) -> None:

@@ -21,12 +21,12 @@ from torch import nn
 from .._errors import RegBNBypassedError, RegBNWarning
 from ._arguments import spelled
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
-from ._classes import InstanceForward, original_class, original_forward, unbound_forward, unbound_function
+from ._classes import InstanceForward, original_class, unbound_forward, unbound_function
 from ._functions import ChangedError, NoSourceError, named_at, refuse_another
 from ._growing import Frame, called_with, enclosing_frame
 from ._guard import on_the_stack
 from ._locate import Locator
-from ._memory import hand_on, has_caches, mark_compiled
+from ._memory import forget_if_empty, hand_on, has_caches, mark_compiled
 from ._methods import interposed_method
 from ._mode import run_by_mode
 from ._passage import Passage, Returns, Table
@@ -132,13 +132,12 @@ class HostSurgery:
     def table_of(self, role: int) -> Table:
         return self.tables[role]
 
-    def _forward(self, host: nn.Module) -> Callable[..., Any]:
+    def _call(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         assert self.woven is not None, "bound, and not by mode"
         own = host.__dict__.get("forward")
         if isinstance(own, InstanceForward) and own.before is not None:
-            return rebound(own.before, self.woven, host)
-        bound: Callable[..., Any] = self.woven.forward.__get__(host)
-        return bound
+            return rebound(own.before, self.woven, host)(*args, **kwargs)
+        return call_unbound(self.woven.forward, host, args, kwargs)
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -148,21 +147,20 @@ class HostSurgery:
             self.prepare(host)
         role = self.roles.next() if self.roles is not None else 0
         if role == NO_ROLE:
-            return original_forward(host)(*args, **kwargs)
+            return call_unbound(unbound_forward(host), host, args, kwargs)
         if self.by_mode:
             return self._run_by_mode(host, role, args, kwargs)
         if torch.compiler.is_compiling():
             return self._run_compiled(host, role, args, kwargs)
-        forward = self._forward(host)
-        with on_the_stack(self.token), called_with(args, kwargs) as frame:
-            self._begin(frame, host, role, args, kwargs)
-            output = forward(*args, **kwargs)
+        with on_the_stack(self.token), Frame(args, kwargs, host, role) as frame:
+            self._begin(frame, args, kwargs)
+            output = self._call(host, args, kwargs)
             self._end(frame, host, args, kwargs, output)
         return output
 
     def _run_compiled(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.compiled_role = role
-        output = self._forward(host)(*args, **kwargs)
+        output = self._call(host, args, kwargs)
         passage, self.compiled_passage, self.compiled_role = self.compiled_passage, None, 0
         if passage is not None and has_caches(args, kwargs, output):
             if passage.reached and not torch.compiler.is_exporting():
@@ -173,16 +171,16 @@ class HostSurgery:
 
     @torch.compiler.disable(reason="RegBN is let into a forward that runs as it is, under a mode; see explain(model)")  # type: ignore[untyped-decorator, no-untyped-call]
     def _run_by_mode(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with on_the_stack(self.token), called_with(args, kwargs) as frame:
-            self._begin(frame, host, role, args, kwargs)
+        with on_the_stack(self.token), Frame(args, kwargs, host, role) as frame:
+            self._begin(frame, args, kwargs)
             output = run_by_mode(self, host, unbound_forward(host), frame, args, kwargs)
             self._end(frame, host, args, kwargs, output)
         return output
 
-    def _begin(self, frame: Frame, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        frame.host, frame.role = host, role
-        if has_caches(args, kwargs):
-            frame.met_before = remembered(host, self._sites(role), args, kwargs)
+    def _begin(self, frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if frame.host is not None and has_caches(args, kwargs):
+            forget_if_empty(args, kwargs)
+            frame.met_before = remembered(frame.host, self._sites(frame.role), args, kwargs)
 
     def _end(self, frame: Frame, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         passage = frame.passage
@@ -190,15 +188,15 @@ class HostSurgery:
         if passage is None:
             self._tell_missing(host, sites, None, args, kwargs)
             return
-        for name, why in passage.unfinished().items():
+        for name, why in passage.unfinished().items() if passage.met_before else ():
             refuse_going_on(host, self.path, [site for site in sites if site.name == name], args, kwargs, why)
-        if passage.reached:
+        if passage.reached and has_caches(args, kwargs, output):
             remember_caches(host, passage.reached, passage.lasting, args, kwargs, output)
-        done = {*passage.reached, *passage.went_on, *frame.reached_within}
         around = enclosing_frame(host)
         if around is not None:
-            around.reached_within |= done
-        left = [site for site in sites if site.name not in done]
+            around.reached_within.update(passage.reached, passage.went_on, frame.reached_within)
+        left = [site for site in sites if site.name not in passage.reached]
+        left = [site for site in left if site.name not in passage.went_on and site.name not in frame.reached_within]
         if left:
             self._tell_missing(host, left, passage, args, kwargs)
         if frame.met_before:
@@ -224,8 +222,8 @@ class HostSurgery:
             if site.missing == "ignore" or (site.missing == "warn" and module.told_missing):
                 continue
             text = (
-                f"{type(host).__name__} at `{self.path}` was called ({spelled(args, kwargs)}), and {_why(site, passage)}"
-                f": RegBN `{site.name}` did not run, and this call computes what the original does."
+                f"{type(host).__name__} at `{self.path}` was called ({spelled(args, kwargs)}), and "
+                f"{_why(site, passage)}: RegBN `{site.name}` did not run; this call computes what the original does."
             )
             if site.missing == "error":
                 raise RegBNBypassedError(text + " (The rule says `missing: error`.)")
@@ -264,6 +262,14 @@ def _why(site: CodeSite, passage: Passage | None) -> str:
     if len(there) == 2:
         return f"f and g do not meet at {site.join.op}"
     return f"only {there[0]} was computed" if there else "neither f nor g was computed"
+
+
+def call_unbound(forward: Any, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a forward with its module for its first argument. Where a graph breaks in it, dynamo looks a bound method up
+    by its name again, and by its name it is the rewritten one."""
+    if isinstance(forward, FunctionType):
+        return forward(host, *args, **kwargs)
+    return forward.__get__(host)(*args, **kwargs)
 
 
 def rebound(before: Any, made: Woven, host: nn.Module) -> Callable[..., Any]:

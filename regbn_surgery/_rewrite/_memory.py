@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import _tree
 from ..nn._features import mean_over_positions
-from ._growing import current_frame
+from ._growing import Frame, current_frame
 
 if TYPE_CHECKING:
     from ._site import RegBNSite
@@ -107,32 +107,54 @@ def caches_in(value: Any, depth: int = 0) -> Iterator[Any]:
 
 def has_caches(*values: Any) -> bool:
     """Whether there is a cache among arguments or outputs. Plain loops: dynamo has to be able to follow them."""
-    for _ in caches_in(values):
+    return _has_cache(values, 0)
+
+
+def _has_cache(value: Any, depth: int) -> bool:
+    kind = type(value)
+    if kind in _tree.PLAIN:
+        return False
+    if kind is tuple or kind is list or kind is dict:
+        children = value.values() if kind is dict else value
+        for child in children if depth < _tree.MAX_DEPTH else ():
+            if _has_cache(child, depth + 1):
+                return True
+        return False
+    for _ in caches_in(value, depth):
         return True
     return False
 
 
 def note(site: RegBNSite, g: Tensor, mask: Tensor | None) -> None:
-    """A site is given g, `[B, C, *positions]`, in the call of a host that runs just now."""
+    """A site is given g, as it lies in the host, in the call of a host that runs just now."""
     frame = current_frame()
     if frame is not None:
+        frame.notes.append((site, site.training, g, mask, _version(g)))
+
+
+def met_in(frame: Frame) -> dict[str, list[Met]]:
+    """By the sites' tokens, what they have met in a call. Worked out when it is asked for: most calls have no cache."""
+    for site, training, g, mask, version in frame.notes:
         dtype = site.regbn.change_mean.dtype
-        met = Met(None, None, dtype) if site.training else Met(g.detach(), mask, dtype)
+        met = Met(None, None, dtype) if training else Met(g.detach().permute(site.g_axes), mask, dtype)
+        met.version = version
         frame.met.setdefault(site.token, []).append(met)
+    frame.notes.clear()
+    return frame.met
 
 
 def remember(ran: Iterable[str], lasting: Collection[str], *values: Any) -> None:
     """The caches among the arguments and outputs of a call hold what came by the sites in it. `ran`: the tokens of the
-    sites; those that did so in a compiled piece have told nothing of it. `lasting`: those after which f may follow alone."""
+    sites; those that did so in a compiled piece have told nothing of it. `lasting`: where f may follow alone."""
     frame = current_frame()
-    told = {} if frame is None else frame.met
+    told = {} if frame is None else met_in(frame)
     if not told or not set(ran) <= told.keys():
         mark_compiled(tuple(token for token in ran if token not in told), *values)
     if frame is None or not told:
         return
     for cache in {id(cache): cache for cache in caches_in(values)}.values():
         before = _read(cache)
-        new = {token: _grown(cache, before.get(token), met, token in lasting) for token, met in frame.met.items()}
+        new = {token: _grown(cache, before.get(token), met, token in lasting) for token, met in told.items()}
         _write(cache, {**before, **new})
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import inspect
 
 import torch
 from torch import nn
@@ -165,10 +164,10 @@ def put_in(
     for (path, tier), members in by_host.items():
         host = model.get_submodule(path)
         for operation in members:
-            module = _site_module(operation)
-            keep(model, operation.keeper or path, operation.planned.name, module)
+            site = _site_module(operation)
+            keep(model, operation.keeper or path, operation.planned.name, site)
             if operation.keeper and operation.code is not None:
-                host.__dict__[operation.code.name] = module
+                host.__dict__[operation.code.name] = site
         roles = _roles(model, members)
         if tier == 1:
             specs = tuple(operation.hook for operation in members if operation.hook is not None)
@@ -190,9 +189,9 @@ def put_in(
         install(host, surgery)
         _guard(host, surgery)
     for module in model.modules():
-        surgery = module.__dict__.get(ATTRIBUTE)
-        if isinstance(surgery, GraphHost):
-            refuse_hooks(module, surgery.opened)
+        known = module.__dict__.get(ATTRIBUTE)
+        if isinstance(known, GraphHost):
+            refuse_hooks(module, known.opened)
 
 
 def _site_module(operation: Operation) -> RegBNSite:

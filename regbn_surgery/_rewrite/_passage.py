@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import _tree
 from .._errors import RegBNBypassedError
+from ._bypass import refuse_going_on
 from ._growing import current_frame
 from ._memory import SPOILT
 from ._onward import continues
@@ -50,9 +51,56 @@ class SiteTable:
     written: tuple[Path, ...]
     onward: tuple[Path, ...]
 
+    looped: bool  # whether each round of a loop makes both sides anew
+
     @property
     def name(self) -> str:
         return self.site.name
+
+    def reading(self) -> tuple[Path, ...]:
+        """The calls that may read a side."""
+        return (self.join, *self.f_readers, *self.g_readers)
+
+    def paths(self) -> list[Path]:
+        """Every place that the site names."""
+        ends = (self.f_maker, self.g_maker, self.f_layer, self.g_layer, self.f_at, self.g_at)
+        named = (*self.reading(), *self.written, *self.onward)
+        return [*named, *[path for path in ends if path is not None]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a call reads a site: its `sides`, or what came out of its join (`onward`); or it is the `join`."""
+
+    entry: SiteTable
+    sides: bool
+    join: bool
+    onward: bool
+
+
+@dataclass(frozen=True)
+class Making:
+    """A call that makes one side of a site, in one of its rounds or in each."""
+
+    entry: SiteTable
+    side: str
+    end: End
+    layer: Path | None
+
+
+@dataclass(frozen=True)
+class At:
+    """What happens at one place."""
+
+    takes: tuple[SiteTable, ...]  # sites of which the call's operands are a side
+    readings: tuple[Reading, ...]
+    scatters: tuple[SiteTable, ...]  # sites that the call writes into one another
+    makings: tuple[Making, ...]
+    lasting: tuple[SiteTable, ...]  # sites whose join it is, after which more positions of f may follow
+    writing: bool  # whether it writes into its first operand
+    stretch: bool  # whether it fills a stretch of what a scatter writes into
+    layer: bool  # whether the layer that it calls tells rounds apart
+    counted: bool  # whether the number of the visit does
 
 
 @dataclass(frozen=True)
@@ -66,14 +114,55 @@ class Helper:
 
 @dataclass(frozen=True)
 class Table:
-    """What every call of a host has in common: its sites, and which places and helpers there are."""
+    """What every call of a host has in common: its sites, what happens at each place, and which helpers there are."""
 
     sites: tuple[SiteTable, ...]
     helpers: Mapping[Path, tuple[Helper, ...]]
     writing: frozenset[Path]  # calls that write into their first operand
+    places: Mapping[Path, At]
+    arguments: tuple[tuple[str, str, str], ...]  # (site, side, argument of the host that it is)
 
     def of_role(self, role: int) -> Table:
-        return replace(self, sites=tuple(site for site in self.sites if site.site.role == role))
+        return made_table(tuple(site for site in self.sites if site.site.role == role), self.helpers, self.writing)
+
+
+def made_table(
+    sites: tuple[SiteTable, ...], helpers: Mapping[Path, tuple[Helper, ...]], writing: frozenset[Path]
+) -> Table:
+    """The table of some sites of a host."""
+    named = [path for entry in sites for path in entry.paths()]
+    ends = [(entry.name, side, end) for entry in sites for side, end in (("f", entry.site.f), ("g", entry.site.g))]
+    arguments = tuple((name, side, end.argument) for name, side, end in ends if end.argument is not None)
+    places = {path: _at(path, sites, path in writing) for path in dict.fromkeys(named)}
+    return Table(sites, helpers, writing, places, arguments)
+
+
+def _at(path: Path, sites: tuple[SiteTable, ...], writing: bool) -> At:
+    readings = tuple(
+        Reading(entry, path in (*entry.f_readers, *entry.g_readers), path == entry.join, path in entry.onward)
+        for entry in sites
+        if path in entry.onward or (entry.site.scatter is None and path in entry.reading())
+    )
+    makings = tuple(
+        Making(entry, side, end, layer)
+        for entry in sites
+        for side, end, maker, layer in (
+            ("f", entry.site.f, entry.f_maker, entry.f_layer),
+            ("g", entry.site.g, entry.g_maker, entry.g_layer),
+        )
+        if path == maker
+    )
+    return At(
+        takes=tuple(entry for entry in sites if path in (entry.f_at, entry.g_at)),
+        readings=readings,
+        scatters=tuple(entry for entry in sites if entry.site.scatter is not None and path == entry.join),
+        makings=makings,
+        lasting=tuple(entry for entry in sites if path == entry.join and entry.site.onward),
+        writing=writing,
+        stretch=any(path in entry.written for entry in sites),
+        layer=any(path in (entry.f_layer, entry.g_layer) for entry in sites),
+        counted=any(making.end.turn >= 0 for making in makings),
+    )
 
 
 class TensorMethod:
@@ -92,16 +181,17 @@ class Here:
         self.path = path
 
     def call(self, slot: int, func: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return self.passage.call((*self.path, slot), func, args, kwargs)
+        operands = (func.receiver, *args) if isinstance(func, TensorMethod) else args
+        return self.passage.visit((*self.path, slot), func, func, operands, kwargs)
 
     def made(self, slot: int, value: Any, /) -> Any:
-        self.passage.made((*self.path, slot), value, None)
+        self.passage.made((*self.path, slot), value)
         return value
 
     def unpack(self, slot: int, value: Any, /) -> Any:
         """A tensor that is taken apart along its first axis, as assignment to several names and loops do."""
         if isinstance(value, Tensor):
-            value = self.passage.call((*self.path, slot), torch.Tensor.unbind, (value, 0), {})
+            value = self.passage.visit((*self.path, slot), torch.Tensor.unbind, None, (value, 0), {})
         return value
 
     def method(self, receiver: Any, name: str, /) -> Any:
@@ -158,8 +248,8 @@ class Passage:
     def __init__(self, host: nn.Module, table: Table, arguments: Mapping[str, Any]) -> None:
         self.host = host
         self.table = table
-        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext  # RegBN runs inside of it
-        self.arguments = dict(_tree.leaves(arguments))
+        self.around: Callable[[], AbstractContextManager[Any]] | None = None  # RegBN runs inside of it
+        self.arguments: dict[str, Any] = dict(_tree.leaves(arguments)) if arguments else {}
         self.held: dict[tuple[str, str], Tensor] = {}  # (site, "f" or "g") -> the tensor that was made last
         self.results: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}  # site -> f, g, f', g'
         self.visits: dict[Path, int] = {}
@@ -173,43 +263,38 @@ class Passage:
         self.went_on: list[str] = []  # sites whose f' was made with the g that a cache has kept
         self.lasting: list[str] = []  # sites after which further positions of f may follow alone
         self.met_before: Mapping[str, Any] = {}  # by site, what the caches that the host was given have kept
-        for entry in table.sites:
-            for side, end in (("f", entry.site.f), ("g", entry.site.g)):
-                if end.argument is not None:
-                    tensor = self.arguments.get(end.argument)
-                    if isinstance(tensor, Tensor):
-                        self.held[entry.name, side] = tensor
+        for name, side, argument in table.arguments:
+            tensor = self.arguments.get(argument)
+            if isinstance(tensor, Tensor):
+                self.held[name, side] = tensor
 
     # -- what places tell ---------------------------------------------------------------------------------------------
 
-    def call(self, path: Path, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do the call of a place, with RegBN's results among its operands where sites say so."""
-        operands = (func.receiver, *args) if isinstance(func, TensorMethod) else args
-        return self.visit(path, func, func, operands, kwargs)
-
     def visit(self, path: Path, func: Any, layer: Any, operands: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The same, for a method of a tensor with the tensor among the operands. `layer`: what is called, for those who
-        want to know which module it is."""
+        """Do the call of a place, with RegBN's results among its operands where sites say so. Of a method of a tensor,
+        the tensor is among the operands. `layer`: what is called, for those who want to know which module it is."""
+        at = self.table.places.get(path, _NOWHERE)
         now: list[tuple[Tensor, Tensor]] = []  # what stood in the call, and what stands there now
-        written = operands[0] if path in self.table.writing and isinstance(operands[0], Tensor) else None
+        written = operands[0] if at.writing and isinstance(operands[0], Tensor) else None
         self.written = written
-        for entry in self.table.sites:
-            if path == entry.f_at or path == entry.g_at:
-                self._take(entry, path, operands, kwargs)
-            if self._reads(entry, path):
-                self._at_reader(entry, path, layer, operands, kwargs, now)
+        for entry in at.takes:
+            self._take(entry, path, operands, kwargs)
+        for reading in at.readings:
+            self._at_reader(reading, path, layer, operands, kwargs, now)
         if now:
             operands, kwargs = _exchanged(operands, kwargs, now)
         output = _NOTHING
-        for entry in self.table.sites:
-            if output is _NOTHING and entry.site.scatter is not None and entry.join == path:
+        for entry in at.scatters:
+            if output is _NOTHING:
                 output = self._scattered(entry, func, operands, kwargs)
-        if output is _NOTHING and written is not None and operands[0] is not written:
+        if output is not _NOTHING:
+            pass
+        elif written is not None and operands[0] is not written:
             # The call would write into what RegBN returned: it writes into a copy, and what it wrote goes where it was.
             output = written.copy_(_run(func, (operands[0].clone(), *operands[1:]), kwargs))
-        elif output is _NOTHING:
+        else:
             output = self._do(path, func, operands, kwargs)
-        self.made(path, output, operands[1] if len(operands) == 3 else None, layer)
+        self._made(at, path, output, operands[1] if len(operands) == 3 else None, layer)
         if self.early and self.early[-1].path is None and isinstance(output, Tensor):
             self._note_view(path, func, operands, kwargs, output)
         return output
@@ -242,20 +327,25 @@ class Passage:
                     index = -1  # what stands where may differ from call to call
                 returns.setdefault((entry.name, side), {}).setdefault(len(path), set()).add(index)
 
-    def made(self, path: Path, value: Any, index: Any, layer: Any = None) -> None:
-        """A place has returned `value`; of an assignment, `index` is where it wrote."""
-        turn = self.visits.get(path, 0)
-        self.visits[path] = turn + 1
-        for entry in self.table.sites:
-            if path in entry.written:
-                self.stretches[path] = index
-            if path == entry.f_layer or path == entry.g_layer:
-                self.layers[path] = layer
-            if path == entry.f_maker and self._is_round(entry.site.f, entry.f_layer, turn):
-                self._hold(entry, "f", entry.site.f, value)
-            if path == entry.g_maker and self._is_round(entry.site.g, entry.g_layer, turn):
-                self._hold(entry, "g", entry.site.g, value)
-            if path == entry.join and entry.name in self.reached and entry.site.onward:
+    def made(self, path: Path, value: Any) -> None:
+        """A place has returned `value`."""
+        self._made(self.table.places.get(path, _NOWHERE), path, value, None, None)
+
+    def _made(self, at: At, path: Path, value: Any, index: Any, layer: Any) -> None:
+        """The same; of an assignment, `index` is where it wrote."""
+        turn = -1
+        if at.counted:
+            turn = self.visits.get(path, 0)
+            self.visits[path] = turn + 1
+        if at.stretch:
+            self.stretches[path] = index
+        if at.layer:
+            self.layers[path] = layer
+        for making in at.makings:
+            if self._is_round(making.end, making.layer, turn):
+                self._hold(making.entry, making.side, making.end, value)
+        for entry in at.lasting:
+            if entry.name in self.reached:
                 self._see_join(entry, value)
 
     def _is_round(self, end: End, layer: Path | None, turn: int) -> bool:
@@ -264,22 +354,19 @@ class Passage:
         return end.turn < 0 or end.turn == turn
 
     def _hold(self, entry: SiteTable, side: str, end: End, value: Any) -> None:
+        if type(value) is Tensor:
+            if end.output == 0:
+                self._set(entry.name, side, value)
+            return
         tensors = _tree.tensors(value)
         if end.output < len(tensors):
             self._set(entry.name, side, tensors[end.output])
 
     # -- sites --------------------------------------------------------------------------------------------------------
 
-    def _reads(self, entry: SiteTable, path: Path) -> bool:
-        if entry.site.scatter is not None:
-            return path in entry.onward
-        if path == entry.join:
-            return True
-        return path in entry.f_readers or path in entry.g_readers or path in entry.onward
-
     def _at_reader(
         self,
-        entry: SiteTable,
+        reading: Reading,
         path: Path,
         layer: Any,
         args: tuple[Any, ...],
@@ -287,14 +374,14 @@ class Passage:
         now: list[tuple[Tensor, Tensor]],
     ) -> None:
         """A call that reads a side of the site is about to run: normalise, and note what it is to read instead."""
-        site = entry.site
-        if path in entry.onward and self.met_before:
+        entry, site = reading.entry, reading.entry.site
+        if reading.onward and self.met_before:
             self._carry_on(entry, path, args, kwargs, now)
         if site.scatter is not None:
             return
-        f_reads = path in entry.f_readers or path in entry.g_readers  # identity says which of the two is there
+        f_reads = reading.sides  # identity says which of the two is there
         g_reads = f_reads and site.replace_g
-        if not f_reads and not g_reads and not (path == entry.join and self.early):
+        if not f_reads and not (reading.join and self.early):
             return
         tensors = _tree.tensors((args, kwargs))
         f, g = self.held.get((site.name, "f")), self.held.get((site.name, "g"))
@@ -305,9 +392,10 @@ class Passage:
                 if reads and held is not None and _among(held, tensors) is not None:
                     self.early.append(Early(site.name, held))
             return
+        mask = None if site.mask is None else self._mask(site.mask, layer, args, kwargs)
         early = [read for read in self.early if read.site == site.name and (read.side is f or read.side is g)]
         if early:
-            self._look_again(site, early, (f, g), self._mask(site, layer, args, kwargs), tensors, now)
+            self._look_again(site, early, (f, g), mask, tensors, now)
             return
         f_there, g_there = _among(f, tensors), _among(g, tensors)
         if site.operands and (f_there is None or g_there is None):
@@ -315,7 +403,7 @@ class Passage:
         if not (f_reads and f_there is not None) and not (g_reads and g_there is not None):
             return
         f_now, g_now = _now(f, now), _now(g, now)
-        f_new, g_new = self._normalised(site, f_now, g_now, self._mask(site, layer, args, kwargs))
+        f_new, g_new = self._normalised(site, f_now, g_now, mask)
         if f_reads and f_there is not None:
             _replace(now, f_there, f_new)
         if g_reads and g_there is not None:
@@ -367,7 +455,7 @@ class Passage:
 
     def _set(self, name: str, side: str, tensor: Tensor) -> None:
         self.held[name, side] = tensor
-        if (name, side) in self.used:
+        if self.used and (name, side) in self.used:
             self.used.remove((name, side))
 
     def follow(self, before: Tensor | None, after: Any) -> None:
@@ -378,7 +466,7 @@ class Passage:
 
     def _stale(self, entry: SiteTable) -> bool:
         """Whether one side is of an earlier round of a loop than the other: the one of this round is yet to come."""
-        if not (entry.site.f.looped and entry.site.g.looped):
+        if not entry.looped:
             return False
         return ((entry.name, "f") in self.used) != ((entry.name, "g") in self.used)
 
@@ -387,21 +475,28 @@ class Passage:
         if known is not None and known[0] is f and known[1] is g:
             return known[2], known[3]
         self.reached.append(site.name)
-        with self.around():
+        own_f, own_g = f, g
+        if self.written is not None and not is_identity():
             # What the call is about to write into, RegBN may need as it is for its gradient.
-            own_f, own_g = (side.clone() if side is self.written and not is_identity() else side for side in (f, g))
-            f_new, g_new = getattr(self.host, site.name)(own_f, own_g, mask=mask)
+            own_f, own_g = (side.clone() if side is self.written else side for side in (f, g))
+        f_new, g_new = self._out_of_the_way(getattr(self.host, site.name), own_f, own_g, mask=mask)
         self.results[site.name] = (f, g, f_new, g_new)
-        for side in ("f", "g"):
-            if (site.name, side) not in self.used:
-                self.used.append((site.name, side))
+        if site.f.looped and site.g.looped:
+            for side in ("f", "g"):
+                if (site.name, side) not in self.used:
+                    self.used.append((site.name, side))
         return f_new, g_new
 
-    def _mask(self, site: CodeSite, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if site.mask is None:
-            return None
-        if site.mask in self.arguments:
-            return self.arguments[site.mask]
+    def _out_of_the_way(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What RegBN does, inside of `around`."""
+        if self.around is None:
+            return run(*args, **kwargs)
+        with self.around():
+            return run(*args, **kwargs)
+
+    def _mask(self, name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name in self.arguments:
+            return self.arguments[name]
         if isinstance(layer, nn.MultiheadAttention):
             return kwargs.get("key_padding_mask", args[3] if len(args) > 3 else None)
         return None
@@ -426,10 +521,10 @@ class Passage:
         self.reached.append(site.name)
         stretches = tuple([self.stretches[place] for place in entry.written])
         module = getattr(self.host, site.name)
-        with self.around():
-            return run_scatter(
-                module, site.scatter, site.into_is_f, functools.partial(_run_positional, func), args, kwargs, stretches
-            )
+        write = functools.partial(_run_positional, func)
+        return self._out_of_the_way(
+            run_scatter, module, site.scatter, site.into_is_f, write, args, kwargs, stretches
+        )
 
     # -- going on from a cache ----------------------------------------------------------------------------------------
 
@@ -459,12 +554,20 @@ class Passage:
         value = _now(f, now)
         for link in chain:
             met = self.met_before[link.name]
-            if met.pooled() is None:
-                raise RegBNBypassedError(SPOILT)
-            with self.around():
-                value = getattr(self.host, link.name).go_on(value, met)
+            try:
+                if met.pooled() is None:
+                    raise RegBNBypassedError(SPOILT)
+                value = self._out_of_the_way(getattr(self.host, link.name).go_on, value, met)
+            except RegBNBypassedError as error:
+                self._refuse_to_go_on(link, str(error))
             self.went_on.append(link.name)
         _replace(now, there, value)
+
+    def _refuse_to_go_on(self, entry: SiteTable, why: str) -> None:
+        """Raises RegBNBypassedError, with the call and the remedy."""
+        frame = current_frame()
+        args, kwargs = ((), {}) if frame is None else (frame.args, frame.kwargs)
+        refuse_going_on(self.host, self.host.__dict__[ATTRIBUTE].path, [entry.site], args, kwargs, why)
 
     def _chain(self, last: SiteTable) -> list[SiteTable]:
         """The sites between f and a call behind `last`: one behind another where several modalities were written into
@@ -485,11 +588,19 @@ class Passage:
         left = {}
         for name, met in self.met_before.items():
             if name not in self.reached and name not in self.went_on:
-                left[name] = "" if met.pooled() is not None else SPOILT
+                left[name] = SPOILT if met.pooled() is None else self._why_not_on(name)
         return left
 
 
+    def _why_not_on(self, name: str) -> str:
+        entry = next((entry for entry in self.table.sites if entry.name == name), None)
+        if entry is None or not entry.onward or (name, "f") not in self.held:
+            return ""
+        return f"this call reads them otherwise than before, not by {entry.site.onward[0].op}"
+
+
 _NOTHING = object()
+_NOWHERE = At((), (), (), (), (), False, False, False, False)
 
 
 def _among(tensor: Tensor, tensors: list[Tensor]) -> Tensor | None:
@@ -534,6 +645,13 @@ def _replace(now: list[tuple[Tensor, Tensor]], old: Tensor, new: Tensor) -> None
     now.append((old, new))
 
 
+def _is_flat(values: Any) -> bool:
+    for value in values:
+        if type(value) not in _tree.PLAIN:
+            return False
+    return True
+
+
 def _exchanged(
     args: tuple[Any, ...], kwargs: dict[str, Any], now: list[tuple[Tensor, Tensor]]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -544,6 +662,14 @@ def _exchanged(
         return _now(leaf, now)
 
     def exchange(value: Any) -> Any:
+        if type(value) is Tensor:
+            return _now(value, now)
+        if type(value) in _tree.PLAIN:
+            return value
+        if (type(value) is tuple or type(value) is list) and _is_flat(value):
+            new = [_now(item, now) for item in value]
+            same = all([a is b for a, b in zip(value, new, strict=True)])
+            return value if same else new if type(value) is list else tuple(new)
         for tensor in _tree.tensors(value):
             for old, _ in now:
                 if old is tensor:
@@ -593,4 +719,4 @@ def _without_checkpoint(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in _OF_CHECKPOINT}
 
 
-__all__ = ["ATTRIBUTE", "Helper", "Here", "Passage", "Path", "Returns", "SiteTable", "Table", "enter"]
+__all__ = ["ATTRIBUTE", "Helper", "Here", "Passage", "Path", "Returns", "SiteTable", "Table", "enter", "made_table"]

@@ -102,9 +102,7 @@ class CodeSite:
 
     def places(self) -> tuple[Place, ...]:
         """Every place that the site names, each once."""
-        ends = [
-            place for end in (self.f, self.g) for place in (end.maker, end.at, end.layer[0] if end.layer else None)
-        ]
+        ends = [place for end in (self.f, self.g) for place in (end.maker, end.at, end.layer[0] if end.layer else None)]
         written = self.scatter.written if self.scatter is not None else ()
         named = (self.join, *self.f_readers, *self.g_readers, *self.onward, *written, *ends)
         return tuple(dict.fromkeys(place for place in named if place is not None))

@@ -49,19 +49,19 @@ class RegBNSite(nn.Module):
         if self._is_identity():
             self._note(g, g_mask)
             return f, g
-        self._check_rank("f", f, self.f_axes)
-        self._check_rank("g", g, self.g_axes)
-        if self.causal_g and len(self.g_axes) > 2 and not torch.compiler.is_compiling():
-            refuse_growing_g(g.shape[self.g_axes[2]])
+        f_axes, g_axes = self.f_axes, self.g_axes
+        if f.dim() != len(f_axes) or g.dim() != len(g_axes):
+            self._check_rank("f", f, f_axes)
+            self._check_rank("g", g, g_axes)
+        if self.causal_g and len(g_axes) > 2 and not torch.compiler.is_compiling():
+            refuse_growing_g(g.shape[g_axes[2]])
         if self.masking is not None and mask is not None:
             keep = self.kept(mask, f, g, *self.masking)
             f_mask, g_mask = (keep, None) if self.masking[0] == "f" else (None, keep)
         self._note(g, g_mask)
         training = False if self.frozen else None
-        f_axes, g_axes = self.f_axes, self.g_axes
-        f_new, g_new = self.regbn(f.permute(f_axes), g.permute(g_axes), training, f_mask=f_mask, g_mask=g_mask)
-        back = f_new.permute(_inverse(self.f_axes))
-        return back, (g_new.permute(_inverse(self.g_axes)) if self.replace_g else g)
+        f_new, g_new = self.regbn(_permuted(f, f_axes), _permuted(g, g_axes), training, f_mask=f_mask, g_mask=g_mask)
+        return _permuted_back(f_new, f_axes), (_permuted_back(g_new, g_axes) if self.replace_g else g)
 
     def go_on(self, f: Tensor, met: Met) -> Tensor:
         """f' of positions of f that follow those which met g, in the layout of f, in evaluation.
@@ -92,8 +92,8 @@ class RegBNSite(nn.Module):
                 f"RegBN cannot go on from a cache: {batch} samples of f are to go on from {g.shape[0]} of g, which "
                 "cannot be told apart. Fill a cache with as many samples as are to go on from it"
             )
-        f_new, _ = self.regbn(f.permute(self.f_axes), g, False)
-        return f_new.permute(_inverse(self.f_axes))  # type: ignore[no-any-return]
+        f_new, _ = self.regbn(_permuted(f, self.f_axes), g, False)
+        return _permuted_back(f_new, self.f_axes)
 
     def _is_identity(self) -> bool:
         if torch.compiler.is_compiling() or not _trials.reached:
@@ -103,7 +103,7 @@ class RegBNSite(nn.Module):
 
     def _note(self, g: Tensor, mask: Tensor | None) -> None:
         if not torch.compiler.is_compiling() and g.dim() == len(self.g_axes):
-            note(self, g.permute(self.g_axes), mask)
+            note(self, g, mask)
 
     def _check_rank(self, name: str, tensor: Tensor, axes: tuple[int, ...]) -> None:
         if tensor.dim() != len(axes):
@@ -137,6 +137,19 @@ def _to_channels_first(side: Side) -> tuple[int, ...]:
 
 def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(range(len(axes)), key=axes.__getitem__))
+
+
+def _in_order(axes: tuple[int, ...]) -> bool:
+    """Whether there is nothing to permute: spelled out for vectors, which are the most."""
+    return axes == (0, 1) or axes == tuple(range(len(axes)))
+
+
+def _permuted(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return tensor if _in_order(axes) else tensor.permute(axes)
+
+
+def _permuted_back(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return tensor if _in_order(axes) else tensor.permute(_inverse(axes))
 
 
 def sites_of(model: nn.Module) -> list[RegBNSite]:

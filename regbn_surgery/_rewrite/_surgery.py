@@ -19,11 +19,10 @@ from .._errors import AlreadyRewrittenError, RegBNError, RewriteError
 from .._inputs import Inputs
 from .._types import Plan, PlannedSite
 from ._classes import original_class, uninstall
-from ._guard import ATTRIBUTE, Guard
-from ._guard import MODALITIES
+from ._graph_host import GraphHost
+from ._guard import ATTRIBUTE, MODALITIES, Guard
 from ._guard import RECORD as RECORD
 from ._hoist import HoistHook
-from ._graph_host import GraphHost
 from ._host import HostSurgery
 from ._keep import forget
 from ._operations import Operation, operations_for, put_in
@@ -229,7 +228,7 @@ def _code_report(report: HostReport, module: nn.Module, surgery: HostSurgery) ->
     if surgery.woven is None:
         return replace(report, tier=3, way="mode", reason=surgery.by_mode)
     files = surgery.woven.texts
-    before, after = ("\n".join(text[i] for text in files) for i in (1, 2))
+    before, after = "\n".join(text[1] for text in files), "\n".join(text[2] for text in files)
     return replace(report, way="source", files=files, before=before, after=after)
 
 

@@ -1,4 +1,4 @@
-"""Which modalities f and g carry at each RegBN of a rewritten model, in a call of the user's choice, against the rules."""
+"""Which modalities f and g carry at each RegBN of a rewritten model, in any call, against what the rules say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._analyse import follow_streams
 from .._analyse._runs import Run, ordered
 from .._errors import RewriteError
 from .._inputs import Batches
-from .._types import Modality, PlannedSite
+from .._types import Modality
 from ._guard import MODALITIES, RECORD
 from ._operations import Operation
 from ._scatter import PositionSite
@@ -104,9 +104,8 @@ def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> V
     if not frames:
         problem = f"did not run: {_words(wanted)} do not meet in this call"
     elif wrong:
-        exchanged = any(pair == wanted[::-1] for pair in wrong)
-        found = _words(wrong[0])
-        problem = f"{'f and g are exchanged' if exchanged else 'ran on other streams'}: {found}, where the rule says {_words(wanted)}"
+        how = "f and g are exchanged" if wanted[::-1] in wrong else "ran on other streams"
+        problem = f"{how}: {_words(wrong[0])}, where the rule says {_words(wanted)}"
     return VerifiedSite(path, planned.rule, wanted, distinct, len(frames), problem)
 
 
@@ -139,6 +138,5 @@ def refuse_other_streams(model: nn.Module, batches: Batches, *, writes: bool) ->
     found = carried_in(model, batches, training=False, writes=writes)
     wrong = [site for site in found.sites if site.runs and site.problem]
     if wrong:
-        raise RewriteError(
-            "self-check failed: " + "; ".join(f"RegBN `{site.name}` {site.problem} (rule `{site.rule}`)" for site in wrong)
-        )
+        told = [f"RegBN `{site.name}` {site.problem} (rule `{site.rule}`)" for site in wrong]
+        raise RewriteError("self-check failed: " + "; ".join(told))

@@ -1,7 +1,7 @@
 """Compile a function of the user's again with some of its expressions wrapped, and put it behind its decorators.
 
-`torch.cat([a, b], 1)` becomes `_regbn.call(3, torch.cat, [a, b], 1)`; 3 is the slot of the expression. Lines and columns
-stay those of the user's file, so that tracebacks, breakpoints and coverage show it.
+`torch.cat([a, b], 1)` becomes `_regbn.call(3, torch.cat, [a, b], 1)`; 3 is the slot of the expression. Lines and
+columns stay those of the user's file, so that tracebacks, breakpoints and coverage show it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType
 from typing import Any
@@ -34,7 +34,11 @@ class Operators:
     slice = slice
     getattr = getattr
     getitem = operator.getitem
-    setitem = operator.setitem
+
+    @staticmethod
+    def setitem(target: Any, index: Any, value: Any) -> None:
+        """Written out, since dynamo does not follow `operator.setitem`."""
+        target[index] = value
 
 
 for _name in (*_BINARY.values(), *_UNARY.values(), *_COMPARE.values()):
@@ -300,7 +304,7 @@ def _exchanged(value: Any, old: FunctionType, new: FunctionType, seen: set[int])
 def rewritten_text(source: FunctionSource, wrappings: Mapping[int, Wrapping]) -> str:
     """The text of the function with the same expressions wrapped, line by line as it stands in the file."""
     nodes = source.expressions()
-    edits: list[tuple[tuple[int, int], int, str]] = []  # position, order of those at one position, text
+    edits: list[tuple[tuple[Any, Any], int, str]] = []  # position, order of those at one position, text
     for ordinal, wrapping in wrappings.items():
         node: Any = nodes[ordinal]
         start, end = (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
@@ -320,7 +324,7 @@ def rewritten_text(source: FunctionSource, wrappings: Mapping[int, Wrapping]) ->
     return _edited(source, edits)
 
 
-def _edited(source: FunctionSource, edits: list[tuple[tuple[int, int], int, str]]) -> str:
+def _edited(source: FunctionSource, edits: list[tuple[tuple[Any, Any], int, str]]) -> str:
     lines = [line.encode() for line in source.lines]
     for (line, column), _, text in sorted(edits, key=lambda edit: (edit[0], edit[1]), reverse=True):
         before, after = lines[line - 1][:column], lines[line - 1][column:]

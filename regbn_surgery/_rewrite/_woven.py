@@ -10,7 +10,7 @@ from typing import Any
 
 from ._functions import NoSourceError
 from ._locate import Locator
-from ._passage import Helper, Path, SiteTable, Table
+from ._passage import Helper, Path, SiteTable, Table, made_table
 from ._record import CodeSite, Place
 from ._weave import Wrapping, behind_decorators, rewritten_text, weave
 
@@ -69,11 +69,12 @@ def table_of(sites: Sequence[CodeSite], slots: Slots, helpers: dict[Path, tuple[
             tuple(path(place) for place in site.g_readers),
             tuple(path(place) for place in (site.scatter.written if site.scatter else ())),
             tuple(path(place) for place in site.onward),
+            site.f.looped and site.g.looped,
         )
 
     places = [place for site in sites for place in (site.join, *site.f_readers, *site.g_readers)]
     writing = frozenset(path(place) for place in places if writes(place.op))
-    return Table(tuple(entry(site) for site in sites), helpers, writing)
+    return made_table(tuple(entry(site) for site in sites), helpers, writing)
 
 
 def writes(op: str) -> bool:
@@ -83,7 +84,9 @@ def writes(op: str) -> bool:
 
 
 _OUT_OF_PLACE = frozenset({"and_", "or_", "not_", "is_", "requires_grad_"})
-_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "imatmul", "ipow", "ifloordiv", "imod", "iand", "ior", "ixor"})
+_IN_PLACE = frozenset(
+    {"iadd", "isub", "imul", "itruediv", "imatmul", "ipow", "ifloordiv", "imod", "iand", "ior", "ixor"}
+)
 
 
 def woven(locator: Locator, sites: Sequence[CodeSite]) -> Woven:

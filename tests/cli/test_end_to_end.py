@@ -64,7 +64,7 @@ def test_show(run, files, factory):
     assert result.exit_code == 0, result.stderr
     assert "f x: 8 channels" in result.stdout
     assert "6×8, 0.2 KiB" in result.stdout
-    assert any(line.startswith("+") and "self.regbn_late(" in line for line in result.stdout.splitlines())
+    assert any(line.startswith("+") and "_regbn.call(0, torch.cat" in line for line in result.stdout.splitlines())
 
 
 @pytest.mark.parametrize(

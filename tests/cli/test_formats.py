@@ -77,7 +77,7 @@ def test_json_of_a_surgery(run, place):
     assert found["plan"]["sites"][0]["name"] == "regbn_late"
     (host,) = found["hosts"]
     assert (host["class"], host["tier"], host["modules"]) == ("Two", 2, ["regbn_late"])
-    assert "self.regbn_late(" in host["after"]
+    assert "_regbn.call(0, torch.cat, [_regbn.made(1, self.left(x))" in host["after"]
 
 
 def test_the_model_is_analysed_once(run, place, monkeypatch):

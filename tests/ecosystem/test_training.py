@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from regbn_surgery import UnseenCallError
-from tests.rewrite.models import Late, build, operate, vectors
+from regbn_surgery._rewrite import identity
+from tests.rewrite.models import Late, build, operate, step, vectors
 from tests.zoo._running import tensors_of
 
 from ._in_training import SITUATIONS, _breaks, _export
@@ -97,11 +97,15 @@ def test_an_export_follows_the_batch_size() -> None:
             assert_same(found, outputs(model, subject.example(size)))
 
 
-def test_exporting_a_call_that_was_never_made_says_what_to_do() -> None:
+def test_a_call_that_was_never_made_is_exported_from_a_fresh_copy() -> None:
     model = operate(build(Late), vectors())
-    fresh = copy.deepcopy(model).eval()
-    with pytest.raises((UnseenCallError, torch._dynamo.exc.UserError, RuntimeError), match="Call the model once"):
-        _export(fresh, (), {**vectors(), "bias": torch.ones(3)})
+    step(model, vectors(9))
+    given = {**vectors(), "bias": torch.ones(3)}
+    expected = copy.deepcopy(model).eval()(**given)
+    found = _export(copy.deepcopy(model).eval(), (), given).module()(**given)
+    torch.testing.assert_close(found, expected)
+    with identity(model):
+        assert not torch.allclose(found, model.eval()(**given))
 
 
 def test_what_does_not_apply_is_told_apart_from_what_fails() -> None:

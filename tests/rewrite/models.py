@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import regbn_surgery
-from regbn_surgery._rewrite import RegBNSite
+from regbn_surgery._rewrite import RegBNSite, _surgery, explain
+from regbn_surgery._rewrite._operations import operations_for, put_in
 from regbn_surgery._rewrite._site import is_identity
 
 SEED = 11
@@ -32,7 +34,7 @@ class Joined(nn.Module):
 
 
 class Late(nn.Module):
-    """Two vectors, concatenated in the root's own forward: a generated host (tier 2)."""
+    """Two vectors, concatenated in the root's own forward: RegBN goes into its source."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -163,6 +165,30 @@ def rules(kind: str = "concat", normalize: str = "a", against: str = "b", **rule
 
 def operate(model: nn.Module, example: Any, kind: str = "concat", *, inplace: bool = False, **rule: Any) -> Any:
     return regbn_surgery.regbnify(model, rules(kind, **rule), example, inplace=inplace)
+
+
+@contextlib.contextmanager
+def forced(way: str) -> Iterator[None]:
+    """Let surgery go one way alone: "source" keeps it from hooks, "mode" from code that is compiled again as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        if way != "hook":
+            patch.setattr(_surgery, "operations_for", lambda *args, **_: operations_for(*args[:3], hooks=False))
+        if way == "mode":
+            patch.setattr(_surgery, "put_in", lambda *args, **_: put_in(*args[:3], by_mode="for the test"))
+        yield
+
+
+def operate_by(way: str, model: nn.Module, example: Any, kind: str = "concat", **rule: Any) -> Any:
+    """`operate`, in one way alone."""
+    with forced(way):
+        rewritten = operate(model, example, kind, **rule)
+    assert ways(rewritten) == {way}
+    return rewritten
+
+
+def ways(model: nn.Module) -> set[str]:
+    """The ways in which RegBN went into the hosts of a model."""
+    return {report.way for report in explain(model)}
 
 
 def site_of(model: nn.Module) -> RegBNSite:

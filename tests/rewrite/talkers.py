@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import regbn_surgery
 
-from .models import build
+from .models import build, forced, ways
 
 PLACEHOLDER = 19
 WIDTH = 8
@@ -61,10 +61,7 @@ class See(nn.Module):
 
 
 class Writing(nn.Module):
-    """Image tokens are written over placeholders of the text (LLaVA). `looks`: reads a value, which keeps the forward
-    from being a graph."""
-
-    looks = False
+    """Image tokens are written over placeholders of the text (LLaVA)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,8 +69,6 @@ class Writing(nn.Module):
         self.layer, self.head = Causal(), nn.Linear(WIDTH, 20)
 
     def forward(self, ids: Tensor, image: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        if self.looks and torch.tensor(1.0).item() != 1.0:
-            raise ValueError("never")
         x = self.embed(ids)
         if image is not None:
             x = self.meet(ids, x, image)
@@ -104,8 +99,6 @@ class Beside(Writing):
         self.skip = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, ids: Tensor, image: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        if self.looks and torch.tensor(1.0).item() != 1.0:
-            raise ValueError("never")
         words = self.embed(ids)
         beside = self.skip(words)
         x = words
@@ -166,10 +159,9 @@ def example(batch: int = 3, image: int = 0) -> dict[str, Tensor]:
 KINDS = {Joining: "concat", Reading: "attention"}
 
 
-def rewritten(cls: type[nn.Module], looks: bool = False, normalize: str = "words", **rule: Any) -> Any:
-    """In evaluation, with a projection that matters."""
+def rewritten(cls: type[nn.Module], way: str = "", normalize: str = "words", **rule: Any) -> Any:
+    """In evaluation, with a projection that matters; RegBN goes in by `way`, if there is one."""
     model = build(cls)
-    model.looks = looks
     against = "image" if normalize == "words" else "words"
     match = {"kind": KINDS.get(cls, "scatter")}
     rules = {
@@ -177,7 +169,9 @@ def rewritten(cls: type[nn.Module], looks: bool = False, normalize: str = "words
         "modalities": {"words": ["ids"], "image": ["image"]},
         "rules": [{"id": "x", "match": match, "normalize": normalize, "against": against, **rule}],
     }
-    made = regbn_surgery.regbnify(model, rules, example).eval()
+    with forced(way or "hook"):
+        made: Any = regbn_surgery.regbnify(model, rules, example).eval()
+    assert not way or ways(made) == {way}
     generator = torch.Generator().manual_seed(0)
     for module in made.modules():
         if isinstance(module, regbn_surgery.RegBN):

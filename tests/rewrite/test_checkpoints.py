@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from regbn_surgery import RewriteError
-from regbn_surgery._rewrite import explain
 
-from .models import build, counting, operate, vectors
+from .models import build, counting, forced, operate, operate_by, vectors
 
 
 class Parts(nn.Module):
@@ -36,13 +35,6 @@ class Parts(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.head(self.part("fuse", self.part("enc_a", a), self.part("enc_b", b)))
-
-
-class Reading(Parts):
-    """Goes by a tensor's value, so that it has to run as it is."""
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return super().forward(a, b) if float(a[0, 0].detach()) < 1e9 else a
 
 
 def reentrant(part: Any, *args: Tensor) -> Any:
@@ -82,25 +74,26 @@ def test_gradients_and_state_are_those_without_a_checkpoint(around: str, how: Ca
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("way", ["source", "mode"])
 @pytest.mark.parametrize("how", WAYS)
-def test_a_checkpoint_around_an_encoder_stays_one(how: Callable[..., Any]) -> None:
+def test_a_checkpoint_around_an_encoder_stays_one(how: Callable[..., Any], way: str) -> None:
     original = build(Parts, "enc_a", how)
-    rewritten = operate(original, vectors(), "sum")
-    (report,) = explain(rewritten)
-    assert (report.tier, "checkpoints a part of itself" in report.reason) == (3, True)
+    rewritten = operate_by(way, original, vectors(), "sum")
     assert after_a_step(rewritten)[1] == after_a_step(original)[1], "encoders run as often as in the original"
 
 
 @pytest.mark.parametrize("how", [reentrant, without_reentry])
-def test_a_host_that_runs_as_it_is_with_regbn_in_its_checkpoint_is_refused(how: Callable[..., Any]) -> None:
-    with pytest.raises(
-        RewriteError, match=r"part of Reading.forward that is checkpointed there.*Checkpoint the layers"
+def test_under_a_mode_regbn_in_a_checkpoint_is_refused(how: Callable[..., Any]) -> None:
+    model = build(Parts, "fuse", how)
+    with (
+        forced("mode"),
+        pytest.raises(RewriteError, match=r"part of Parts.forward that is checkpointed there.*Checkpoint the layers"),
     ):
-        operate(build(Reading, "fuse", how), vectors(), "sum")
+        operate(model, vectors(), "sum")
 
 
-def test_such_a_host_with_its_checkpoint_elsewhere_is_not() -> None:
-    rewritten = operate(build(Reading, "enc_a", without_reentry), vectors(), "sum")
+def test_under_a_mode_a_checkpoint_elsewhere_is_not_refused() -> None:
+    rewritten = operate_by("mode", build(Parts, "enc_a", without_reentry), vectors(), "sum")
     with counting(rewritten) as calls:
         rewritten(**vectors())
     assert sum(calls.values()) == 1

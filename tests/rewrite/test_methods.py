@@ -56,7 +56,7 @@ class Attends(nn.Module):
         self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 8)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        f, g = self.enc_a(a), self.enc_b(b)
+        g, f = self.enc_b(b), self.enc_a(a)
         return f + (f @ self.k(g).transpose(-1, -2)).softmax(-1) @ self.v(g)
 
     def generate(self, a: Tensor, b: Tensor) -> Tensor:

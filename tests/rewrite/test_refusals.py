@@ -138,18 +138,11 @@ def interrupt(*args: Any, **kwargs: Any) -> Any:
     raise KeyboardInterrupt
 
 
-def reading(cls: type[nn.Module]) -> nn.Module:
-    model = build(cls)
-    model.reads = True
-    return model
-
-
 SCATTER = rules("scatter", "b", "a")
 MODELS: dict[str, tuple[Any, Any, Any]] = {
     "across": (lambda: build(TwoTowers), layerwise(), images()),
     "scatter": (lambda: build(Functional), SCATTER, example(ragged=False)),
     "in place": (lambda: build(ByMask), SCATTER, example(ragged=False)),
-    "interposed": (lambda: reading(Functional), SCATTER, example(ragged=False)),
 }
 STAGES: list[tuple[Any, str]] = [
     (_operations, "keep"),

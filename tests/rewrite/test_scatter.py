@@ -12,17 +12,15 @@ from torch import Tensor, nn
 
 import regbn_surgery
 from regbn_surgery import PlanError, RegBNError, RewriteError, unregbnify
-from regbn_surgery._rewrite import explain, identity
+from regbn_surgery._rewrite import identity
 
-from .models import build, counting, rules, run, site_of, step
+from .models import build, counting, operate_by, run, site_of, step
 
 WIDTH, PLACEHOLDER = 8, 1
 
 
 class Scattering(nn.Module):
     """Image rows written over the placeholders of a text; `write` is how. Some samples have more of them."""
-
-    reads = False  # whether the forward looks at a value, which no graph can follow (tier 3)
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,8 +34,6 @@ class Scattering(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         text, rows = self.embedding(b), self.image(a).flatten(0, -2)
         mask = b == PLACEHOLDER
-        if self.reads and mask.sum().item() != len(rows):
-            raise ValueError("another number of rows than placeholders")
         return self.head(self.write(text, mask, rows))
 
 
@@ -74,7 +70,8 @@ class SequenceFirst(Scattering):
         return text.transpose(0, 1).masked_scatter(mask.T[..., None], rows[order]).transpose(0, 1)
 
 
-WAYS = [Functional, InPlace, ByMask, ByIndices]
+every_way = pytest.mark.parametrize("way", ["source", "mode"])
+WRITERS = [Functional, InPlace, ByMask, ByIndices]
 
 
 def example(batch: int = 4, seed: int = 0, ragged: bool = True) -> dict[str, Tensor]:
@@ -88,12 +85,10 @@ def example(batch: int = 4, seed: int = 0, ragged: bool = True) -> dict[str, Ten
     return {"a": torch.randn(shape, generator=generator), "b": b}
 
 
-def operate(cls: type[nn.Module], reads: bool = False, **rule: Any) -> tuple[Any, Any]:
+def operate(cls: type[nn.Module], way: str = "source", **rule: Any) -> tuple[Any, Any]:
     model = build(cls)
-    model.reads = reads
-    rule = {"normalize": "b", "against": "a", **rule}
-    given = rules("scatter", **rule)
-    return model, regbn_surgery.regbnify(model, given, lambda batch: example(batch, ragged=False))
+    given = {"normalize": "b", "against": "a", **rule}
+    return model, operate_by(way, model, lambda batch: example(batch, ragged=False), "scatter", **given)
 
 
 def by_hand(model: Any, inputs: dict[str, Tensor], into_is_f: bool = True) -> Tensor:
@@ -115,11 +110,10 @@ def by_hand(model: Any, inputs: dict[str, Tensor], into_is_f: bool = True) -> Te
 # -- placeholders -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reads", [False, True], ids=["generated", "interposed"])
-@pytest.mark.parametrize("cls", WAYS)
-def test_the_rewritten_model_is_the_one_written_by_hand(cls: type[nn.Module], reads: bool) -> None:
-    _, rewritten = operate(cls, reads)
-    assert {report.tier for report in explain(rewritten)} == {3 if reads else 2}
+@every_way
+@pytest.mark.parametrize("cls", WRITERS)
+def test_the_rewritten_model_is_the_one_written_by_hand(cls: type[nn.Module], way: str) -> None:
+    _, rewritten = operate(cls, way)
     for seed, (batch, training) in enumerate([(4, True), (5, True), (3, False), (6, False)]):
         step(rewritten, example(batch, seed + 50))
         twin = copy.deepcopy(rewritten).train(training)
@@ -137,24 +131,24 @@ def test_the_rewritten_model_is_the_one_written_by_hand(cls: type[nn.Module], re
             rewritten.zero_grad()
 
 
-@pytest.mark.parametrize("reads", [False, True], ids=["generated", "interposed"])
+@every_way
 @pytest.mark.parametrize("replace", ["both", "f"])
 @pytest.mark.parametrize("cls", [Functional, ByMask])
-def test_the_other_direction(cls: type[nn.Module], replace: str, reads: bool) -> None:
-    _, rewritten = operate(cls, reads, normalize="a", against="b", replace=replace)
+def test_the_other_direction(cls: type[nn.Module], replace: str, way: str) -> None:
+    _, rewritten = operate(cls, way, normalize="a", against="b", replace=replace)
     for batch in (4, 6):
         step(rewritten, example(batch))
         found = run(rewritten, example(batch, 3), False)
         torch.testing.assert_close(found, by_hand(rewritten, example(batch, 3), into_is_f=False), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("reads", [False, True], ids=["generated", "interposed"])
-@pytest.mark.parametrize("cls", [*WAYS, SequenceFirst])
+@every_way
+@pytest.mark.parametrize("cls", [*WRITERS, SequenceFirst])
 @pytest.mark.parametrize("training", [False, True])
 def test_with_identity_in_place_nothing_changes_and_undo_gives_everything_back(
-    cls: type[nn.Module], reads: bool, training: bool
+    cls: type[nn.Module], way: str, training: bool
 ) -> None:
-    model, rewritten = operate(cls, reads)
+    model, rewritten = operate(cls, way)
     for batch in (2, 3, 5):
         with identity(rewritten):
             found = run(rewritten, example(batch), training)
@@ -207,9 +201,6 @@ def by_hand_text(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 class Filled(nn.Module):
     """A joined tensor that is filled by slices, no `cat` in sight; `axis` 1 of vectors or of tokens."""
 
-    reads = False
-    split = 5
-
     def __init__(self) -> None:
         super().__init__()
         self.enc_a, self.enc_b = nn.Linear(6, WIDTH), nn.Linear(6, WIDTH)
@@ -217,8 +208,6 @@ class Filled(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         f, g = self.enc_a(a), self.enc_b(b)
-        if self.reads and f.sum().item() == 123.0:
-            raise ValueError("never")
         n = f.shape[1]
         out = f.new_zeros(len(f), n + g.shape[1], *f.shape[2:])
         out[:, :n] = f
@@ -232,16 +221,15 @@ def filled_inputs(batch: int, tokens: bool, seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in zip(("a", "b"), shapes, strict=True)}
 
 
-@pytest.mark.parametrize("reads", [False, True], ids=["generated", "interposed"])
+@every_way
 @pytest.mark.parametrize("tokens", [False, True], ids=["channels", "tokens"])
 @pytest.mark.parametrize("normalize", ["a", "b"])
-def test_a_tensor_filled_by_slices_is_a_concatenation(tokens: bool, reads: bool, normalize: str) -> None:
+def test_a_tensor_filled_by_slices_is_a_concatenation(tokens: bool, way: str, normalize: str) -> None:
     model = build(Filled)
     model(**filled_inputs(2, tokens))
-    model.reads = reads
-    rewritten = regbn_surgery.regbnify(model, rules("scatter", normalize, "b" if normalize == "a" else "a"),
-                                       filled_inputs(4, tokens))  # fmt: skip
-    assert {report.tier for report in explain(rewritten)} == {3 if reads else 2}
+    against = "b" if normalize == "a" else "a"
+    given: Any = filled_inputs(4, tokens)
+    rewritten = operate_by(way, model, given, "scatter", normalize=normalize, against=against)
     regbn: Any = site_of(rewritten).regbn
     assert regbn.options.reduce == ("mean" if tokens else "flatten")
     for training in (True, False):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import threading
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from regbn_surgery._rewrite import RegBNSite, identity
-from regbn_surgery._rewrite._site import keep_mask, sites_of
+from regbn_surgery._rewrite._site import is_identity, keep_mask, sites_of
 from regbn_surgery._types import Layout, PlannedSite, Side
 from regbn_surgery.nn import RegBN
 
@@ -79,20 +82,56 @@ def test_identity_passes_the_very_tensors_and_ends_after_an_error() -> None:
     model = nn.ModuleList([RegBNSite(planned(side((6, 3), 0, 1), side((6, 2), 0, 1)), True) for _ in range(3)])
     assert sites_of(model) == list(model)
     x, y = torch.randn(6, 3), torch.randn(6, 2)
-    model[1].bypass = True
+    before = copy.deepcopy(model.state_dict())
 
     def trial() -> None:
-        with identity(model):
-            for site in model:
+        with identity(model) as reached:
+            for site in reversed(model):
                 assert site(x, y)[0] is x
                 assert site(x, y)[1] is y
+            assert reached == [model[2], model[2], model[1], model[1], model[0], model[0]]
             raise ValueError("on purpose")
 
+    assert not is_identity()
     with pytest.raises(ValueError, match="on purpose"):
         trial()
-    assert [site.bypass for site in model] == [False, True, False]
+    assert not is_identity()
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
     assert model[0](x, y)[0] is not x
-    assert torch.equal(model[0].regbn.W, model[0].regbn.W)
+
+
+def test_identity_within_identity_ends_with_the_outer_one() -> None:
+    site = RegBNSite(planned(side((6, 3), 0, 1), side((6, 2), 0, 1)), True)
+    x, y = torch.randn(6, 3), torch.randn(6, 2)
+    with identity() as outer:
+        with identity() as inner:
+            site(x, y)
+        assert (inner, outer) == ([site], [])
+        assert is_identity()
+        assert site(x, y)[0] is x
+        assert outer == [site]
+    assert site(x, y)[0] is not x
+
+
+def test_a_trial_in_one_thread_is_none_in_another() -> None:
+    site = RegBNSite(planned(side((6, 3), 0, 1), side((6, 2), 0, 1)), True)
+    x, y = torch.randn(6, 3), torch.randn(6, 2)
+    found: list[torch.Tensor] = []
+    with identity() as reached:
+        thread = threading.Thread(target=lambda: found.append(site(x, y)[0]))
+        thread.start()
+        thread.join(60)
+        assert found[0] is not x
+        assert not reached
+        assert site(x, y)[0] is x
+
+
+def test_who_loads_a_site_has_not_been_told_of_calls_without_a_side() -> None:
+    site = RegBNSite(planned(side((6, 3), 0, 1), side((6, 2), 0, 1)), True)
+    site.told_missing = True
+    for other in (copy.deepcopy(site), pickle.loads(pickle.dumps(site))):
+        assert not other.told_missing
+    assert site.told_missing
 
 
 # -- masks ------------------------------------------------------------------------------------------------------------

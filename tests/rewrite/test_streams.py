@@ -1,7 +1,8 @@
-"""Masks over positions and streams that a decoder goes on with, in each of the three tiers alike."""
+"""Masks over positions and streams that a decoder goes on with, in each of the three ways alike."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,27 +10,17 @@ import torch
 from torch import Tensor, nn
 
 import regbn_surgery
-from regbn_surgery import RegBNBypassedError, RewriteError
-from regbn_surgery._rewrite import _operations, explain
-from regbn_surgery._rewrite._host import HostSurgery
+from regbn_surgery import RegBNBypassedError
 
-from .models import Cross, Masked, build, counting, operate, run, site_of, step, token_pairs
+from .models import Cross, Masked, build, counting, forced, operate, run, site_of, step, token_pairs, ways
 
 
-@pytest.fixture(params=[1, 2, 3], ids=["hoisted", "generated", "interposed"])
-def tier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Keeps the surgery from the tiers that would be tried before."""
-    wanted: int = request.param
-    usual = _operations.operations_for
-    if wanted > 1:
-        monkeypatch.setattr(_surgery, "operations_for", lambda *args, **_: usual(*args[:3], hooks=False))
-    if wanted > 2:
-
-        def refuse(*args: Any) -> None:
-            raise RewriteError("for the sake of the test")
-
-        monkeypatch.setattr(HostSurgery, "_capture", refuse)
-    return wanted
+@pytest.fixture(params=["hook", "source", "mode"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Keeps the surgery from the ways that would be tried before."""
+    wanted: str = request.param
+    with forced(wanted):
+        yield wanted
 
 
 def with_padding(fill: float, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -44,13 +35,13 @@ def with_padding(fill: float, dtype: torch.dtype | None) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("direction", ["g", "f"])
 @pytest.mark.parametrize("dtype", [None, torch.bool, torch.long, torch.float32], ids=str)
-def test_padding_is_left_out_of_the_fit(tier: int, dtype: torch.dtype | None, direction: str) -> None:
+def test_padding_is_left_out_of_the_fit(way: str, dtype: torch.dtype | None, direction: str) -> None:
     results = []
     normalize, against = ("a", "b") if direction == "g" else ("b", "a")
     for fill in (0.0, 50.0):
         cls = Cross if dtype is None else Masked
         model = operate(build(cls), with_padding(0.0, dtype), "attention", normalize=normalize, against=against)
-        assert {report.tier for report in explain(model)} == {tier}
+        assert ways(model) == {way}
         for batch in (6, 5):
             example = {name: x[:batch] for name, x in with_padding(fill, dtype).items()}
             with counting(model) as calls:
@@ -121,10 +112,10 @@ def captioning(normalize: str, **rule: Any) -> Any:
     return regbn_surgery.regbnify(build(Captions), given, captions())
 
 
-def test_a_decoder_with_a_cache_says_what_it_says_without(tier: int) -> None:
+def test_a_decoder_with_a_cache_says_what_it_says_without(way: str) -> None:
     """f is the text: what is subtracted from a token depends on the image and on W, and on no other token."""
     model = captioning("text")
-    assert {report.tier for report in explain(model)} == {tier}
+    assert ways(model) == {way}
     site = site_of(model)
     assert site.regbn.options.fit == "running", "the text is causal"
     for _ in range(2):
@@ -141,7 +132,7 @@ def test_a_decoder_with_a_cache_says_what_it_says_without(tier: int) -> None:
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-4, atol=1e-5)
 
 
-def test_teacher_forcing_does_not_see_the_future(tier: int) -> None:
+def test_teacher_forcing_does_not_see_the_future(way: str) -> None:
     """With `fit: running` a training step's outputs at a position do not change with later tokens."""
     outputs = []
     for last in (3, 17):
@@ -154,7 +145,7 @@ def test_teacher_forcing_does_not_see_the_future(tier: int) -> None:
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
 
 
-def test_a_growing_g_is_refused_where_a_cache_shows_its_end_alone(tier: int) -> None:
+def test_a_growing_g_is_refused_where_a_cache_shows_its_end_alone(way: str) -> None:
     model = captioning("image", allow_noncausal=True).eval()
     cache = Cache()
     first = model(captions()["ids"][:, :1], captions()["image"], past_key_values=Cache())

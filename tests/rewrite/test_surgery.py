@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,19 @@ from torch import Tensor, nn
 
 import regbn_surgery
 from regbn_surgery import AlreadyRewrittenError, RegBN, RegBNError, RewriteError, unregbnify
-from regbn_surgery._rewrite import RegBNSite, _hoist, _host, _operations, _surgery, _trials, explain, identity
+from regbn_surgery._rewrite import (
+    RegBNSite,
+    _hoist,
+    _host,
+    _locate,
+    _operations,
+    _passage,
+    _surgery,
+    _trials,
+    _weave,
+    explain,
+    identity,
+)
 
 from .models import (
     Cross,
@@ -26,6 +39,7 @@ from .models import (
     counting,
     everything,
     operate,
+    operate_by,
     rules,
     run,
     site_of,
@@ -34,19 +48,22 @@ from .models import (
     vectors,
 )
 
-CASES: dict[str, tuple[type[nn.Module], Callable[..., dict[str, Tensor]], str, int]] = {
-    "generated": (Late, vectors, "concat", 2),
-    "hoisted": (Nested, vectors, "concat", 1),
-    "leaf": (Cross, token_pairs, "attention", 1),
-    "roles": (Swapped, token_pairs, "attention", 1),
+CASES: dict[str, tuple[type[nn.Module], Callable[..., dict[str, Tensor]], str, str]] = {
+    "source": (Late, vectors, "concat", "source"),
+    "mode": (Late, vectors, "concat", "mode"),
+    "hook": (Nested, vectors, "concat", "hook"),
+    "leaf": (Cross, token_pairs, "attention", "hook"),
+    "roles": (Swapped, token_pairs, "attention", "hook"),
+    "roles in source": (Swapped, token_pairs, "attention", "source"),
+    "roles by mode": (Swapped, token_pairs, "attention", "mode"),
 }
 every_case = pytest.mark.parametrize("case", CASES)
 
 
 def prepared(case: str, **options: Any) -> tuple[Any, Any, dict[str, Tensor]]:
-    cls, inputs, kind, _ = CASES[case]
+    cls, inputs, kind, way = CASES[case]
     model = build(cls)
-    return model, operate(model, inputs(), kind, **options), inputs()
+    return model, operate_by(way, model, inputs(), kind, **options), inputs()
 
 
 def assert_equal(found: Any, expected: Any) -> None:
@@ -58,10 +75,10 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 @every_case
 def test_class_keys_and_values_are_kept_and_the_original_is_not_touched(case: str) -> None:
-    cls, inputs, kind, tier = CASES[case]
+    cls, inputs, kind, way = CASES[case]
     model = build(cls)
     before = everything(model)
-    rewritten = operate(model, inputs(), kind)
+    rewritten = operate_by(way, model, inputs(), kind)
     assert everything(model) == before
     assert isinstance(rewritten, cls)
     assert type(rewritten).__name__ == cls.__name__
@@ -71,7 +88,7 @@ def test_class_keys_and_values_are_kept_and_the_original_is_not_touched(case: st
     added = [key for key in new if key not in old]
     assert added
     assert all(any(part.startswith("regbn_") for part in key.split(".")) for key in added)
-    assert {report.tier for report in explain(rewritten)} == {tier}
+    assert {report.tier for report in explain(rewritten)} == {{"hook": 1, "source": 2, "mode": 3}[way]}
     assert rewritten.training == model.training
 
 
@@ -114,7 +131,7 @@ def by_hand(model: Any, a: Tensor, b: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_rewritten_model_is_the_one_written_by_hand(training: bool) -> None:
-    _, rewritten, example = prepared("generated")
+    _, rewritten, example = prepared("source")
     step(rewritten, example)
     twin = copy.deepcopy(rewritten)
     found = run(rewritten, vectors(5), training)
@@ -248,14 +265,14 @@ def test_a_checkpoint_of_the_original_loads(case: str) -> None:
 @every_case
 @pytest.mark.parametrize("used", [False, True])
 def test_unregbnify_gives_the_very_model_back(case: str, used: bool) -> None:
-    cls, inputs, kind, _ = CASES[case]
+    cls, inputs, kind, way = CASES[case]
     model = build(cls)
     model.register_forward_hook(lambda *_: None)
     model.register_forward_pre_hook(lambda *_: None, with_kwargs=False)
     output = run(model, inputs(), False)
     model.train()
     before = everything(model)
-    operate(model, inputs(), kind, inplace=True)
+    operate_by(way, model, inputs(), kind, inplace=True)
     if used:
         state = copy.deepcopy(model.state_dict())
         step(model, inputs())
@@ -298,12 +315,17 @@ def interrupt(*args: Any, **kwargs: Any) -> Any:
 
 
 STAGES: list[tuple[Any, str]] = [
-    (_host, "build_variant"),
-    (_host, "capture"),
-    (_host.HostSurgery, "learn"),
+    (_host, "woven"),
+    (_host, "run_by_mode"),
+    (_host, "refuse_changed_functions"),
+    (_host.HostSurgery, "bind"),
+    (_host.HostSurgery, "run"),
+    (_locate.Locator, "place"),
+    (_passage.Passage, "call"),
+    (_weave, "compiled"),
     (_operations, "install"),
     (_surgery, "put_in"),
-    (_surgery, "capture_hosts"),
+    (_surgery, "operations_for"),
     (_surgery, "check"),
     (_surgery, "run"),
     (_operations, "positions_of"),
@@ -317,7 +339,7 @@ STAGES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize("case", ["generated", "roles"])
+@pytest.mark.parametrize("case", ["source", "roles"])
 @pytest.mark.parametrize(("owner", "name"), STAGES, ids=[f"{o.__name__.split('.')[-1]}.{n}" for o, n in STAGES])
 def test_a_failure_at_any_stage_leaves_the_model_as_it_was(
     case: str, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
@@ -401,7 +423,7 @@ def test_hooks_of_the_user_go_on_firing(case: str) -> None:
     cls, inputs, kind, _ = CASES[case]
     model = build(cls)
     calls: list[str] = []
-    owner = {"hoisted": "fusion", "leaf": "attention", "roles": "cross"}.get(case, "")
+    owner = {Nested: "fusion", Cross: "attention", Swapped: "cross"}.get(cls, "")
     for name in ("", owner, "enc_a"):
         module = model.get_submodule(name)
         module.register_forward_pre_hook(lambda *_, name=name: calls.append(f"pre {name}"))
@@ -409,8 +431,7 @@ def test_hooks_of_the_user_go_on_firing(case: str) -> None:
         module.register_full_backward_hook(lambda *_, name=name: calls.append(f"back {name}"))
     run(model, {k: x.requires_grad_() for k, x in inputs().items()}, True)
     expected, calls[:] = list(calls), []
-    rewritten = operate(model, inputs(), kind)
-    run(rewritten, {k: x.requires_grad_() for k, x in inputs().items()}, True)  # a new kind of call is tried out first
+    rewritten = operate_by(CASES[case][3], model, inputs(), kind)
     calls.clear()
     outputs = run(rewritten, {k: x.requires_grad_() for k, x in inputs().items()}, True)
     assert calls == expected
@@ -431,12 +452,15 @@ def test_a_hook_that_changes_a_childs_output_is_seen_by_regbn() -> None:
 
 
 def test_a_rewritten_model_shows_its_sites_and_code() -> None:
-    _, model, _ = prepared("generated")
+    _, model, _ = prepared("source")
     (report,) = explain(model)
-    assert (report.host, report.host_class, report.tier) == ("", "Late", 2)
-    assert "regbn_x" in report.after
-    assert "regbn_x" not in report.before
-    assert "torch.cat" in report.before
+    assert (report.host, report.host_class, report.tier, report.way) == ("", "Late", 2, "source")
+    assert "_regbn.call(0, torch.cat, [_regbn" in report.after
+    assert "_regbn" not in report.before
+    assert "joint = torch.cat([torch.relu(self.enc_a(a)), torch.relu(self.enc_b(b))], dim=-1)" in report.before
+    ((file, before, after, first),) = report.files
+    assert (before, after) == (report.before, report.after)
+    assert Path(file).read_text(encoding="utf-8").splitlines()[first - 1] == before.splitlines()[0]
     assert "regbn_x" in repr(model)
 
 
@@ -447,8 +471,14 @@ def test_why_a_host_is_not_hooked_is_in_the_report(monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr(_hoist.HoistHook, "__call__", fail)
         (report,) = explain(operate(build(Nested), vectors()))
-    assert (report.tier, report.unhooked) == (2, "this hook will not do")
+    assert (report.way, report.unhooked) == ("source", "this hook will not do")
     (report,) = explain(operate(build(Nested), vectors()))
-    assert (report.tier, report.unhooked) == (1, "")
+    assert (report.way, report.unhooked) == ("hook", "")
     (report,) = explain(operate(build(Late), vectors()))
-    assert (report.tier, report.unhooked) == (2, "")
+    assert (report.way, report.unhooked) == ("source", "")
+
+
+def test_why_a_host_runs_under_a_mode_is_in_the_report() -> None:
+    _, model, _ = prepared("mode")
+    (report,) = explain(model)
+    assert (report.tier, report.way, report.reason, report.before) == (3, "mode", "for the test", "")

@@ -280,7 +280,7 @@ function describePoint(panel, id, point) {
 }
 
 function describeHost(panel, host) {
-  panel.append(html("h3", "", `what the surgery did to ${host.host || "the model"} (tier ${host.tier})`));
+  panel.append(html("h3", "", `what the surgery did to ${host.host || "the model"} (by ${host.way})`));
   for (const why of host.why) panel.append(html("p", "", `Why ${why}.`));
   if (!host.diff) return;
   const pre = html("pre");

@@ -1,0 +1,68 @@
+"""The command `verify`: which streams come to each RegBN in calls other than the example."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import click
+
+from .completing import complete_file, complete_model, complete_rules
+from .options import ModelRequest, model_options
+from .output import debuggable, progress, quiet_stdout, write_text
+
+
+@click.command(
+    short_help="Check in other calls what each RegBN is given.",
+    epilog="Example: regbn-surgery verify model.py:build rules.yaml --data data.py:calls",
+)
+@model_options
+@click.argument("rules", shell_complete=complete_rules)
+@click.option(
+    "--data",
+    metavar="MODULE:NAME",
+    shell_complete=complete_model,
+    help="Further calls: an iterable of what the model is called with, or a function that returns one.",
+)
+@click.option("--calls", default=8, show_default=True, type=click.IntRange(1), help="How many of them to take.")
+@click.option("--train", is_flag=True, help="Run the calls in training mode; without it, in evaluation.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("-o", "--output", metavar="FILE", shell_complete=complete_file, help="Write to a file instead of stdout.")
+@debuggable
+def verify(
+    request: ModelRequest, rules: str, data: str | None, calls: int, train: bool, form: str, output: str | None
+) -> None:
+    """Put RegBN into MODEL where RULES say, and say for each RegBN which modalities its f and g carry.
+
+    MODEL is as for `inspect`. Its example inputs are always checked; --data adds calls that may go another way through
+    the model: another order, a missing modality, another batch. Exit code 1 means that a RegBN did not run in a call,
+    or ran on other modalities than its rule names.
+    """
+    from .._rules import Rules
+
+    parsed = Rules.load(rules)
+    with progress("loading torch and the model"), quiet_stdout():
+        from .._api import regbnify
+        from .._api import verify as verified
+        from .._inputs import find_inputs
+        from .._probe import call_of
+        from .loading import load_data
+
+        built, inputs = request.load(weights=True)
+        source = () if data is None else load_data(data)
+    with progress(f"putting RegBN into {type(built).__name__}"), quiet_stdout():
+        model = regbnify(built, parsed, inputs)
+    found = []
+    with progress("following the modalities through each call"), quiet_stdout():
+        first = find_inputs(model, inputs, parsed.inputs)
+        further = [call_of(model, call) for call in itertools.islice(source, calls)]
+        for call in (first, *further):
+            found.append(verified(model, call, training=train))
+    names = ["the example", *(f"call {number} of {data}" for number in range(1, len(found)))]
+    if form == "json":
+        calls_told = [{"call": name, **one.to_dict()} for name, one in zip(names, found, strict=True)]
+        write_text(json.dumps({"calls": calls_told}, indent=2, ensure_ascii=False), output)
+    else:
+        write_text("\n".join(f"{name}: {one}" for name, one in zip(names, found, strict=True)), output)
+    if not all(one.ok for one in found):
+        raise click.exceptions.Exit(1)

@@ -263,14 +263,20 @@ class FrameView:
         sizes = [_numel(self.trace.tensors[uid].shape) for uid in (event.inputs[0], event.outputs[0])]
         return event.row.does(*_TRANSPARENT, "takes_part") and sizes[0] == sizes[1]
 
-    def before_normalisation(self, start: int) -> int:
-        """For similarity heads: the embedding before it is normalised, scaled and transposed."""
+    def before_normalisation(self, start: int, *, after: int = -1) -> int:
+        """For similarity heads: the embedding before it is normalised, scaled and transposed. One that is read only by
+        calls behind event number `after`, where the other side exists, is taken before those that are read earlier."""
         best = start
         for uid, events in self.chain((start,)):
             if not all(event.row.does(*_ROUND_A_SIMILARITY) for event in events):
                 break
-            best = uid
+            if all(reader.order > after for reader, _ in self.readers.get(uid, ())):
+                best = uid
         return best
+
+    def made_at(self, uid: int) -> int:
+        """The order of the event that makes a tensor; -1 for an argument."""
+        return -1 if uid in self.arguments or uid not in self.maker else self.maker[uid].order
 
     def _projects(self, event: Event) -> bool:
         if event.child is not None:

@@ -194,7 +194,7 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
     leaf = meeting.op.module
     takes, gate, obstacle = [], None, None
     for i, side in enumerate(pair):
-        take, reason = _take(meeting, view, event, side, leaf)
+        take, reason = _take(meeting, view, event, side, leaf, pair[1 - i])
         takes.append(take)
         obstacle = obstacle or reason
         if not take.readers:
@@ -236,7 +236,7 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
 
 
 def _take(
-    meeting: Meeting, view: FrameView, event: Event, side: tuple[Met, ...], leaf: str | None
+    meeting: Meeting, view: FrameView, event: Event, side: tuple[Met, ...], leaf: str | None, other: tuple[Met, ...]
 ) -> tuple[Take, str | None]:
     uids = tuple(met.info.uid for met in side)
     if meeting.kind == "attention" and leaf is None:
@@ -263,7 +263,9 @@ def _take(
     if meeting.outer:
         return view.take(view.before_broadcast(uids[0]), uids, event), None
     if meeting.kind == "similarity":
-        return view.take(view.before_normalisation(uids[0]), uids, event), None
+        theirs = view.before_normalisation(other[0].info.uid)
+        stream = view.before_normalisation(uids[0], after=view.made_at(theirs))
+        return view.take(stream, uids, event), None
     readers = tuple((event.key, position) for position, uid in enumerate(event.inputs) if uid in uids)
     return view.taken(uids[0], readers[0], readers), None
 

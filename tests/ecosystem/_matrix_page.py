@@ -28,8 +28,7 @@ _WHAT_IT_MEANS = {
         "The compiled model computes what the eager one does in these cells, too: results are compared before breaks "
         "are counted. Where the original breaks its graph already (a recurrent layer, a value that is read, a scripted "
         "module), dynamo meets the same break once more in each frame between the model's call and the host's "
-        "generated forward. A host that has to run as it is (tier 3) is a break of its own; `explain(model)` says "
-        "which one, and why."
+        "forward. A host that runs under a mode is a break of its own; `explain(model)` says which one, and why."
     ),
     "torch.export": (
         "An `UnseenCallError` says that the host is called in another way while it is traced than before, for one with "

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -25,6 +25,7 @@ _MISSING: Any = object()
 PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None)})
 _LEAVES = (torch.Tensor, PackedSequence, torch.Size)
 
+
 def attributes(value: object) -> dict[str, Any]:
     """The instance's own `__dict__`; empty where it has none. Runs no `__getattr__` of the user's."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -130,9 +131,10 @@ def _point(name: str, members: Members, places: Mapping[int, Place]) -> Found:
         member = next(m for r, m in members if r is run and _role(m) == role_homes)
         seen = {met.home for met in operands}  # a shared owner may be given other streams in another role
         operands.extend(met for met in member.all_operands() if role == 0 or met.home not in seen)
-        for site, recipe in _sites(run, member, role, members):
+        for index, (site, recipe) in enumerate(_sites(run, member, role, members)):
             sites.append(site)
-            recipes.append(replace(recipe, cycle=cycle, caller=caller))
+            elsewhere = functools.partial(_elsewhere, members, run, role_homes, role, index)
+            recipes.append(replace(recipe, cycle=cycle, caller=caller, elsewhere=elsewhere))
     level = _level(run, meeting, places)
     point = FusionPoint(
         id=name,
@@ -150,6 +152,17 @@ def _point(name: str, members: Members, places: Mapping[int, Place]) -> Found:
         note=meeting.note,
     )
     return Found(point, tuple(recipes))
+
+
+def _elsewhere(members: Members, first: Run, homes: tuple[Home, ...], role: int, index: int) -> tuple[Recipe, ...]:
+    """The site number `index` of a role as the other runs have it."""
+    found = []
+    for run in {id(run): run for run, _ in members if run is not first}.values():
+        member = next((m for r, m in members if r is run and _role(m) == homes), None)
+        sites = [] if member is None else _sites(run, member, role, [(r, m) for r, m in members if r is run])
+        if index < len(sites):
+            found.append(sites[index][1])
+    return tuple(found)
 
 
 def _role(meeting: Meeting) -> tuple[Home, ...]:

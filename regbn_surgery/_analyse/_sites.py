@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .._types import Reduce, Side, Site
@@ -21,6 +21,8 @@ from ._scatter import Scatter, scatter_sides
 @dataclass(frozen=True)
 class Recipe:
     """How to put RegBN at a site, for the rewrite: which calls of the owner, what to take, what to replace.
+
+    `elsewhere` gives the same site as the other runs have it (in training), where another call may make a side.
 
     `leaf` is the path of the torch module whose arguments the two sides are (an `nn.MultiheadAttention`). `cycle` is
     the role of each call of the owner within one call of the module `caller`, where roles differ; else None. `mask`
@@ -50,6 +52,7 @@ class Recipe:
     outer: Recipe | None = (
         None  # the same in the owner's caller, where a list's order does not matter: see `from_caller`
     )
+    elsewhere: Callable[[], tuple[Recipe, ...]] | None = field(default=None, compare=False, repr=False)
     waits: bool = False  # whether a call reads one side before the other exists, and would have to wait
 
 
@@ -260,9 +263,7 @@ def _take(
     if meeting.outer:
         return view.take(view.before_broadcast(uids[0]), uids, event), None
     if meeting.kind == "similarity":
-        stream = view.before_normalisation(uids[0])
-        readers = tuple((reader.key, position) for reader, position in view.readers[stream])
-        return view.taken(stream, readers[0], readers), None
+        return view.take(view.before_normalisation(uids[0]), uids, event), None
     readers = tuple((event.key, position) for position, uid in enumerate(event.inputs) if uid in uids)
     return view.taken(uids[0], readers[0], readers), None
 

@@ -104,7 +104,7 @@ def host_views(hosts: Sequence[HostLike]) -> Iterator[RenderableType]:
 
 
 def whys_of(host: HostLike) -> list[str]:
-    """Why the host is not rewritten in a simpler way: `no hook: ...`, `not its source: ...`; empty where there was none."""
+    """Why the host is not rewritten in a simpler way: `no hook: ...`, `not its source: ...`; empty for no reason."""
     reasons = (("no hook", host.unhooked), ("not its source", host.reason))
     return [f"{what}: {reason}" for what, reason in reasons if reason]
 

@@ -11,7 +11,6 @@ from importlib.resources import files
 from .diff import HostLike, diff_of, whys_of
 from .graph import PALETTE, ModelGraph
 from .scene import essential, well_opened
-from .shapes import owner_text
 
 #: So many nodes and closed modules the page begins with, as a rule.
 _MOST = 70
@@ -40,7 +39,14 @@ def to_page(before: ModelGraph, after: ModelGraph | None = None, hosts: Sequence
 
 def _host(host: HostLike) -> dict[str, object]:
     diff = diff_of(host) if host.before else host.after
-    return {"host": host.host, "class": host.host_class, "tier": host.tier, "way": host.way, "why": whys_of(host), "diff": diff}
+    return {
+        "host": host.host,
+        "class": host.host_class,
+        "tier": host.tier,
+        "way": host.way,
+        "why": whys_of(host),
+        "diff": diff,
+    }
 
 
 def _json(content: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .._analyse import Recipe, Take
 from .._errors import RewriteError
@@ -62,6 +62,7 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
     keys = {take.at[0] for take in takes} | {key for take in takes for key, _ in take.readers}
     scatter = recipe.scatter
     ends = [end(take, layer, maker) for take, layer, maker in zip(takes, layers, member.makers, strict=True)]
+    ends = [_with_others(locator, member, side, known) for side, known in enumerate(ends)]
     readers = [tuple(dict.fromkeys(place(key) for key, _ in take.readers)) for take in takes]
     join = place(recipe.key)
     written = () if scatter is None else tuple(place(key) for key in scatter.written)
@@ -89,3 +90,20 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
         makers=member.makers,
         methods=planned.methods,
     )
+
+
+def _with_others(locator: Locator, member: Oriented, side: int, known: End) -> End:
+    """A side with the places that make it in other runs: in training noise may be added, or gradients be asked for."""
+    recipe = member.recipe
+    if known.maker is None or known.turn >= 0 or known.layer is not None or recipe.elsewhere is None:
+        return known
+    also: dict[tuple[Place, int], None] = {}
+    for other in recipe.elsewhere():
+        take = other.takes[side if member.f == 0 else 1 - side]
+        if take.made is None or other.spots[take.made[0]].shared:
+            continue
+        spot = other.spots[take.made[0]]
+        place = locator.place(spot.frames, spot.op)
+        if place is not None and (place, take.made[1]) != (known.maker, known.output):
+            also.setdefault((place, take.made[1]))
+    return replace(known, also=tuple(also))

@@ -114,9 +114,14 @@ class _Watch(TorchFunctionMode):
         self.reads: dict[int, list[tuple[str, list[Tensor], Any, Any]]] = defaultdict(list)
         self.alive: list[Any] = []
         self.handles = [
-            site.register_forward_hook(lambda module, args, output, name=name: self.results[name].append(output))
+            site.register_forward_hook(lambda module, args, output, name=name: self._note(name, output))
             for name, site in self.names.items()
         ]
+
+    def _note(self, name: str, output: Any) -> None:
+        self.results[name].append(output)
+        for tensor in _tree.tensors(output):
+            self.reads.pop(id(tensor), None)  # what the site itself has read does not count
 
     def remove(self) -> None:
         for handle in self.handles:

@@ -116,7 +116,7 @@ def _has_cache(value: Any, depth: int) -> bool:
         return False
     if kind is tuple or kind is list or kind is dict:
         children = value.values() if kind is dict else value
-        for child in children if depth < _tree.MAX_DEPTH else ():
+        for child in children if depth < _tree.MAX_DEPTH else ():  # noqa: SIM110 - a loop that dynamo can follow
             if _has_cache(child, depth + 1):
                 return True
         return False

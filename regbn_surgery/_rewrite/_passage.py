@@ -46,6 +46,8 @@ class SiteTable:
     g_layer: Path | None
     f_at: Path | None
     g_at: Path | None
+    f_also: tuple[tuple[Path, int], ...]
+    g_also: tuple[tuple[Path, int], ...]
     f_readers: tuple[Path, ...]
     g_readers: tuple[Path, ...]
     written: tuple[Path, ...]
@@ -64,7 +66,7 @@ class SiteTable:
     def paths(self) -> list[Path]:
         """Every place that the site names."""
         ends = (self.f_maker, self.g_maker, self.f_layer, self.g_layer, self.f_at, self.g_at)
-        named = (*self.reading(), *self.written, *self.onward)
+        named = (*self.reading(), *self.written, *self.onward, *[path for path, _ in (*self.f_also, *self.g_also)])
         return [*named, *[path for path in ends if path is not None]]
 
 
@@ -86,6 +88,7 @@ class Making:
     side: str
     end: End
     layer: Path | None
+    output: int  # which tensor of what it returns
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,13 @@ def _at(path: Path, sites: tuple[SiteTable, ...], writing: bool) -> At:
         if path in entry.onward or (entry.site.scatter is None and path in entry.reading())
     )
     makings = tuple(
-        Making(entry, side, end, layer)
+        Making(entry, side, end, layer, output)
         for entry in sites
-        for side, end, maker, layer in (
-            ("f", entry.site.f, entry.f_maker, entry.f_layer),
-            ("g", entry.site.g, entry.g_maker, entry.g_layer),
+        for side, end, makers, layer in (
+            ("f", entry.site.f, ((entry.f_maker, entry.site.f.output), *entry.f_also), entry.f_layer),
+            ("g", entry.site.g, ((entry.g_maker, entry.site.g.output), *entry.g_also), entry.g_layer),
         )
+        for maker, output in makers
         if path == maker
     )
     return At(
@@ -343,7 +347,7 @@ class Passage:
             self.layers[path] = layer
         for making in at.makings:
             if self._is_round(making.end, making.layer, turn):
-                self._hold(making.entry, making.side, making.end, value)
+                self._hold(making.entry, making.side, making.output, value)
         for entry in at.lasting:
             if entry.name in self.reached:
                 self._see_join(entry, value)
@@ -353,14 +357,14 @@ class Passage:
             return self.layers[layer] is self.host.get_submodule(end.layer[1])
         return end.turn < 0 or end.turn == turn
 
-    def _hold(self, entry: SiteTable, side: str, end: End, value: Any) -> None:
+    def _hold(self, entry: SiteTable, side: str, output: int, value: Any) -> None:
         if type(value) is Tensor:
-            if end.output == 0:
+            if output == 0:
                 self._set(entry.name, side, value)
             return
         tensors = _tree.tensors(value)
-        if end.output < len(tensors):
-            self._set(entry.name, side, tensors[end.output])
+        if output < len(tensors):
+            self._set(entry.name, side, tensors[output])
 
     # -- sites --------------------------------------------------------------------------------------------------------
 
@@ -522,9 +526,7 @@ class Passage:
         stretches = tuple([self.stretches[place] for place in entry.written])
         module = getattr(self.host, site.name)
         write = functools.partial(_run_positional, func)
-        return self._out_of_the_way(
-            run_scatter, module, site.scatter, site.into_is_f, write, args, kwargs, stretches
-        )
+        return self._out_of_the_way(run_scatter, module, site.scatter, site.into_is_f, write, args, kwargs, stretches)
 
     # -- going on from a cache ----------------------------------------------------------------------------------------
 
@@ -591,7 +593,6 @@ class Passage:
                 left[name] = SPOILT if met.pooled() is None else self._why_not_on(name)
         return left
 
-
     def _why_not_on(self, name: str) -> str:
         entry = next((entry for entry in self.table.sites if entry.name == name), None)
         if entry is None or not entry.onward or (name, "f") not in self.held:
@@ -646,7 +647,7 @@ def _replace(now: list[tuple[Tensor, Tensor]], old: Tensor, new: Tensor) -> None
 
 
 def _is_flat(values: Any) -> bool:
-    for value in values:
+    for value in values:  # noqa: SIM110 - a loop that dynamo can follow
         if type(value) not in _tree.PLAIN:
             return False
     return True
@@ -668,7 +669,7 @@ def _exchanged(
             return value
         if (type(value) is tuple or type(value) is list) and _is_flat(value):
             new = [_now(item, now) for item in value]
-            same = all([a is b for a, b in zip(value, new, strict=True)])
+            same = all([a is b for a, b in zip(value, new, strict=True)])  # noqa: C419 - as above
             return value if same else new if type(value) is list else tuple(new)
         for tensor in _tree.tensors(value):
             for old, _ in now:

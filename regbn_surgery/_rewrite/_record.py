@@ -55,6 +55,7 @@ class End:
     layer: tuple[Place, str] | None = None
     turn: int = -1
     looped: bool = False
+    also: tuple[tuple[Place, int], ...] = ()  # other places that make it, in training or in another branch: see `maker`
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class CodeSite:
         """Every place that the site names, each once."""
         ends = [place for end in (self.f, self.g) for place in (end.maker, end.at, end.layer[0] if end.layer else None)]
         written = self.scatter.written if self.scatter is not None else ()
-        named = (self.join, *self.f_readers, *self.g_readers, *self.onward, *written, *ends)
+        also = [place for end in (self.f, self.g) for place, _ in end.also]
+        named = (self.join, *self.f_readers, *self.g_readers, *self.onward, *written, *ends, *also)
         return tuple(dict.fromkeys(place for place in named if place is not None))
 
 

@@ -65,6 +65,8 @@ def table_of(sites: Sequence[CodeSite], slots: Slots, helpers: dict[Path, tuple[
             optional(site.g.layer[0] if site.g.layer else None),
             optional(site.f.at),
             optional(site.g.at),
+            tuple((path(place), output) for place, output in site.f.also),
+            tuple((path(place), output) for place, output in site.g.also),
             tuple(path(place) for place in site.f_readers),
             tuple(path(place) for place in site.g_readers),
             tuple(path(place) for place in (site.scatter.written if site.scatter else ())),

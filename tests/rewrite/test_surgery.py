@@ -321,7 +321,7 @@ STAGES: list[tuple[Any, str]] = [
     (_host.HostSurgery, "bind"),
     (_host.HostSurgery, "run"),
     (_locate.Locator, "place"),
-    (_passage.Passage, "call"),
+    (_passage.Passage, "visit"),
     (_weave, "compiled"),
     (_operations, "install"),
     (_surgery, "put_in"),

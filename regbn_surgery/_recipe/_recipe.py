@@ -136,7 +136,7 @@ class Recipe:
             document = {"format": FORMAT, **_codec.plain(self, defaults=False)}
         except CodecError as fault:
             raise RecipeError(f"the recipe cannot be written: {fault}") from fault
-        Path(path).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        Path(path).write_text(_laid_out(document), encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Recipe:
@@ -181,6 +181,16 @@ class Recipe:
             where = f"{op.host}.{planned.name}" if op.host else planned.name
             lines.append(f"  {where}: f is {planned.f.anchor}, g is {planned.g.anchor} (rule {planned.rule!r})")
         return "\n".join(lines)
+
+
+def _laid_out(document: Mapping[str, Any]) -> str:
+    """JSON with one record a line, so that recipes stay small and can be compared line by line."""
+
+    def rows(value: Any) -> str:
+        lines = ",\n  ".join(json.dumps(item) for item in value) if isinstance(value, list) and value else ""
+        return f"[\n  {lines}\n ]" if lines else json.dumps(value)
+
+    return "{\n" + ",\n".join(f" {json.dumps(key)}: {rows(value)}" for key, value in document.items()) + "\n}\n"
 
 
 def _trimmed(value: Any) -> Any:

@@ -89,7 +89,6 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
         unwoven="; ".join(dict.fromkeys(reasons)),
         makers=member.makers,
         methods=planned.methods,
-        missing=planned.missing,
     )
 
 

@@ -219,13 +219,13 @@ class HostSurgery:
             if passage is not None and passage.reached and not any((site.name, side) in passage.held for side in "fg"):
                 continue  # nothing of it was computed: another part of the model ran
             module = getattr(host, site.name)
-            if site.missing == "ignore" or (site.missing == "warn" and module.told_missing):
+            if module.missing == "ignore" or (module.missing == "warn" and module.told_missing):
                 continue
             text = (
                 f"{type(host).__name__} at `{self.path}` was called ({spelled(args, kwargs)}), and "
                 f"{_why(site, passage)}: RegBN `{site.name}` did not run; this call computes what the original does."
             )
-            if site.missing == "error":
+            if module.missing == "error":
                 raise RegBNBypassedError(text + " (The rule says `missing: error`.)")
             module.told_missing = True
             warnings.warn(text + " Further such calls are not told; see `missing` in the rule.", RegBNWarning, 4)

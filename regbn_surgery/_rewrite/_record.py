@@ -94,7 +94,6 @@ class CodeSite:
     makers: tuple[str | None, str | None] = (None, None)  # paths in the host of the layers that f and g come out of
     methods: tuple[str, ...] = ()  # of the host, beside `forward`, in which the two sides meet as well
     unwoven: str = ""  # why a place of it has no expression that could be wrapped; "" where all have
-    missing: str = "warn"  # what a call without one side does: "warn", "error" or "ignore"
 
     @property
     def point_call(self) -> str:

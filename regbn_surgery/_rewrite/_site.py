@@ -41,6 +41,7 @@ class RegBNSite(nn.Module):
         self.token = uuid.uuid4().hex  # by which caches know it; a copy goes on from what the original has filled
         self.frozen = False  # the running projection is subtracted in training, too, and stays as it is
         self.folded = False  # RegBN has become a part of the layer behind it
+        self.missing = planned.missing  # what a call does in which the two sides do not meet
         self.told_missing = False  # the user knows that calls without one of its sides are left as they are
 
     def forward(

@@ -181,6 +181,7 @@ def test_what_is_not_said_is_at_its_default(good: dict[str, Content], tmp_path: 
     for name, (_, rewritten) in MODELS.items():
         recipe = Recipe.of(rewritten())
         recipe.write(tmp_path / name)
+        assert len((tmp_path / name).read_text().splitlines()) < 25, "one record a line"
         assert Recipe.read(tmp_path / name) == recipe
 
 

@@ -263,9 +263,7 @@ def _take(
     if meeting.outer:
         return view.take(view.before_broadcast(uids[0]), uids, event), None
     if meeting.kind == "similarity":
-        stream = view.before_normalisation(uids[0])
-        readers = tuple((reader.key, position) for reader, position in view.readers[stream])
-        return view.taken(stream, readers[0], readers), None
+        return view.take(view.before_normalisation(uids[0]), uids, event), None
     readers = tuple((event.key, position) for position, uid in enumerate(event.inputs) if uid in uids)
     return view.taken(uids[0], readers[0], readers), None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .binding import rebind
 from .facts import Facts
-from .fingerprint import rebind
 from .placing import PairSides, ResolvePair
 from .planner import decide
 

@@ -18,8 +18,8 @@ from .._rules.problems import Path, Problem, did_you_mean, listing, render
 from .._rules.schema import InputSpec, Match, Rule
 from .._types import Decision, FusionPoint, Inspection, Plan
 from .advice import advise
+from .binding import described_points
 from .facts import Facts, with_causality
-from .fingerprint import fingerprint
 from .placing import Order, Placer, ResolvePair, count, within
 
 
@@ -77,7 +77,7 @@ class _Planner:
             notes=tuple(advise(sites, self.points, self.facts)),
             model=self.inspection.model,
             modalities=self.inspection.modalities,
-            points=fingerprint(self.inspection),
+            points=described_points(self.inspection),
             warnings=tuple(self.warnings),
             inputs={name: _input_dict(spec) for name, spec in self.rules.inputs.items()},
         )

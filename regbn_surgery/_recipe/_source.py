@@ -1,13 +1,12 @@
-"""The functions that a recipe speaks about: where they stand, what they say, and whether they still say it.
+"""The functions of hosts that go by graph: where they stand, and where their lines are now.
 
-A surgery knows calls by file and line. In a recipe they go by function and offset instead, with the function's text,
-so that the file may lie elsewhere, and comments, docstrings and whole other functions may change.
+The graph of a host knows calls by file and line. In a recipe they go by function and offset instead, with the
+function's text, so that the file may lie elsewhere, and comments, docstrings and whole other functions may change.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import inspect
 import linecache
@@ -18,20 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._errors import RecipeError
+from .._rewrite._functions import change_of, tree_of
+from .._rewrite._record import FunctionText
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-
-
-@dataclass(frozen=True)
-class FunctionSource:
-    """A function of the user's model: its module, its dotted path in there, and its text, decorators included."""
-
-    module: str
-    function: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.module}:{self.function}"
 
 
 @dataclass(frozen=True)
@@ -67,43 +56,36 @@ def code_of(function: Callable[..., Any]) -> tuple[str, int]:
     return code.co_filename, code.co_firstlineno
 
 
-def named(found: Located, owner: type) -> FunctionSource:
+def named(found: Located, owner: type) -> FunctionText:
     """The located function by the name of its module; where no module has its file, it is taken for `owner`'s."""
     file = os.path.abspath(found.file)
     names = (owner.__module__, *sys.modules)
     module = next((name for name in names if _file_of_module(name) == file), owner.__module__)
-    return FunctionSource(module, found.function, found.text)
+    return FunctionText(f"{module}:{found.function}", found.text, "")
 
 
-def signature_only(cls: type) -> FunctionSource:
+def signature_only(cls: type) -> FunctionText:
     """Stands for a forward of torch itself, of which only the names of the arguments matter."""
-    parameters = ", ".join(inspect.signature(cls.forward).parameters)  # type: ignore[attr-defined]
-    return FunctionSource(cls.__module__, f"{cls.__qualname__}.forward", f"def forward({parameters}): ...\n")
+    signature = str(inspect.signature(cls.forward))  # type: ignore[attr-defined]
+    return FunctionText(f"{cls.__module__}:{cls.__qualname__}.forward", "", signature)
 
 
-def find_again(source: FunctionSource, moved: Mapping[str, str]) -> tuple[Located | None, str]:
+def find_again(then: FunctionText, moved: Mapping[str, str]) -> tuple[Located | None, str]:
     """The same function now, and a sentence on what is wrong where it is gone or says something else.
 
     `moved` maps modules of the recipe to where the model's classes are now (`__main__` in a script, say).
     """
-    name = moved.get(source.module, source.module)
-    files = [file for file in (_file_by_name(name, source.function), _file_of_module(name)) if file]
+    module, _, function = then.name.partition(":")
+    name = moved.get(module, module)
+    files = [file for file in (_file_by_name(name, function), _file_of_module(name)) if file]
     if not files:
-        return None, f"{source} is not there: no module {name!r} is loaded"
-    candidates = [found for file in files for found in _functions(file) if found.function == source.function]
+        return None, f"{then.name} is not there: no module {name!r} is loaded"
+    candidates = [found for file in files for found in _functions(file) if found.function == function]
     if not candidates:
-        return None, f"{source} is not there any more ({files[0]})"
-    for found in candidates:
-        if _meaning(found.text) == _meaning(source.text):
-            return found, ""
-    difference = difflib.unified_diff(
-        source.text.splitlines(), candidates[-1].text.splitlines(), "recorded", "now", lineterm="", n=1
-    )
-    return None, f"{source} has changed:\n" + "\n".join(list(difference)[:_SHOWN])
-
-
-#: Lines of a difference that are shown.
-_SHOWN = 24
+        return None, f"{then.name} is not there any more ({files[0]})"
+    changes = [change_of(then, FunctionText(then.name, found.text, "")) for found in candidates]
+    same = next((found for found, change in zip(candidates, changes, strict=True) if not change), None)
+    return same, "" if same is not None else changes[-1]
 
 
 def line_offsets(before: str, after: str) -> dict[int, int]:
@@ -174,26 +156,6 @@ def _file_of_module(name: str) -> str | None:
     return os.path.abspath(file) if isinstance(file, str) else None
 
 
-# -- meaning ----------------------------------------------------------------------------------------------------------
-
-
-def _tree(text: str) -> ast.Module:
-    """The syntax tree of a function's text, which may be indented, without its docstrings."""
-    indented = text[:1].isspace()
-    tree = ast.parse(f"if 1:\n{text}" if indented else text)
-    if indented:
-        ast.increment_lineno(tree, -1)
-    for node in ast.walk(tree):
-        if isinstance(node, _Definition) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass(lineno=node.body[0].lineno, col_offset=0)]
-    return tree
-
-
-@functools.lru_cache(maxsize=256)
-def _meaning(text: str) -> str:
-    return ast.dump(_tree(text))
-
-
 def _nodes(text: str) -> list[ast.AST]:
     """The nodes of a function's tree but the blocks, whose end goes with the comments behind it."""
-    return [node for node in ast.walk(_tree(text)) if isinstance(node, ast.expr)]
+    return [node for node in ast.walk(tree_of(text)) if isinstance(node, ast.expr)]

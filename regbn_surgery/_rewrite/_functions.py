@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import difflib
 import functools
@@ -10,7 +11,7 @@ import hashlib
 import inspect
 import linecache
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
@@ -175,6 +176,20 @@ def find(qualified: str, module: str, cls: type, caller: FunctionType | None) ->
     return None
 
 
+def within_reach(functions: Iterable[FunctionType], others: Iterable[Any], qualified: str) -> list[CodeType]:
+    """The codes by that name which functions can call without knowing the name: through a global or closure variable,
+    out of a table that is kept under one, or as one of `others` (attributes, say). Lambdas are mostly found so."""
+    values = list(others)
+    for function in functions:
+        names = {name for code in (function.__code__, *_codes(function.__code__)) for name in code.co_names}
+        values += [*_contents(function), *(function.__globals__.get(name) for name in names)]
+    for value in list(values):
+        if isinstance(value, dict | list | tuple):
+            values += value.values() if isinstance(value, dict) else value
+    found = (behind(value, lambda code: code.co_qualname == qualified) for value in values)
+    return list(dict.fromkeys(function.__code__ for function in found if function is not None))
+
+
 def _walked(first: Callable[[str], Any], qualified: str) -> Any:
     name, *rest = qualified.split(".")
     value = first(name)
@@ -313,29 +328,53 @@ def instruction_of(code: CodeType, offset: int) -> int:
 # -- has it changed? --------------------------------------------------------------------------------------------------
 
 
-def fingerprint(text: str) -> str:
-    """What tells two functions apart: the syntax tree of the text, without comments, docstrings and positions."""
-    return hashlib.sha256(ast.dump(tree_of(text)).encode()).hexdigest()[:16]
+class ChangedError(RewriteError):
+    """A function is another than it was when surgery looked into it; `what` says which, with the difference."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(
+            f"RegBN does not fit {where} any more: {what}\n"
+            "Call regbnify with the rules on a fresh model, or go back to the code that it was made for."
+        )
+        self.what = what
+
+
+def named_at(cls: type, path: str) -> str:
+    """A host, for people."""
+    return f"{cls.__name__} at `{path}`" if path else cls.__name__
 
 
 def refuse_another(then: FunctionText, now: FunctionText, where: str) -> None:
-    """Raises RewriteError where a function is another than it was, with the difference."""
+    """Raises ChangedError where a function is another than it was, with the difference."""
+    if what := change_of(then, now):
+        raise ChangedError(what, where)
+
+
+def change_of(then: FunctionText, now: FunctionText) -> str:
+    """What has changed in a function, with the difference; "" where it is the same."""
     if then.text and now.text:
         same = fingerprint(then.text) == fingerprint(now.text)
     else:
         same = not now.code or then.code == now.code  # one that goes by no name cannot be looked up again
     if same:
-        return
+        return ""
+    if not then.text and not now.text and then.code.startswith("("):  # a forward of torch's own
+        return f"the arguments of {then.name} have changed: {now.code} was {then.code}"
     lines = difflib.unified_diff(then.text.splitlines(), now.text.splitlines(), "then", "now", lineterm="", n=1)
-    raise RewriteError(
-        f"RegBN does not fit {where} any more: {now.name} has changed since regbnify.\n"
-        + "\n".join(list(lines)[:_SHOWN])
-        + "\nCall regbnify with the rules on a fresh model, or go back to the code that it was made for."
-    )
+    return "\n".join([f"{then.name} has changed since regbnify.", *list(lines)[:_SHOWN]])
 
 
 #: Lines of a difference that are shown.
 _SHOWN = 24
+
+
+@functools.lru_cache(maxsize=256)
+def fingerprint(text: str) -> str:
+    """What tells two functions apart: their code without comments, docstrings and layout. It is written out from the
+    syntax tree again, so that versions of Python whose trees differ agree. What is no Python goes as it is."""
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+        text = ast.unparse(tree_of(text))
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=256)
@@ -344,28 +383,33 @@ def tree_of(text: str) -> ast.Module:
     indented = text[:1].isspace()
     tree = ast.parse(f"if 1:\n{text}" if indented else text)
     if indented and isinstance(tree.body[0], ast.If):
+        ast.increment_lineno(tree, -1)
         tree.body = tree.body[0].body
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-            and ast.get_docstring(node, clean=False) is not None
-        ):
-            node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass(lineno=node.body[0].lineno, col_offset=0)]
     return tree
 
 
+_WITH_DOCSTRING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
 __all__ = [
+    "ChangedError",
     "Found",
     "FunctionSource",
     "NoSourceError",
     "behind",
+    "change_of",
     "compiled",
     "find",
     "fingerprint",
     "instruction_of",
     "is_inside",
     "name_of",
+    "named_at",
     "read",
     "refuse_another",
     "tree_of",
+    "within_reach",
 ]

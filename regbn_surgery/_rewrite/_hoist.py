@@ -16,7 +16,7 @@ from .. import _tree
 from .._errors import RegBNBypassedError, RewriteError
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
 from ._classes import original_class, unbound_function
-from ._functions import refuse_another
+from ._functions import named_at, refuse_another
 from ._growing import Frame
 from ._locate import Locator
 from ._memory import forget_if_empty, has_caches, mark_compiled
@@ -192,7 +192,7 @@ def refuse_changed_forward(module: nn.Module, texts: tuple[FunctionText, ...], p
     if not texts:
         return
     cls = original_class(module)
-    where = f"{cls.__name__} at `{path}`"
+    where = named_at(cls, path)
     if cls.__module__.split(".")[0] == "torch":
         now = FunctionText(texts[0].name, "", str(inspect.signature(cls.forward)))
     else:

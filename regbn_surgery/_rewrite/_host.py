@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._errors import RegBNBypassedError, RegBNWarning, RewriteError
+from .._errors import RegBNBypassedError, RegBNWarning
 from ._arguments import spelled
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
 from ._classes import InstanceForward, original_class, unbound_forward, unbound_function
-from ._functions import NoSourceError, refuse_another
+from ._functions import ChangedError, NoSourceError, named_at, refuse_another
 from ._growing import Frame, called_with, enclosing_frame
 from ._guard import on_the_stack
 from ._locate import Locator
@@ -115,8 +115,8 @@ class HostSurgery:
         Raises:
             RewriteError: where a function has changed since the sites were found, with the difference.
         """
-        locator = Locator(original_class(host), unbound_function(host))
-        refuse_changed_functions(locator, self.sites, self.texts, f"{original_class(host).__name__} at `{self.path}`")
+        locator = Locator(original_class(host), unbound_function(host), vars(host).values())
+        refuse_changed_functions(locator, self.sites, self.texts, named_at(original_class(host), self.path))
         if not self.by_mode:
             try:
                 self.woven = woven(locator, self.sites)
@@ -283,7 +283,7 @@ def rebound(before: Any, made: Woven, host: nn.Module) -> Callable[..., Any]:
 def refuse_changed_functions(
     locator: Locator, sites: Sequence[CodeSite], texts: Sequence[FunctionText], where: str
 ) -> None:
-    """Raises RewriteError where a function is not what it was when the sites were found."""
+    """Raises ChangedError where a function is not what it was when the sites were found."""
     before = {text.name: text for text in texts}
     for site in sites:
         for place in site.places():
@@ -291,10 +291,12 @@ def refuse_changed_functions(
                 locator.functions(place)
             except NoSourceError as error:
                 if all(before[step.function].text for step in place.steps if step.function in before):
-                    raise RewriteError(f"RegBN `{site.name}` does not fit {where}: {error}") from error
+                    raise ChangedError(str(error), where) from error
     for now in locator.texts([place for site in sites for place in site.places()]):
         if now.name in before:
             refuse_another(before[now.name], now, where)
+    for changed in locator.changed_without_name(texts):
+        raise ChangedError(f"{changed} has changed since regbnify; it has no source to show.", where)
 
 
 __all__ = ["HostSurgery", "refuse_changed_functions"]

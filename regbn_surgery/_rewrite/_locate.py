@@ -5,11 +5,21 @@ from __future__ import annotations
 import ast
 import builtins
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
-from ._functions import FunctionSource, NoSourceError, behind, find, instruction_of, is_inside, name_of, read
+from ._functions import (
+    FunctionSource,
+    NoSourceError,
+    behind,
+    find,
+    instruction_of,
+    is_inside,
+    name_of,
+    read,
+    within_reach,
+)
 from ._record import CodeSite, FunctionText, Place, Step
 
 #: A function that runs, the offset of its current instruction, and the name of its module.
@@ -17,11 +27,13 @@ RunningFrame = tuple[CodeType, int, str]
 
 
 class Locator:
-    """Finds the functions of one host. `forward` is its forward as its class has it, decorators included."""
+    """Finds the functions of one host. `forward` is its forward as its class has it, decorators included; `attributes`
+    are what the host itself holds, where some of its functions may be found."""
 
-    def __init__(self, cls: type, forward: Any) -> None:
+    def __init__(self, cls: type, forward: Any, attributes: Iterable[Any] = ()) -> None:
         self.cls = cls
         self.forward = forward
+        self.attributes = tuple(attributes)
         self.reasons: list[str] = []  # why some places have no expression
         self._functions: dict[str, tuple[Any, FunctionType]] = {}  # by name, as callers know it and as it runs
         self._sources: dict[str, FunctionSource] = {}
@@ -154,9 +166,17 @@ class Locator:
             found = None if qualified.endswith("<lambda>") else find(qualified, module, self.cls, caller)
             if found is not None:
                 return found.outer, found.inner
-        raise NoSourceError(
-            f"there is no function {qualified!r} on the way to a fusion in {self.cls.__name__} any more"
-        )
+        raise NoSourceError(f"{name}, on the way to a fusion in {self.cls.__name__}, is not there any more")
+
+    def changed_without_name(self, texts: Sequence[FunctionText]) -> list[str]:
+        """Which functions have changed, of those that go by no name; places that lead to them were looked up before."""
+        unnamed = [text for text in texts if text.code and not text.text and text.name not in self._functions]
+        return [text.name for text in unnamed if text.code not in map(digest, self._within_reach(text.name))]
+
+    def _within_reach(self, name: str) -> list[CodeType]:
+        """The codes by a name that the functions found so far can call in another way than by that name."""
+        others = [*self.attributes, *(value for base in self.cls.__mro__ for value in vars(base).values())]
+        return within_reach([inner for _, inner in self._functions.values()], others, name.partition(":")[2])
 
     def source(self, function: FunctionType) -> FunctionSource:
         name = name_of(function)
@@ -189,15 +209,25 @@ class Locator:
                     except NoSourceError:
                         text = ""
                 code = known[1].__code__ if known is not None else self._running.get(step.function)
+                if known is None and code not in self._within_reach(step.function):
+                    code = None
                 out[step.function] = FunctionText(step.function, text, "" if code is None else digest(code))
         return tuple(out.values())
 
 
 def digest(code: CodeType) -> str:
-    """What tells two compiled functions apart, positions left out."""
-    parts = [code.co_code, repr(code.co_names).encode(), repr(code.co_varnames).encode()]
+    """What tells two compiled functions apart, positions and docstrings left out."""
+    constants = [_spelt(const) for const in code.co_consts if not isinstance(const, CodeType)]
+    if code.co_consts[:1] and isinstance(code.co_consts[0], str | None) and code.co_name != "<lambda>":
+        del constants[0]  # where a docstring stands
+    parts = [code.co_code, *(repr(part).encode() for part in (code.co_names, code.co_varnames, constants))]
     inner = [digest(const).encode() for const in code.co_consts if isinstance(const, CodeType)]
     return hashlib.sha256(b"|".join([*parts, *inner])).hexdigest()[:16]
+
+
+def _spelt(constant: Any) -> str:
+    """A constant in words that do not depend on the process."""
+    return repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
 
 
 #: Functions without Python code of their own that call others, or add.

@@ -76,7 +76,7 @@ def _changes_order(recipe: Recipe, hooked: bool) -> bool:
 
 
 def _locator(host: nn.Module) -> Locator:
-    return Locator(original_class(host), unbound_function(host))
+    return Locator(original_class(host), unbound_function(host), vars(host).values())
 
 
 def _chosen(planned: PlannedSite, analysis: Analysis, hooks: bool) -> tuple[PlannedSite, Recipe | None, str, bool]:

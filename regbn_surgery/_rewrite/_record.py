@@ -113,7 +113,7 @@ class CodeSite:
 @dataclass(frozen=True)
 class FunctionText:
     """A function that surgery wrote into, as it was then. `text` is empty where its source was not at hand; `code` is
-    a digest of the compiled function."""
+    a digest of the compiled function, empty where it could not be found again (a lambda out of reach)."""
 
     name: str  # "module:qualified name"
     text: str

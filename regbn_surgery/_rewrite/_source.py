@@ -1,27 +1,24 @@
 """Is the code of a host still what it was when a plan for it was made?
 
 A plan names calls by what they are; a forward may have changed and still have the same fusion points. So the plan
-keeps a digest of the code of every host's forward, comments and layout left out.
+keeps the fingerprint of every host's forward.
 """
 
 from __future__ import annotations
-
-import ast
-import hashlib
-import inspect
-import textwrap
 
 from torch import nn
 
 from .._errors import PlanError
 from .._types import Plan
-from ._classes import original_class
+from ._classes import original_class, unbound_function
+from ._functions import fingerprint
+from ._locate import Locator
 
 
 def forward_digests(model: nn.Module, plan: Plan) -> tuple[tuple[str, str], ...]:
-    """(path, digest) of each host that the plan has a site in; "" for code whose source is not at hand."""
+    """(path, fingerprint) of each host that the plan has a site in; "" for code whose source is not at hand."""
     hosts = dict.fromkeys(site.host for site in plan.sites)
-    return tuple((path, _digest(original_class(model.get_submodule(path)))) for path in hosts)
+    return tuple((path, _fingerprint(model.get_submodule(path))) for path in hosts)
 
 
 def refuse_changed(model: nn.Module, plan: Plan) -> None:
@@ -32,7 +29,7 @@ def refuse_changed(model: nn.Module, plan: Plan) -> None:
     changed = [
         f"{original_class(hosts[path]).__name__}.forward at `{path}`"
         for path, before in plan.forwards
-        if path in hosts and before and _digest(original_class(hosts[path])) not in ("", before)
+        if path in hosts and before and _fingerprint(hosts[path]) not in ("", before)
     ]
     if changed:
         raise PlanError(
@@ -41,10 +38,7 @@ def refuse_changed(model: nn.Module, plan: Plan) -> None:
         )
 
 
-def _digest(cls: type[nn.Module]) -> str:
-    try:
-        source = textwrap.dedent(inspect.getsource(inspect.unwrap(cls.forward)))
-        code = ast.unparse(ast.parse(source))
-    except (OSError, TypeError, SyntaxError):
-        return ""
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
+def _fingerprint(host: nn.Module) -> str:
+    locator = Locator(original_class(host), unbound_function(host))
+    text = "" if locator.entry() is None else locator.text_of_entry().text
+    return fingerprint(text) if text else ""

@@ -9,7 +9,7 @@ from .._types import FusionPoint, Inspection, Plan, PlannedSite, Side, Site
 from .placing import ResolvePair
 
 
-def fingerprint(inspection: Inspection) -> tuple[tuple[str, str], ...]:
+def described_points(inspection: Inspection) -> tuple[tuple[str, str], ...]:
     """(id, words) for every fusion point: the words differ where a plan for one would not do for the other.
 
     The batch size and the number of tokens of the example do not count.
@@ -58,7 +58,7 @@ def _differences(plan: Plan, inspection: Inspection) -> list[str]:
     out = []
     if plan.model != inspection.model:
         out.append(f"the model is a {inspection.model}, not a {plan.model}")
-    before, now = dict(plan.points), dict(fingerprint(inspection))
+    before, now = dict(plan.points), dict(described_points(inspection))
     for name, words in before.items():
         if name not in now:
             out.append(f"`{name}` is gone: {words}")

@@ -95,7 +95,7 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
 def _with_others(locator: Locator, member: Oriented, side: int, known: End) -> End:
     """A side with the places that make it in other runs: in training noise may be added, or gradients be asked for."""
     recipe = member.recipe
-    if known.maker is None or known.turn >= 0 or known.layer is not None or recipe.elsewhere is None:
+    if known.maker is None or recipe.elsewhere is None:
         return known
     also: dict[tuple[Place, int], None] = {}
     for other in recipe.elsewhere():

@@ -146,21 +146,21 @@ def _at(path: Path, sites: tuple[SiteTable, ...], writing: bool) -> At:
         for entry in sites
         if path in entry.onward or (entry.site.scatter is None and path in entry.reading())
     )
-    makings = tuple(
-        Making(entry, side, end, layer, output)
-        for entry in sites
-        for side, end, makers, layer in (
-            ("f", entry.site.f, ((entry.f_maker, entry.site.f.output), *entry.f_also), entry.f_layer),
-            ("g", entry.site.g, ((entry.g_maker, entry.site.g.output), *entry.g_also), entry.g_layer),
-        )
-        for maker, output in makers
-        if path == maker
-    )
+    makings = []
+    for entry in sites:
+        for side, end, maker, layer, also in (
+            ("f", entry.site.f, entry.f_maker, entry.f_layer, entry.f_also),
+            ("g", entry.site.g, entry.g_maker, entry.g_layer, entry.g_also),
+        ):
+            if path == maker:
+                makings.append(Making(entry, side, end, layer, end.output))
+            # Other makers are known for making nothing else: each of their visits counts.
+            makings += [Making(entry, side, End(), None, output) for other, output in also if path == other]
     return At(
         takes=tuple(entry for entry in sites if path in (entry.f_at, entry.g_at)),
         readings=readings,
         scatters=tuple(entry for entry in sites if entry.site.scatter is not None and path == entry.join),
-        makings=makings,
+        makings=tuple(makings),
         lasting=tuple(entry for entry in sites if path == entry.join and entry.site.onward),
         writing=writing,
         stretch=any(path in entry.written for entry in sites),

@@ -30,6 +30,8 @@ class Host:
     after: str
     reason: str = ""
     unhooked: str = ""
+    way: str = "hook"
+    files: tuple[tuple[str, str, str, int], ...] = ()
 
 
 class FakeLibrary:
@@ -62,7 +64,9 @@ class FakeLibrary:
         return self.plan(model, rules, example_inputs)
 
     def explain(self, plan: Any) -> tuple[Host, ...]:
-        return (Host("", "TwoBranch", 2, plan.sites, "return torch.cat((a, b), 1)", "return torch.cat((c, d), 1)"),)
+        before, after = "return torch.cat((a, b), 1)", "return torch.cat((c, d), 1)"
+        files = (("two_branch.py", before, after, 7),)
+        return (Host("", "TwoBranch", 2, plan.sites, before, after, way="source", files=files),)
 
 
 @pytest.fixture

@@ -101,10 +101,12 @@ class TestShow:
     def test_plan_and_diff(self, run, library, tmp_path):
         (tmp_path / "r.yaml").write_text(RULES)
         result = run("show", MODEL, "r.yaml")
-        assert result.exit_code == 0
+        assert result.exit_code == 0, result.stderr
         for part in (
             "1 RegBN module to put in", "regbn_late", "f gray: 96 channels", "g colored: 96 channels",
-            "96×96, 0.04 MiB", "-return torch.cat((a, b), 1)", "+return torch.cat((c, d), 1)",
+            "96×96, 0.04 MiB", "in the host's own code", "(root) (TwoBranch), source: its own code, with RegBN at",
+            "--- two_branch.py\n+++ two_branch.py\n@@ -7 +7 @@\n",
+            "-return torch.cat((a, b), 1)\n+return torch.cat((c, d), 1)\n",
         ):  # fmt: skip
             assert part in result.stdout
 

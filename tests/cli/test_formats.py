@@ -68,15 +68,28 @@ def test_tree(run, place):
 def test_table_of_modules(run, place):
     text = run("show", "formats_model.py:build", "late.yaml", "--format", "table").stdout
     assert text.startswith("RegBN module")
-    assert "tier 2: generated code" in text
+    assert "in the host's own code" in text
     assert "+++" not in text
+
+
+def test_a_diff_is_of_the_users_file_at_its_lines(run, place):
+    text = run("show", "formats_model.py:build", "late.yaml", "--format", "diff").stdout
+    (line,) = [i for i, line in enumerate(MODEL.splitlines(), 1) if "torch.cat" in line]
+    header, *changes = text[text.index("--- ") :].splitlines()
+    assert header.endswith("formats_model.py")
+    assert changes[1] == f"@@ -{line - 1},2 +{line - 1},2 @@"  # the signature, and the one line that changes
+    assert changes[3:] == [
+        "-        return self.head(torch.cat([self.left(x), self.right(y)], dim=1))",
+        "+        return self.head(_regbn.call(0, torch.cat, [_regbn.made(1, self.left(x)), _regbn.made(2, self.right(y))]"
+        ", dim=1))",
+    ]
 
 
 def test_json_of_a_surgery(run, place):
     found = json.loads(run("show", "formats_model.py:build", "late.yaml", "--format", "json").stdout)
     assert found["plan"]["sites"][0]["name"] == "regbn_late"
     (host,) = found["hosts"]
-    assert (host["class"], host["tier"], host["modules"]) == ("Two", 2, ["regbn_late"])
+    assert (host["class"], host["tier"], host["way"], host["modules"]) == ("Two", 2, "source", ["regbn_late"])
     assert "_regbn.call(0, torch.cat, [_regbn.made(1, self.left(x))" in host["after"]
 
 
@@ -124,7 +137,7 @@ def test_help_is_quick_and_does_without_torch():
 
 
 @pytest.mark.parametrize(
-    "command", ["inspect", "plan", "show", "check", "init", "schema", "presets", "diagnose", "completion"]
+    "command", ["inspect", "plan", "show", "verify", "check", "init", "schema", "presets", "diagnose", "completion"]
 )
 def test_every_command_helps_with_an_example(run, command):
     result = run(command, "--help")

@@ -57,6 +57,12 @@ EXAMPLE = (torch.zeros(2, 4), torch.zeros(2, 5))
 RULES = {"version": 1, "rules": [{"id": "late", "match": {"kind": "concat"}, "normalize": "x"}]}
 
 
+#: What becomes of the line in which `Two` concatenates.
+CHANGED = (
+    "+        return _regbn.call(0, torch.cat, [_regbn.made(1, self.left(x)), _regbn.made(2, self.right(y))], dim=1)"
+)
+
+
 @pytest.fixture(scope="module")
 def things():
     model = Two()
@@ -72,16 +78,24 @@ def test_repr_is_one_line_that_says_what_it_is(things):
 
 
 def test_str_is_for_reading(things):
-    assert str(things[2]).startswith("(root) (Two), tier 2")
-    assert "+    regbn_late = self.regbn_late(" in str(things[2])
+    assert str(things[2]).startswith("(root) (Two), source: its own code, with RegBN at the calls below")
+    assert CHANGED in str(things[2]).splitlines()
 
 
 def test_html(things):
     found, made, done = (read(thing._repr_html_()) for thing in things)
     assert {"x 2×8 (B×C)", "y 2×6 (B×C)", "cat", "concat, late", "W 6×8, 0.2 KiB (flatten)"} <= set(found.text)
     assert {"regbn_late", "x: 8 channels", "y: 6 channels", "normalize"} <= set(made.text)
-    assert any(text.startswith("+    regbn_late") for text in done.text)
+    assert CHANGED in done.text
+    assert " (Two), source: regbn_late" in done.text
     assert "details" in done.tags
+
+
+def test_a_diff_has_the_line_numbers_of_the_file(things):
+    number = inspect_source(Two.forward)[1]
+    header = f"@@ -{number},2 +{number},2 @@"
+    assert header in str(things[2]).splitlines()
+    assert {header, f"--- {relative(__file__)}"} <= set(read(things[2]._repr_html_()).text)
 
 
 def test_what_comes_from_the_model_is_text():
@@ -101,7 +115,7 @@ def test_modalities_are_named_with_their_stretches_and_modules():
 def test_why_a_host_goes_in_as_it_does(things):
     host = dataclasses.replace(things[2].hosts[0], unhooked="its outputs < differ", reason="it counts")
     (said,) = [text for text in read(surgery_to_html("Two", [host])).text if "no hook" in text]
-    assert said.endswith("regbn_late; no hook: its outputs < differ; no graph: it counts")
+    assert said.endswith("source: regbn_late; no hook: its outputs < differ; not its source: it counts")
 
 
 def test_a_model_without_regbn_has_an_empty_report():

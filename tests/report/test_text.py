@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from regbn_surgery._plan import decide
-from regbn_surgery._report.diff import coloured, host_views, unified
+from regbn_surgery._report.diff import coloured, diff_of, host_views, unified
 from regbn_surgery._report.jsonout import hosts_to_list
 from regbn_surgery._report.shapes import mib_text, roles_text, side_text
 from regbn_surgery._report.tables import notes_view
@@ -116,6 +116,8 @@ class Host:
     host = "fusion"
     host_class = "Fusion"
     tier = 2
+    way = "source"
+    files = ()
     reason = ""
     unhooked = ""
     before = "def forward(self, a, b):\n    cat = torch.cat((a, b), 1)\n    return cat"
@@ -131,16 +133,16 @@ class Host:
 
 def test_diff_of_a_host():
     text = "\n".join(plain(view) for view in host_views([Host()]))
-    assert text.startswith("\nfusion (Fusion), tier 2: its forward is captured as a graph")
+    assert text.startswith("\nfusion (Fusion), source: its own code, with RegBN at the calls below\n")
     assert "regbn_late: takes an operand as f and an operand as g; the first is replaced" in text
-    assert "--- fusion (captured)" in text
+    assert "--- fusion\n+++ fusion\n@@ -1,3 +1,4 @@\n" in text
     assert "-    cat = torch.cat((a, b), 1)" in text
     assert "+    a1, b1 = self.regbn_late(a, b)" in text
 
 
 def test_a_hooked_host_shows_its_hook_without_a_diff():
-    text = "\n".join(plain(view) for view in host_views([Host(tier=1, before="", after="x = regbn(x, y)")]))
-    assert "a hook replaces its arguments" in text
+    text = "\n".join(plain(view) for view in host_views([Host(tier=1, way="hook", before="", after="x = regbn(x, y)")]))
+    assert "fusion (Fusion), hook: a hook replaces its arguments; its own code stays as it is\n" in text
     assert "\nx = regbn(x, y)" in text
     assert "---" not in text
 
@@ -149,6 +151,52 @@ def test_code_is_neither_wrapped_nor_cut():
     line = "    y = " + " + ".join(f"variable_{i}" for i in range(20))
     text = "\n".join(plain(view) for view in host_views([Host(after=line)]))
     assert "+" + line in text.splitlines()
+
+
+def _lines(first: int, last: int, **changed: str) -> str:
+    return "\n".join(changed.get(f"line_{i}", f"line_{i}") for i in range(first, last + 1))
+
+
+def test_a_diff_is_of_the_users_files_at_their_lines() -> None:
+    files = (
+        ("pack/model.py", _lines(40, 70), _lines(40, 70, line_45="x", line_66="y\nz"), 40),
+        ("pack/helper.py", _lines(1, 3), _lines(1, 3, line_2="w"), 1),
+    )
+    host = Host(files=files, before="what is not shown", after="where there are files")
+    assert diff_of(host).splitlines() == [
+        "--- pack/model.py", "+++ pack/model.py",
+        "@@ -42,7 +42,7 @@", " line_42", " line_43", " line_44", "-line_45", "+x", " line_46", " line_47", " line_48",
+        "@@ -63,7 +63,8 @@", " line_63", " line_64", " line_65", "-line_66", "+y", "+z", " line_67", " line_68", " line_69",
+        "--- pack/helper.py", "+++ pack/helper.py",
+        "@@ -1,3 +1,3 @@", " line_1", "-line_2", "+w", " line_3",
+    ]  # fmt: skip
+    text = "\n".join(plain(view) for view in host_views([host]))
+    assert diff_of(host) in text
+    assert "what is not shown" not in text
+
+
+def test_a_diff_without_files_is_of_the_hosts_code() -> None:
+    lines = diff_of(Host()).splitlines()
+    assert lines[:3] == ["--- fusion", "+++ fusion", "@@ -1,3 +1,4 @@"]
+    assert lines[3:] == [
+        " def forward(self, a, b):", "-    cat = torch.cat((a, b), 1)", "+    a1, b1 = self.regbn_late(a, b)",
+        "+    cat = torch.cat((a1, b1), 1)", "     return cat",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "header"),
+    [("a", "b", "@@ -30 +30 @@"), ("a\nb", "a\nc\nd", "@@ -30,2 +30,3 @@"), ("a\nb", "b", "@@ -30,2 +30 @@")],
+)
+def test_hunks_begin_at_the_first_line_of_the_text(before: str, after: str, header: str) -> None:
+    assert unified(before, after, "m", first=30).splitlines()[2] == header
+
+
+def test_only_headers_of_hunks_are_shifted() -> None:
+    like = "@@ -1,2 +3,4 @@"
+    assert unified(f"{like}\na", f"{like}\nb", "m", first=10).splitlines()[2:] == [
+        "@@ -10,2 +10,2 @@", f" {like}", "-a", "+b",
+    ]  # fmt: skip
 
 
 def test_diff_colours():
@@ -160,19 +208,26 @@ def test_diff_colours():
 
 
 def test_a_host_that_runs_as_it_is_says_why() -> None:
-    host = Host(tier=3, before="", after="", reason="Fusion.forward counts")
+    host = Host(tier=3, way="mode", before="", after="", reason="Fusion.forward counts")
     text = "\n".join(plain(view) for view in host_views([host]))
-    assert "tier 3" in text
-    assert "why no graph: Fusion.forward counts" in text
+    assert text.startswith("\nfusion (Fusion), mode: its own code runs as it is; a function mode puts RegBN between its")
+    assert "why not its source: Fusion.forward counts" in text
     assert "why no hook" not in text
 
 
 def test_a_host_that_is_not_hooked_says_why() -> None:
     text = "\n".join(plain(view) for view in host_views([Host(unhooked="its outputs differ")]))
     assert "  why no hook: its outputs differ\n" in text
-    assert "why no graph" not in text
+    assert "why not its source" not in text
     (written,) = hosts_to_list([Host(unhooked="its outputs differ")])
-    assert (written["unhooked"], written["reason"]) == ("its outputs differ", "")
+    assert (written["unhooked"], written["reason"], written["way"]) == ("its outputs differ", "", "source")
+
+
+def test_a_host_that_runs_from_a_graph_shows_what_becomes_of_it() -> None:
+    text = "\n".join(plain(view) for view in host_views([Host(way="graph")]))
+    assert text.startswith("\nfusion (Fusion), graph: its calls run in another order, from a graph of them\n")
+    assert "--- fusion\n" in text
+    assert "+    a1, b1 = self.regbn_late(a, b)" in text
 
 
 def test_notes_name_files_from_here_or_from_where_packages_lie(monkeypatch, tmp_path) -> None:

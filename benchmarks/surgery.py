@@ -23,8 +23,8 @@ from inspect_models import CLOCKS, clip
 from torch import Tensor, nn
 
 from regbn_surgery import Rules, inspect, regbnify
-from regbn_surgery._rewrite import operations_of, repeat
-from regbn_surgery._rewrite._site import sites_of
+from regbn_surgery._surgery import operations_of, repeat
+from regbn_surgery._surgery._site import sites_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "pmr"))
 from model import TwoBranchClassifier

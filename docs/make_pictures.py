@@ -40,7 +40,7 @@ def blip2() -> work.Inspected:
 
 def mult() -> work.Inspected:
     from regbn_surgery._api import operate
-    from regbn_surgery._rewrite import explain
+    from regbn_surgery._surgery import explain
     from tests.zoo.handmade.transformers import CASES
 
     case = next(case for case in CASES if case.name == "directional_transformer")

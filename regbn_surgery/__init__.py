@@ -16,6 +16,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from ._api import fold, freeze, plan, regbnify, unregbnify, verify
+    from ._checkpoint import Recipe, load_regbn, save_regbn
     from ._errors import (
         AlreadyRewrittenError,
         CaptureError,
@@ -34,16 +35,15 @@ if TYPE_CHECKING:
     )
     from ._explain import SurgeryReport, explain
     from ._inputs import Inputs
-    from ._recipe import Recipe, load_regbn, save_regbn
-    from ._rewrite import Verification, VerifiedSite
     from ._rules import Rules
+    from ._surgery import Verification, VerifiedSite
     from ._tracing import trace
     from ._types import Plan
     from .nn import RegBN
 
 _HOME = {
     **dict.fromkeys(("fold", "freeze", "plan", "regbnify", "unregbnify", "verify"), "._api"),
-    **dict.fromkeys(("Verification", "VerifiedSite"), "._rewrite"),
+    **dict.fromkeys(("Verification", "VerifiedSite"), "._surgery"),
     "inspect": "._inspecting",
     **dict.fromkeys(
         (
@@ -66,7 +66,7 @@ _HOME = {
     ),
     **dict.fromkeys(("SurgeryReport", "explain"), "._explain"),
     "Inputs": "._inputs",
-    **dict.fromkeys(("Recipe", "load_regbn", "save_regbn"), "._recipe"),
+    **dict.fromkeys(("Recipe", "load_regbn", "save_regbn"), "._checkpoint"),
     "Plan": "._types",
     "Rules": "._rules",
     "RegBN": ".nn",

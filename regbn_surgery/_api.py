@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._analyse import Analysis, analyse
-from ._analyse._causal import Streams
+from ._analysis import Analysis, analyse
+from ._analysis._causal import Streams
 from ._copying import deep_copy
 from ._errors import RegBNWarning, RewriteError
 from ._facts import find_facts, needs, pair_sides, streams_of
@@ -21,7 +21,9 @@ from ._inputs import InputsLike, find_inputs, make_batches, named_tensors
 from ._inspecting import refuse_wrapped
 from ._plan import PairSides, ResolvePair, decide, rebind
 from ._rehearsal import rehearse as rehearsed
-from ._rewrite import (
+from ._rules import InputSpec, Rules
+from ._state import Snapshot, has_no_values
+from ._surgery import (
     Verification,
     carried_in,
     forward_digests,
@@ -31,10 +33,8 @@ from ._rewrite import (
     refuse_second,
     undo,
 )
-from ._rewrite import fold as fold_sites
-from ._rewrite import freeze as freeze_sites
-from ._rules import InputSpec, Rules
-from ._state import Snapshot, has_no_values
+from ._surgery import fold as fold_sites
+from ._surgery import freeze as freeze_sites
 from ._types import Modality, Plan
 from ._undo import forget, guarding, later
 
@@ -146,7 +146,7 @@ def unregbnify(model: nn.Module) -> nn.Module:
     Raises:
         RewriteError: for a model that carries no RegBN put in by `regbnify`.
     """
-    from ._rewrite._surgery import RECORD
+    from ._surgery._surgery import RECORD
 
     if RECORD not in model.__dict__:
         raise RewriteError(f"{type(model).__name__} carries no RegBN put in by regbnify, so there is nothing to undo.")

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from ._report.jsonout import hosts_to_list
-from ._rewrite import HostReport
-from ._rewrite import explain as hosts_of
-from ._rewrite._classes import original_class
+from ._surgery import HostReport
+from ._surgery import explain as hosts_of
+from ._surgery._classes import original_class
 
 
 @dataclass(frozen=True, repr=False)

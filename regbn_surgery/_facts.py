@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._analyse import Analysis
-from ._analyse._causal import Streams
-from ._analyse._pairs import Pair
-from ._capture import Trace
+from ._analysis import Analysis
+from ._analysis._causal import Streams
+from ._analysis._pairs import Pair
 from ._inputs import Inputs, InputsLike, as_inputs, shared_axis
 from ._plan import Facts
 from ._state import has_no_values
+from ._trace import Trace
 from ._types import Side
 
 

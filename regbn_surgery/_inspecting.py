@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
-from ._analyse import Analysis, ModalityLike, analyse
+from ._analysis import Analysis, ModalityLike, analyse
 from ._errors import CaptureError, InputsError, RegBNError
 from ._inputs import InputsLike, find_inputs, make_batches
 from ._rules.schema import ModalitySpec

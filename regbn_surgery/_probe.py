@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from . import _tree
-from ._analyse import MODEL_ERRORS
+from ._analysis import MODEL_ERRORS
 from ._api import operate
 from ._diagnosis import MINIMUM, Dependence, dependence
 from ._errors import InputsError, RegBNError
 from ._inputs import Inputs, InputsLike, as_inputs
 from ._report.words import count_text
-from ._rewrite import explain
-from ._rewrite._site import RegBNSite
 from ._rules import Rules
+from ._surgery import explain
+from ._surgery._site import RegBNSite
 from ._types import PlannedSite
 from ._undo import guarding
 

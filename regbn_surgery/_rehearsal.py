@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from . import _tree
-from ._analyse import MODEL_ERRORS, Analysis
+from ._analysis import MODEL_ERRORS, Analysis
 from ._errors import RegBNError
 from ._inputs import Inputs, InputsLike, as_inputs, shared_axis
 from ._plan.advice import site_path
-from ._rewrite import RegBNSite, explain, identity, perform
 from ._state import preserved, seeded
+from ._surgery import RegBNSite, explain, identity, perform
 from ._types import Plan, PlannedSite
 
 #: Fewer samples than this tell dependent features from independent ones too seldom.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ._analyse import analyse
+from ._analysis import analyse
 from ._facts import find_facts
 from ._inputs import InputsLike, find_inputs, make_batches
 from ._inspecting import refuse_wrapped, spelt_modalities

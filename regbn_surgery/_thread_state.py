@@ -57,7 +57,7 @@ def _autocast() -> _Autocast:
     """For each device whether autocast is on and its dtype; whether casts are cached; how deep regions are nested."""
     nested = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
-    # From torch._C, since `_capture` listens to the questions that go through torch.
+    # From torch._C, since `_trace` listens to the questions that go through torch.
     regions = tuple((kind, torch._C.is_autocast_enabled(kind), torch._C.get_autocast_dtype(kind)) for kind in _KINDS)
     return regions, torch.is_autocast_cache_enabled(), nested - 1
 

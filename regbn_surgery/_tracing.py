@@ -8,7 +8,7 @@ import torch
 import torch.fx
 from torch import nn
 
-from ._analyse import run_model
+from ._analysis import run_model
 from ._errors import CaptureError, RegBNError
 from ._fakes import META, runs_on_meta, standing_in
 from ._inputs import Inputs, InputsLike, as_inputs, find_inputs, make_batches, named_leaves

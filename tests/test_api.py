@@ -27,7 +27,7 @@ from regbn_surgery import (
     regbnify,
 )
 
-from .rewrite.models import Late, Nested, build, everything, rules, run, site_of, vectors
+from .surgery.models import Late, Nested, build, everything, rules, run, site_of, vectors
 
 
 def test_looking_and_planning_change_nothing() -> None:

@@ -20,7 +20,7 @@ from regbn_surgery._inputs import (
     named_tensors,
 )
 
-from .capture.replay import make
+from .trace.replay import make
 
 X, Y = torch.arange(20.0).reshape(4, 5), torch.arange(4)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import regbn_surgery as rs
-import regbn_surgery._analyse as analyse_module
+import regbn_surgery._analysis as analyse_module
 from regbn_surgery._metas import MetaRunError, OnMeta
 
 

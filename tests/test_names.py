@@ -12,14 +12,14 @@ import yaml
 from torch import Tensor, nn
 
 from regbn_surgery import Inputs, Plan, RegBN, explain, inspect, load_regbn, plan, regbnify, save_regbn, unregbnify
-from regbn_surgery._capture import capture
-from regbn_surgery._capture._keywords import without_keywords
 from regbn_surgery._inspecting import analysed
 from regbn_surgery._report.dot import to_dot
 from regbn_surgery._report.explorer import to_explorer
 from regbn_surgery._report.graph_of_run import graph_of
 from regbn_surgery._report.page import to_page
 from regbn_surgery._starter import starter_rules
+from regbn_surgery._trace import capture
+from regbn_surgery._trace._keywords import without_keywords
 
 NAMES = ["global", "class", "None", "lambda", "a-b", "1st", "two words", "ünïcode", "no", "null", "a:b", "#a", "'q'",
          "module", "call", "args", "kwargs", "input", "func", "forward_", "regbn_late"]  # fmt: skip

@@ -15,7 +15,7 @@ from regbn_surgery._facts import why_trained
 from regbn_surgery._rehearsal import independence
 from regbn_surgery._types import Plan
 
-from .rewrite.models import Late, build, everything, rules, vectors
+from .surgery.models import Late, build, everything, rules, vectors
 
 
 class TwoLayers(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regbn_surgery import RegBN, inspect, plan, regbnify
-from regbn_surgery._capture import capture
+from regbn_surgery._trace import capture
 
 RULES = {
     "version": 1,

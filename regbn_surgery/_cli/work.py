@@ -13,10 +13,10 @@ from .output import progress, quiet_stdout
 if TYPE_CHECKING:
     from torch import nn
 
-    from .._analyse import Analysis
+    from .._analysis import Analysis
     from .._report.graph import ModelGraph
-    from .._rewrite import HostReport
     from .._rules import Rules
+    from .._surgery import HostReport
     from .._types import Inspection, Plan
 
 
@@ -46,7 +46,7 @@ class Operated(Inspected):
 
     @cached_property
     def hosts(self) -> tuple[HostReport, ...]:
-        from .._rewrite import explain
+        from .._surgery import explain
 
         return () if self.model is None else explain(self.model)
 
@@ -74,7 +74,7 @@ def operated(request: ModelRequest, rules: Rules) -> Operated:
     """Load the model, plan, and do the surgery on it."""
     with progress("loading torch and the model"), quiet_stdout():
         from .._api import operate
-        from .._rewrite import explain
+        from .._surgery import explain
 
         built, inputs = request.load(weights=True)
     with progress(f"putting RegBN into {type(built).__name__}"), quiet_stdout():

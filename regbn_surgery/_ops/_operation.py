@@ -11,7 +11,7 @@ Family = Literal[
     "concat", "sum", "product", "matmul", "bilinear", "attention", "scatter", "similarity", "loss", "other"
 ]
 
-#: How the axes of the main operand become those of the result; `_analyse/_axes.py` has one branch for each.
+#: How the axes of the main operand become those of the result; `_analysis/_axes.py` has one branch for each.
 Axes = Literal[
     "each",  # elementwise: aligned from the right, as broadcasting does
     "view",  # the same elements in memory order under another shape
@@ -52,7 +52,7 @@ Value = Literal[
 #: the first), or of none.
 Carries = Literal["all", "first", "lookup", "nothing"]
 
-#: How the axes of a product are labelled; `_analyse/_contract.py` has one branch for each.
+#: How the axes of a product are labelled; `_analysis/_contract.py` has one branch for each.
 Product = Literal["matmul", "rmatmul", "added", "linear", "einsum", "cdist", "outer", "inner"]
 
 #: What a call that leaves no operation behind does: describe a tensor or its size, ask torch for a setting, bring a

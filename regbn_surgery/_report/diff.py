@@ -16,7 +16,7 @@ from .shapes import owner_text
 
 
 class HostLike(Protocol):
-    """What `show` needs to know about a host (see `regbn_surgery._rewrite.HostReport`)."""
+    """What `show` needs to know about a host (see `regbn_surgery._surgery.HostReport`)."""
 
     @property
     def host(self) -> str: ...

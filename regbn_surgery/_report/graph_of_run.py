@@ -17,8 +17,8 @@ from .shapes import roles_text, shape_text, tensor_text
 from .tables import cost_text
 
 if TYPE_CHECKING:
-    from .._analyse import Analysis
-    from .._capture import Call, Trace
+    from .._analysis import Analysis
+    from .._trace import Call, Trace
 
 #: Calls that say nothing about the model: they look at the same numbers in another way.
 _VIEWS: tuple[Value, ...] = ("reshapes", "permutes", "casts", "splits", "takes_part", "stretches", "integers")
@@ -42,7 +42,7 @@ def graph_of(analysis: Analysis) -> ModelGraph:
 
 def graph_after(before: ModelGraph, analysis: Analysis, plan: Plan) -> ModelGraph:
     """The same model after surgery: its run with the plan's RegBN in it, and what is known of every other call."""
-    from .._analyse import insert_regbn
+    from .._analysis import insert_regbn
 
     run = analysis.runs[0].trace
     trace = run.on(insert_regbn(run.graph, plan, analysis))

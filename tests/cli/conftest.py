@@ -20,7 +20,7 @@ from ..plan.fakes import inspection, point, side
 
 @dataclass(frozen=True)
 class Host:
-    """As `regbn_surgery._rewrite.HostReport`."""
+    """As `regbn_surgery._surgery.HostReport`."""
 
     host: str
     host_class: str
@@ -72,7 +72,7 @@ class FakeLibrary:
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
     fake = FakeLibrary()
-    api, rewrite = types.ModuleType("regbn_surgery._api"), types.ModuleType("regbn_surgery._rewrite")
+    api, rewrite = types.ModuleType("regbn_surgery._api"), types.ModuleType("regbn_surgery._surgery")
     inspecting = types.ModuleType("regbn_surgery._inspecting")
     for name in ("plan", "regbnify", "operate"):
         setattr(api, name, getattr(fake, name))
@@ -81,7 +81,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
     rewrite.explain = fake.explain  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "regbn_surgery._api", api)
     monkeypatch.setitem(sys.modules, "regbn_surgery._inspecting", inspecting)
-    monkeypatch.setitem(sys.modules, "regbn_surgery._rewrite", rewrite)
+    monkeypatch.setitem(sys.modules, "regbn_surgery._surgery", rewrite)
     return fake
 
 

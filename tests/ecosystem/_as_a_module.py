@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import regbn_surgery
 from regbn_surgery import AlreadyRewrittenError, CaptureError, Recipe, unregbnify
-from regbn_surgery._rewrite import explain, identity
+from regbn_surgery._surgery import explain, identity
 from tests.zoo._running import tensors_of, training_step
 
 from ._subject import (

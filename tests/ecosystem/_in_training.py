@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.checkpoint import checkpoint
 
 from regbn_surgery import RegBNBypassedError
-from regbn_surgery._rewrite import identity
+from regbn_surgery._surgery import identity
 from tests.zoo._running import call, copied, tensors_of
 
 from ._subject import (

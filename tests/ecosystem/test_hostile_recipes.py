@@ -15,8 +15,8 @@ from torch import nn
 
 import regbn_surgery
 from regbn_surgery import Recipe, RecipeError, RegBNWarning
-from tests.rewrite.models import Cross, Late, Nested, build, everything, operate, vectors
-from tests.rewrite.models import token_pairs as tokens
+from tests.surgery.models import Cross, Late, Nested, build, everything, operate, vectors
+from tests.surgery.models import token_pairs as tokens
 
 Content = dict[str, Any]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.rewrite.models import Late, Nested, build, counting, operate, run, step, vectors
+from tests.surgery.models import Late, Nested, build, counting, operate, run, step, vectors
 
 from ._as_a_module import SITUATIONS
 from ._subject import Subject

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import regbn_surgery
 from regbn_surgery import AlreadyRewrittenError, CaptureError, Recipe, RecipeError, load_regbn, save_regbn, unregbnify
-from regbn_surgery._recipe._source import code_of, locate
-from regbn_surgery._rewrite import explain, operations_of
-from tests.rewrite.models import Cross, Late, Nested, build, counting, everything, operate, run, step, vectors
-from tests.rewrite.models import token_pairs as tokens
+from regbn_surgery._checkpoint._source import code_of, locate
+from regbn_surgery._surgery import explain, operations_of
+from tests.surgery.models import Cross, Late, Nested, build, counting, everything, operate, run, step, vectors
+from tests.surgery.models import token_pairs as tokens
 from tests.zoo import CASES
 from tests.zoo._running import run as run_case
 from tests.zoo._running import training_step
@@ -151,7 +151,7 @@ def test_a_layer_of_torch_goes_by_its_arguments() -> None:
 def test_it_reads_well() -> None:
     recipe = Recipe.of(operate(build(Nested), vectors()))
     assert str(recipe).splitlines() == [
-        "RegBN in tests.rewrite.models:Nested",
+        "RegBN in tests.surgery.models:Nested",
         "  fusion.regbn_x: f is argument `left`, g is argument `right` (rule 'x')",
     ]
 

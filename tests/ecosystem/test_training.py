@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from regbn_surgery._rewrite import identity
-from tests.rewrite.models import Late, build, operate, step, vectors
+from regbn_surgery._surgery import identity
+from tests.surgery.models import Late, build, operate, step, vectors
 from tests.zoo._running import tensors_of
 
 from ._in_training import SITUATIONS, _breaks, _export

@@ -19,7 +19,7 @@ from regbn_surgery._types import Kind
 PACKAGE = Path(regbn_surgery.__file__).parent
 SPELLINGS = {spelling for row in ROWS for spelling in (row.name, *row.spellings)}
 #: Being rewritten; what these ask by name goes with them.
-_LEFT = PACKAGE / "_rewrite"
+_LEFT = PACKAGE / "_surgery"
 
 
 class TestSpellings:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from regbn_surgery import Inputs, RegBN
-from regbn_surgery._rewrite import identity
+from regbn_surgery._surgery import identity
 
 
 @dataclass(frozen=True)

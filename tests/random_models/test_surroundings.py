@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import regbn_surgery
-from regbn_surgery._rewrite import identity
+from regbn_surgery._surgery import identity
 
 from ._faith import regbns
 from .by_hand_values import Late

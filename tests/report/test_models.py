@@ -17,8 +17,8 @@ from regbn_surgery._report.diff import host_views
 from regbn_surgery._report.tables import inspection_view
 from regbn_surgery._report.text import plain
 from regbn_surgery._report.tree import tree_view
-from regbn_surgery._rewrite import explain
 from regbn_surgery._rules import Rules
+from regbn_surgery._surgery import explain
 
 from ..zoo import handmade, hf
 
@@ -40,7 +40,8 @@ def operated(name: str) -> Operated:
 def stable(text: str) -> str:
     """Without what differs from one installation, or one edit of the zoo, to the next: folders and line numbers."""
     text = re.sub(r"[^\s\"`]*?/(?:site|dist)-packages/", "", text.replace(f"{ROOT}{os.sep}", ""))
-    return re.sub(r"(\w+\.py):\d+", r"\1:LINE", text)
+    text = re.sub(r"(\w+\.py):\d+", r"\1:LINE", text)
+    return re.sub(r"^@@ -\d+(,\d+)? \+\d+(,\d+)? @@$", r"@@ -LINE\1 +LINE\2 @@", text, flags=re.MULTILINE)
 
 
 def written(name: str, form: str) -> str:

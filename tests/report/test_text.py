@@ -210,7 +210,9 @@ def test_diff_colours():
 def test_a_host_that_runs_as_it_is_says_why() -> None:
     host = Host(tier=3, way="mode", before="", after="", reason="Fusion.forward counts")
     text = "\n".join(plain(view) for view in host_views([host]))
-    assert text.startswith("\nfusion (Fusion), mode: its own code runs as it is; a function mode puts RegBN between its")
+    assert text.startswith(
+        "\nfusion (Fusion), mode: its own code runs as it is; a function mode puts RegBN between its"
+    )
     assert "why not its source: Fusion.forward counts" in text
     assert "why no hook" not in text
 

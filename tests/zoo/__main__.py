@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import nn
 
 import regbn_surgery
-from regbn_surgery._rewrite import identity
+from regbn_surgery._surgery import identity
 
 from . import CASES, ZooCase, _compare
 from ._running import run

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from regbn_surgery import _tree
-from regbn_surgery._analyse import insert_regbn
+from regbn_surgery._analysis import insert_regbn
 from regbn_surgery._api import _planned
 from regbn_surgery._rules import Rules
 from regbn_surgery._state import preserved, seeded
-from tests.capture.replay import run_graph
+from tests.trace.replay import run_graph
 
 from . import ZooCase, handmade
 from ._running import tensors_of

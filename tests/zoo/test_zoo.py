@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import regbn_surgery
-from regbn_surgery._rewrite import identity
+from regbn_surgery._surgery import identity
 
 from . import CASES, ZooCase, _compare
 from ._case import Check

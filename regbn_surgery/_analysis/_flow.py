@@ -1,0 +1,223 @@
+"""Follow the modalities through a captured run, and note every call at which streams meet.
+
+An abstract interpretation of the trace: each tensor's `Lineage` is computed from its operands', in the order of the
+run. Here is how a lineage passes through one operation; what several operands make of each other is in `_meetings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import networkx as nx
+
+from .._trace import Call, TensorInfo, Trace
+from . import _axes as ax
+from ._lineage import (
+    Home,
+    Lineage,
+    Segments,
+    carry_axes,
+    carry_segments,
+)
+from ._meetings import Meeting, Meetings, Met
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What `follow` found: the meetings in order, every tensor's lineage, and the run as a graph of operations."""
+
+    meetings: tuple[Meeting, ...]
+    lineages: Mapping[int, Lineage]
+    graph: nx.DiGraph[int]
+    producers: Mapping[int, int]
+    noted: tuple[Meeting, ...] = ()  # all that a lineage's origins number, those included that turned out to be none
+    blends: tuple[tuple[Home, Call], ...] = ()  # modalities of one input that an operation takes together, unparted
+
+
+def follow(
+    trace: Trace,
+    sources: Mapping[int, Lineage],
+    batch_axes: Mapping[int, int],
+    varying: Mapping[int, tuple[int, ...]],
+    roots: Mapping[int, Sequence[tuple[int, Lineage]]] | None = None,
+) -> Flow:
+    """Interpret the trace.
+
+    Args:
+        trace: the captured run.
+        sources: lineage of each source tensor, by uid.
+        batch_axes: the axis of each tensor that counts samples, folded with something else or not, by uid.
+        varying: all axes of each tensor whose size follows the batch size.
+        roots: tensors that begin a branch of their own, with their lineage, by the operation after which they do.
+    """
+    interpreter = _Interpreter(trace, sources, batch_axes, varying)
+    for op in trace.calls:
+        interpreter.step(op)
+        for uid, lineage in (roots or {}).get(op.index, ()):
+            interpreter.lineages[uid] = lineage
+    return interpreter.finish()
+
+
+class _Interpreter(Meetings):
+    """One run being followed."""
+
+    def finish(self) -> Flow:
+        for uid in self.trace.frames[0].outputs:
+            self._mixed(self.lineages.get(uid))
+        return Flow(
+            tuple(m for m in self.meetings if m.real),
+            self.lineages,
+            self.graph,
+            self.producers,
+            tuple(self.meetings),
+            tuple(self.blends.items()),
+        )
+
+    # -- one operation ----------------------------------------------------------------------------------------
+
+    def step(self, op: Call) -> None:
+        self.op = op
+        self.graph.add_node(op.index)
+        for uid in op.inputs:
+            if uid in self.producers:
+                self.graph.add_edge(self.producers[uid], op.index)
+        operands = self._operands(op)
+        if operands and op.row.carries != "nothing":
+            self._interpret(op, operands)
+        for uid in op.outputs:
+            self.producers[uid] = op.index
+
+    def _operands(self, op: Call) -> tuple[Met, ...]:
+        met = []
+        for position, uid in enumerate(op.inputs):
+            lineage = self.lineages.get(uid)
+            if lineage is None or not lineage.touched:
+                continue
+            met.append(Met(position, self.trace.tensors[uid], lineage))
+        row = op.row
+        if row.carries in ("first", "lookup"):
+            first = [m for m in met if m.position == 0]
+            return tuple(first) if first or row.carries == "first" else tuple(met)
+        if row.content is not None:
+            return tuple(m for m in met if m.position < row.content)
+        if row.family == "scatter":
+            return tuple(m for m in met if m.info.dtype.is_floating_point)
+        return tuple(met)
+
+    def _interpret(self, op: Call, operands: tuple[Met, ...]) -> None:
+        if len(operands) == 1:
+            self._pass_on(op, operands[0])
+            return
+        lineage = self.interpret(op, operands)
+        for uid in op.outputs:
+            self._assign(op, uid, self._parametrised(op, lineage))
+
+    def _parametrised(self, op: Call, lineage: Lineage) -> Lineage:
+        if lineage.parametrised:
+            return lineage
+        own = bool(op.traits.get("parametrised")) or any(
+            self.trace.tensors[uid].parameter is not None for uid in op.inputs
+        )
+        return replace(lineage, parametrised=True) if own else lineage
+
+    def _assign(self, op: Call, uid: int, lineage: Lineage) -> None:
+        info = self.trace.tensors[uid]
+        if not info.is_float and any(self.trace.tensors[i].is_float for i in op.inputs) and not op.row.embeds:
+            return  # an index or a mask computed from features
+        if str(info.dtype) == "torch.bool":
+            return
+        known = self.lineages.get(uid)
+        self.lineages[uid] = lineage if known is None or uid not in op.inputs else self._written(known, lineage)
+        if op.inplace:
+            for other in self.by_storage.get(info.storage, ()):
+                if other != uid:
+                    before = self.lineages.get(other)
+                    self.lineages[other] = lineage.plain() if before is None else self._written(before, lineage).plain()
+
+    @staticmethod
+    def _written(before: Lineage, written: Lineage) -> Lineage:
+        return replace(written, touched=before.touched | written.touched)
+
+    # -- one operand ------------------------------------------------------------------------------------------
+
+    def _pass_on(self, op: Call, operand: Met) -> None:
+        lineage = operand.lineage
+        taken = self._take_apart(op, operand)
+        for i, uid in enumerate(op.outputs):
+            info = self.trace.tensors[uid]
+            if taken is not None:
+                new = replace(taken[i], parametrised=taken[i].parametrised or lineage.parametrised)
+            else:
+                move = _movement(op, operand, info)
+                new = carry_axes(lineage, move)
+                if lineage.segments is not None:
+                    new = replace(new, segments=self._carried(lineage.segments, move, operand.info, info))
+                    if new.segments is None:
+                        self._mixed(lineage)
+            self._assign(op, uid, self._parametrised(op, new))
+
+    def _carried(
+        self, segments: Segments, move: ax.Movement | None, source: TensorInfo, result: TensorInfo
+    ) -> Segments | None:
+        if segments.batch:
+            dim = self.batch_axes.get(result.uid)
+            if dim is None or result.shape[dim] % segments.size:
+                return None
+            scale = result.shape[dim] // segments.size
+            return replace(segments, dim=dim, parts=tuple((size * scale, part) for size, part in segments.parts))
+        return carry_segments(segments, move, source.shape, result.shape)
+
+    def _take_apart(self, op: Call, operand: Met) -> list[Lineage] | None:
+        """The lineages of the results where `op` cuts a concatenation along the axis it was made on."""
+        segments = operand.lineage.segments
+        if segments is None:
+            return None
+        rank = len(operand.info.shape)
+        if op.row.does("splits") and ax.split_dim(op, rank) == segments.dim:
+            pieces, start = [], 0
+            for uid in op.outputs:
+                size = 1 if op.row.axes == "unbind" else self.trace.tensors[uid].shape[segments.dim]
+                pieces.append(self._cut(segments, start, start + size, segments.dim))
+                start += size
+            return pieces
+        if op.row.axes not in ("index", "select", "narrow"):
+            return None
+        entries = ax.index_entries(op, rank)
+        if entries is None:
+            return None
+        place = [i for i, e in enumerate(entries) if e is not None][segments.dim]
+        entry = entries[place]
+        size = operand.info.shape[segments.dim]
+        if isinstance(entry, int):
+            return [segments.cut(entry % size, entry % size + 1)]
+        low, high, step = entry.indices(size)
+        if step != 1 or (low, high) == (0, size):
+            return None
+        dim = place - sum(isinstance(e, int) for e in entries[:place])
+        return [self._cut(segments, low, high, dim)]
+
+    def _cut(self, segments: Segments, low: int, high: int, dim: int) -> Lineage:
+        """A stretch of a concatenation. Across a seam it is a smaller one, on `dim` of the result."""
+        parts = segments.within(low, high)
+        whole = segments.cut(low, high)
+        if len(parts) < 2:
+            return whole
+        for _, part in parts:
+            self._mixed(part)  # what was concatenated within a part is not followed through the cut
+        if len({part.home for _, part in parts if part.home}) < 2:
+            return whole
+        return replace(whole, segments=replace(segments, dim=dim, parts=tuple((n, part.plain()) for n, part in parts)))
+
+
+def _movement(op: Call, operand: Met, result: TensorInfo) -> ax.Movement | None:
+    shape = operand.info.shape
+    if op.row.carries != "lookup" or operand.position == 0:
+        return ax.movement(op, shape, result.shape)
+    if op.row.axes in ("index", "index_select") and result.shape[: len(shape)] == shape:  # ids give rows of a table
+        rows = range(len(result.shape))
+        return ax.Movement(tuple((i,) if i < len(shape) else () for i in rows), frozenset())
+    return None
+
+
+__all__ = ["Flow", "Meeting", "Met", "follow"]

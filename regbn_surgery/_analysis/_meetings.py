@@ -1,0 +1,396 @@
+"""Where an operation takes several operands that carry modalities: do streams meet, and whose is the result?
+
+What meets is decided by homes (see `_lineage`), never by which modalities merely touched a tensor: in a model with
+one cross-attention everything after it is touched by both.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import networkx as nx
+
+from .._ops import Family, Value
+from .._trace import Call, TensorInfo, Trace
+from .._types import Kind
+from . import _axes as ax
+from ._contract import contract
+from ._cosine import is_unit
+from ._lineage import (
+    NOBODY,
+    Home,
+    Lineage,
+    Segments,
+    carry_axes,
+    comparable,
+    fuse,
+    incomparable,
+    union,
+)
+
+#: Behind these an operand is still the same data, or a part of it.
+_SEEN_THROUGH: tuple[Value, ...] = ("reshapes", "permutes", "casts", "drops_out", "splits", "takes_part")
+
+Extents = Mapping[int, tuple[int, ...]]  # shapes of operands, by their position
+
+
+@dataclass(frozen=True)
+class Met:
+    """A tensor operand of an operation, with what it carried at that moment."""
+
+    position: int  # among the operation's tensor operands
+    info: TensorInfo
+    lineage: Lineage
+
+    @property
+    def home(self) -> Home:
+        return self.lineage.home
+
+
+@dataclass
+class Meeting:
+    """A call at which incomparable homes meet, while the run is still being followed."""
+
+    op: Call
+    kind: Kind
+    operands: tuple[Met, ...]
+    home: Home
+    note: str = ""
+    gate: int | None = None  # position of the operand that only modulates the others
+    real: bool = True  # a concatenation waits until something mixes its parts
+    level: str = ""
+    outer: bool = False  # an outer sum or product: each operand is stretched along the other's axes
+    more: list[tuple[Call, tuple[Met, ...]]] = field(default_factory=list)  # calls that belong to the same point
+
+    def all_operands(self) -> list[Met]:
+        """Those of every call that belongs to it, scores left out."""
+        operands = list(self.operands)
+        for _, more in self.more:
+            operands.extend(
+                met for met in more if met.lineage.axes is None and all(met.info.uid != m.info.uid for m in operands)
+            )
+        return operands
+
+
+class Meetings:
+    """The meetings of a run, noted as it is followed. `_flow` tells it of every operation, and of every lineage."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        sources: Mapping[int, Lineage],
+        batch_axes: Mapping[int, int],
+        varying: Mapping[int, tuple[int, ...]],
+    ) -> None:
+        self.trace = trace
+        self.lineages: dict[int, Lineage] = dict(sources)
+        self.batch_axes = batch_axes
+        self.varying = varying
+        self.meetings: list[Meeting] = []
+        self.blends: dict[Home, Call] = {}
+        self.op: Call | None = None
+        self.graph: nx.DiGraph[int] = nx.DiGraph()
+        self.producers: dict[int, int] = {}
+        # Who shares memory, so that a write through one view is seen through the others.
+        self.by_storage: dict[int, list[int]] = {}
+        for info in trace.tensors.values():
+            if info.storage >= 0:
+                self.by_storage.setdefault(info.storage, []).append(info.uid)
+
+    def interpret(self, op: Call, operands: tuple[Met, ...]) -> Lineage:
+        """The lineage of the results of an operation on several operands."""
+        kind = op.row.family
+        if kind == "concat":
+            return self._concat(op, operands)
+        if kind in ("sum", "product") and len(op.outputs) == 1:
+            return self._elementwise(op, kind, operands)
+        if kind == "matmul" or op.row.product is not None:
+            return self._matmul(op, operands)
+        if kind == "attention":
+            return self._attention(op, operands)
+        return self._join(op, kind, operands)
+
+    def _mixed(self, lineage: Lineage | None) -> None:
+        """Something used the parts of a concatenation together: it counts."""
+        if lineage is None or lineage.segments is None:
+            return
+        if lineage.segments.meeting is not None:
+            self.meetings[lineage.segments.meeting].real = True
+        elif not lineage.segments.batch and self.op is not None and _is_cut_input(lineage):
+            self.blends.setdefault(lineage.home, self.op)
+        for _, part in lineage.segments.parts:
+            self._mixed(part)
+
+    def _meet(self, op: Call, kind: Kind, operands: tuple[Met, ...], home: Home, **more: object) -> int:
+        for operand in operands:
+            self._mixed(operand.lineage)
+        self.meetings.append(Meeting(op, kind, operands, home, **more))  # type: ignore[arg-type]
+        return len(self.meetings) - 1
+
+    def _fused(self, operands: tuple[Met, ...], home: Home, meeting: int | None = None) -> Lineage:
+        base = fuse(m.lineage for m in operands)
+        origins = base.origins if meeting is None else frozenset({meeting})
+        return replace(base, home=home, origins=origins)
+
+    def _concat(self, op: Call, operands: tuple[Met, ...]) -> Lineage:
+        result = self.trace.tensors[op.outputs[0]]
+        dim = ax.concat_dim(op, len(result.shape))
+        on_batch = op.row.axes != "stack" and self.batch_axes.get(operands[0].info.uid) == dim
+        homes = [m.home for m in operands]
+        meeting: int | None = None
+        home = union(homes)
+        if not on_batch:
+            if incomparable(homes):
+                meeting = self._meet(op, "concat", operands, home, real=False)
+            else:
+                home, meeting = self._nested(op, "concat", operands)
+        lineage = self._fused(operands, home, meeting)
+        if len(set(homes)) == 1 and not any(m.lineage.segments for m in operands):
+            return lineage
+        by_position = {m.position: m.lineage for m in operands}
+        nobody = Lineage(NOBODY, NOBODY)
+        parts = tuple(
+            (1 if op.row.axes == "stack" else self.trace.tensors[uid].shape[dim], by_position.get(i, nobody))
+            for i, uid in enumerate(op.inputs)
+        )
+        return replace(lineage, segments=Segments(dim, parts, meeting, on_batch))
+
+    def _nested(self, op: Call, kind: Kind, operands: tuple[Met, ...]) -> tuple[Home, int | None]:
+        """Homes that contain one another: a residual connection, a re-entry, or two mixed streams that re-meet."""
+        homes = {m.home for m in operands}
+        biggest = max(operands, key=lambda m: len(m.home))
+        if len(homes) == 1:
+            if len(biggest.home) > 1 and self._remeets(operands):
+                note = "streams of equal mixed home meet again"
+                return biggest.home, self._meet(op, kind, operands, biggest.home, level="remeeting", note=note)
+            return biggest.home, None
+        if kind == "sum" and self._continues(op, biggest):
+            return biggest.home, None
+        pure = [m for m in operands if m.home != biggest.home]
+        if all(self._is_ancestor(small, biggest) for small in pure):
+            return min((m.home for m in pure), key=len), None
+        note = "a mixed stream meets a pure one again"
+        return biggest.home, self._meet(op, kind, operands, biggest.home, note=note, real=kind != "concat")
+
+    def _remeets(self, operands: tuple[Met, ...]) -> bool:
+        if not all(m.lineage.origins for m in operands):
+            return False
+        return any(
+            not a.lineage.origins & b.lineage.origins and not self._is_ancestor(a, b) and not self._is_ancestor(b, a)
+            for a, b in itertools.combinations(operands, 2)
+        )
+
+    def _is_ancestor(self, small: Met, big: Met) -> bool:
+        """Whether `small`, seen through views, casts and dropout, is something `big` was computed from."""
+        uid = self._root(small.info.uid)
+        target = self.producers.get(big.info.uid)
+        if target is None:
+            return False
+        reach = nx.ancestors(self.graph, target) | {target}
+        return any(uid in self.trace.calls[index].inputs for index in reach)
+
+    def _root(self, uid: int) -> int:
+        while uid in self.producers:
+            op = self.trace.calls[self.producers[uid]]
+            if not op.row.does(*_SEEN_THROUGH) or not op.inputs or op.inputs[0] == uid:
+                break
+            uid = op.inputs[0]
+        return uid
+
+    def _continues(self, op: Call, mixed: Met) -> bool:
+        """Whether `op` is the second half of a modulation `gamma * x + beta`, whose product has been counted."""
+        root = self._root(mixed.info.uid)
+        for index, meeting in enumerate(self.meetings):
+            if meeting.kind == "product" and root in meeting.op.outputs and meeting.op.frame == op.frame:
+                return index in mixed.lineage.origins or not mixed.lineage.origins
+        return False
+
+    def _elementwise(self, op: Call, kind: Family, operands: tuple[Met, ...]) -> Lineage:
+        assert kind in ("sum", "product")
+        result = self.trace.tensors[op.outputs[0]]
+        if any(m.lineage.axes is not None for m in operands):
+            return self._scores_elementwise(op, kind, operands, result)
+        homes = [m.home for m in operands]
+        extents = {m.position: self._extent(m.info) for m in operands}
+        larger = _larger(operands, extents)
+        if larger == "outer":
+            return self._outer(op, kind, operands, extents)
+        if not incomparable(homes):
+            if len(set(homes)) == 1:
+                lineage = self._same_home(op, kind, operands, result)
+                if isinstance(larger, Met) or kind == "product" or len(homes[0]) == 1:
+                    return lineage
+                self._nested(op, kind, operands)
+                return lineage
+            for m in operands:
+                self._mixed(m.lineage)
+            if isinstance(larger, Met):
+                return self._fused(operands, larger.home)
+            if kind == "product":
+                return self._fused(operands, min(homes, key=len))
+            home, meeting = self._nested(op, kind, operands)
+            return self._fused(operands, home, meeting)
+        home = larger.home if isinstance(larger, Met) else union(homes)
+        second = self._modulation(op, kind, operands)
+        if second is not None:
+            return self._fused(operands, home, second)
+        gate = self._gate(operands, larger if isinstance(larger, Met) else None, kind)
+        return self._fused(operands, home, self._meet(op, kind, operands, home, gate=gate))
+
+    def _same_home(self, op: Call, kind: Family, operands: tuple[Met, ...], result: TensorInfo) -> Lineage:
+        lineage = self._fused(operands, operands[0].home)
+        segments = [m.lineage.segments for m in operands]
+        first = segments[0]
+        alike = first is not None and all(
+            s is not None
+            and (s.dim, s.meeting, [n for n, _ in s.parts]) == (first.dim, first.meeting, [n for n, _ in first.parts])
+            for s in segments
+        )
+        if alike and all(m.info.shape == result.shape for m in operands):
+            return replace(lineage, segments=first)
+        for m in operands:
+            self._mixed(m.lineage)
+        return lineage
+
+    def _modulation(self, op: Call, kind: Family, operands: tuple[Met, ...]) -> int | None:
+        """`gamma * x + beta`: the sum belongs to the point of the product."""
+        if kind != "sum" or len(operands) != 2:
+            return None
+        for operand, other in (operands, operands[::-1]):
+            root = self._root(operand.info.uid)
+            for index, meeting in enumerate(self.meetings):
+                same = meeting.kind == "product" and meeting.op.frame == op.frame and root in meeting.op.outputs
+                if same and any(comparable(other.home, m.home) for m in meeting.operands if m.home != operand.home):
+                    meeting.more.append((op, operands))
+                    meeting.note = "scale and shift"
+                    return index
+        return None
+
+    def _gate(self, operands: tuple[Met, ...], larger: Met | None, kind: Family) -> int | None:
+        if kind != "product" or len(operands) != 2:
+            return None
+        if larger is not None:
+            return next(m.position for m in operands if m is not larger)
+        squashed = [m.position for m in operands if self._is_squashed(m)]
+        return squashed[0] if len(squashed) == 1 else None
+
+    def _is_squashed(self, operand: Met) -> bool:
+        producer = self.producers.get(self._root(operand.info.uid))
+        return producer is not None and self.trace.calls[producer].row.does("squashes")
+
+    def _extent(self, info: TensorInfo) -> tuple[int, ...]:
+        """A tensor's shape, with size 1 where it was only stretched: `scale.expand_as(x) * x` is `scale * x`."""
+        shape, uid = info.shape, info.uid
+        while uid in self.producers and self.trace.calls[self.producers[uid]].row.does("stretches"):
+            before = self.trace.calls[self.producers[uid]].inputs[0]
+            if before == uid:
+                break
+            uid, shape = before, self.trace.tensors[before].shape
+        return shape
+
+    def _outer(self, op: Call, kind: Family, operands: tuple[Met, ...], extents: Extents) -> Lineage:
+        axes: list[Home] = []
+        rank = len(self.trace.tensors[op.outputs[0]].shape)
+        for i in range(rank):
+            owners = [m for m in operands if _size_at(extents[m.position], i, rank) > 1]
+            axes.append(owners[0].home if len(owners) == 1 else NOBODY)
+        homes = [m.home for m in operands]
+        if not incomparable(homes):
+            return self._fused(operands, max(homes, key=len))
+        meeting = self._meet(op, "sum" if kind == "sum" else "product", operands, operands[0].home, outer=True)
+        return replace(self._fused(operands, operands[0].home), axes=tuple(axes), scores=meeting)
+
+    def _scores_elementwise(self, op: Call, kind: Family, operands: tuple[Met, ...], result: TensorInfo) -> Lineage:
+        """Scores meet a bias, a mask, other scores, or the values they weigh: `(weights[..., None] * v).sum(1)`."""
+        scores = next(m for m in operands if m.lineage.axes is not None)
+        carried = carry_axes(
+            scores.lineage, ax.Movement(ax.broadcast_map(scores.info.shape, result.shape), frozenset())
+        )
+        values = [m for m in operands if m.lineage.axes is None]
+        for m in values if kind == "sum" else ():
+            if m.info.shape == result.shape and len(operands) == 2 and self._is_ancestor(m, scores):
+                return self._fused(operands, m.home)  # a residual: these were no scores, `q @ (kᵀ v)` for one
+        lineage = replace(self._fused(operands, carried.home), axes=carried.axes, scores=carried.scores)
+        stretched = result.shape != scores.info.shape  # over channels; else the scores themselves are scaled
+        if kind == "product" and scores.lineage.scores is not None and values and stretched:
+            self._weigh(scores.lineage.scores, op, tuple(values))
+        return lineage
+
+    def _weigh(self, meeting: int, op: Call, values: tuple[Met, ...]) -> None:
+        """The scores of `meeting` weigh values: together they are one attention."""
+        found = self.meetings[meeting]
+        if found.kind in ("matmul", "sum", "product", "similarity"):
+            found.kind = "attention"
+        found.more.append((op, values))
+
+    def _matmul(self, op: Call, operands: tuple[Met, ...]) -> Lineage:
+        result = self.trace.tensors[op.outputs[0]]
+        outcome = contract(op, operands, result, self.trace)
+        for m in operands:
+            self._mixed(m.lineage)
+        if outcome is None:
+            return self._weighed_at_once(op, operands) or self._join(op, "matmul", operands)
+        lineage = self._fused(operands, outcome.home)
+        if outcome.weighed is not None:
+            self._weigh(outcome.weighed, op, outcome.values)
+            return replace(lineage, axes=outcome.axes)
+        homes = [m.home for m in operands if m.lineage.axes is None]
+        if not incomparable(homes):
+            return replace(lineage, axes=outcome.axes, scores=operands[0].lineage.scores)
+        between_samples = len(self.varying.get(result.uid, ())) > 1
+        cosine = all(is_unit(m.info.uid, self.trace, self.producers, self.lineages) for m in operands)
+        kind: Kind = "similarity" if between_samples or cosine or op.row.family == "similarity" else "matmul"
+        meeting = self._meet(op, kind, operands, outcome.home)
+        return replace(lineage, axes=outcome.axes, scores=meeting if outcome.axes else None)
+
+    def _weighed_at_once(self, op: Call, operands: tuple[Met, ...]) -> Lineage | None:
+        """`einsum("bvk,bvq,bqk->bk", v, weights, q)`: scores that weigh both their streams in one product."""
+        scores = next((m for m in operands if m.lineage.scores is not None), None)
+        if scores is None or scores.lineage.scores is None or len(operands) < 3:
+            return None
+        self._weigh(scores.lineage.scores, op, tuple(m for m in operands if m is not scores))
+        return self._fused(operands, union(m.home for m in operands))
+
+    def _attention(self, op: Call, operands: tuple[Met, ...]) -> Lineage:
+        query = next((m for m in operands if m.position == op.row.query), operands[0])
+        for m in operands:
+            self._mixed(m.lineage)
+        if any(not comparable(query.home, m.home) for m in operands):
+            return self._fused(operands, query.home, self._meet(op, "attention", operands, query.home))
+        return self._fused(operands, query.home)
+
+    def _join(self, op: Call, kind: Family, operands: tuple[Met, ...]) -> Lineage:
+        homes = [m.home for m in operands]
+        for m in operands:
+            self._mixed(m.lineage)
+        if not incomparable(homes):
+            return self._fused(operands, max(homes, key=len))
+        name: Kind = "module" if kind == "other" else kind
+        home = homes[0] if op.row.does("recurrent") else union(homes)
+        return self._fused(operands, home, self._meet(op, name, operands, home))
+
+
+def _size_at(shape: tuple[int, ...], axis: int, rank: int) -> int:
+    index = axis - (rank - len(shape))
+    return shape[index] if index >= 0 else 1
+
+
+def _is_cut_input(lineage: Lineage) -> bool:
+    """Whether this is an input of several modalities, each a stretch of it: a concatenation that no call has made."""
+    parts = lineage.segments.parts if lineage.segments is not None else ()
+    return len(lineage.home) > 1 and not lineage.origins and all(len(part.home) <= 1 for _, part in parts)
+
+
+def _larger(operands: tuple[Met, ...], extents: Extents) -> Met | str | None:
+    """The one operand that fills the result, "outer" where several stretch each other, None for equal shapes."""
+    rank = max(map(len, extents.values()))
+    result = [max(_size_at(shape, i, rank) for shape in extents.values()) for i in range(rank)]
+    full = [m for m in operands if all(_size_at(extents[m.position], i, rank) == n for i, n in enumerate(result))]
+    if len(full) == len(operands):
+        return None
+    if not full:
+        return "outer"
+    homes = {m.home for m in full}
+    return full[0] if len(homes) == 1 else None

@@ -1,0 +1,180 @@
+"""A rewritten model in one directory: the recipe and the weights, side by side with what else a library keeps there."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import RecipeError
+from ._recipe import Recipe
+
+RECIPE_FILE = "regbn.json"
+WEIGHTS_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"  # where `transformers` splits the weights over several files
+
+
+def save_regbn(model: nn.Module, directory: str | os.PathLike[str]) -> None:
+    """Write a rewritten model into a directory: `regbn.json` (the recipe) and `model.safetensors` (the weights).
+
+    A model that has `save_pretrained` (those of `transformers`) writes its weights and its configuration by that:
+    the directory is then also a checkpoint of the original class, to which RegBN's weights are unknown.
+
+    Raises:
+        RecipeError: where the model carries no RegBN, or the source of its classes is not at hand. Nothing is
+            written then.
+    """
+    recipe = Recipe.of(model)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    if _pretrains(model):
+        model.save_pretrained(folder)  # type: ignore[operator]
+    else:
+        from safetensors.torch import save_model
+
+        save_model(model, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
+    recipe.write(folder / RECIPE_FILE)
+
+
+def load_regbn(model: nn.Module, directory: str | os.PathLike[str], *, recipe: Recipe | None = None) -> nn.Module:
+    """Put RegBN into a fresh instance of the original class, in place, and load the weights of a directory.
+
+    Args:
+        model: as its own constructor, or `from_pretrained(directory)`, made it.
+        directory: written by `save_regbn`, or by the `save_pretrained` or the Trainer of `transformers`, which keep
+            the weights and not the recipe.
+        recipe: for a directory without one.
+
+    Returns:
+        `model`.
+
+    Raises:
+        RecipeError: where the recipe or the weights do not fit the model, which is then as it was.
+    """
+    folder = Path(directory)
+    if recipe is None:
+        if not (folder / RECIPE_FILE).exists():
+            raise RecipeError(
+                f"{folder} holds no {RECIPE_FILE}. save_regbn writes it; for weights that were written by another way "
+                "pass recipe=Recipe.of(model), made while the rewritten model was at hand, or Recipe.read(path)."
+            )
+        recipe = Recipe.read(folder / RECIPE_FILE)
+    weights = _read_weights(folder)
+    rewritten = recipe.apply(model, inplace=True)
+    try:
+        weights = _renamed(rewritten, weights, folder)
+        _refuse_misfit(rewritten, weights, folder)
+    except RecipeError:
+        from .._surgery import undo
+
+        undo(rewritten)
+        raise
+    rewritten.load_state_dict(weights, strict=False)
+    return rewritten
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    names = [WEIGHTS_FILE]
+    try:
+        if (folder / _INDEX_FILE).exists():
+            index: Any = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
+            names = sorted(set(index["weight_map"].values()))
+        return {key: tensor for name in names for key, tensor in load_file(folder / name).items()}
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RecipeError(f"the weights in {folder} cannot be read: {error}") from error
+
+
+def _renamed(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The weights by the names of now.
+
+    `save_pretrained` writes some models under the names of their published checkpoints (`encoder.layer.0` for
+    `layers.0`) and `from_pretrained` translates back. For a model that `from_pretrained` has made of this directory
+    only RegBN's own weights are left to load; they are found by the ends of their names.
+    """
+    wanted = model.state_dict()
+    if all(name in wanted for name in weights) or not _made_from(model, folder):
+        return weights
+    ours = [name for name in wanted if _is_regbn(name)]
+    theirs = [name for name in weights if _is_regbn(name)]
+    found = {name: other for name in ours if (other := _longest_end(name, theirs)) is not None}
+    if len(set(found.values())) != len(ours) or len(ours) != len(theirs):
+        raise RecipeError(
+            f"{folder} keeps RegBN's weights under names that cannot be told apart ({', '.join(theirs[:_NAMED])}); "
+            f"{type(model).__name__} with RegBN has {', '.join(ours[:_NAMED])}. Save its state_dict with torch.save."
+        )
+    rest = {name: tensor for name, tensor in wanted.items() if name not in found}
+    return {**rest, **{name: weights[other] for name, other in found.items()}}
+
+
+def _pretrains(model: nn.Module) -> bool:
+    """Whether the model knows how to save itself, as those of transformers do."""
+    return callable(getattr(model, "save_pretrained", None))
+
+
+def _made_from(model: nn.Module, folder: Path) -> bool:
+    """Whether `from_pretrained` of transformers has made the model of what is in this directory."""
+    origin = getattr(getattr(model, "config", None), "_name_or_path", None)
+    return bool(origin) and Path(str(origin)).resolve() == folder.resolve()
+
+
+def _is_regbn(name: str) -> bool:
+    return any(part.startswith("regbn_") for part in name.split("."))
+
+
+def _longest_end(name: str, others: list[str]) -> str | None:
+    """The one among `others` whose last parts agree with `name` the longest; None where it is not one."""
+
+    def common(other: str) -> int:
+        pairs = zip(reversed(name.split(".")), reversed(other.split(".")), strict=False)
+        return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    ranked = sorted(others, key=common, reverse=True)
+    if not ranked or (len(ranked) > 1 and common(ranked[0]) == common(ranked[1])):
+        return None
+    return ranked[0]
+
+
+def _refuse_misfit(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Raises RecipeError for weights of other names or shapes. Of tensors that share memory one name is enough."""
+    wanted = model.state_dict()
+    places: dict[Any, list[str]] = {}
+    for name, tensor in wanted.items():
+        if isinstance(tensor, Tensor):
+            places.setdefault(_place(tensor, name), []).append(name)
+    missing = [names[0] for names in places.values() if not any(name in weights for name in names)]
+    strange = [name for name in weights if name not in wanted]
+    other = [
+        f"{name} {list(tensor.shape)} instead of {list(wanted[name].shape)}"
+        for name, tensor in weights.items()
+        if name in wanted and tensor.shape != wanted[name].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
+        for what, names in (("missing", missing), ("unknown to the model", strange), ("of another size", other))
+        if names
+    ]
+    if problems:
+        raise RecipeError(
+            f"The weights in {folder} do not fit {type(model).__name__} with RegBN; nothing was changed. Found "
+            + "; ".join(problems)
+            + ". Build the model with the same sizes and options as the one that was saved"
+            + (f", by {type(model).__name__}.from_pretrained({str(folder)!r})." if _pretrains(model) else ".")
+        )
+
+
+#: Names of weights that are spelled out.
+_NAMED = 6
+
+
+def _place(tensor: Tensor, name: str) -> Any:
+    if tensor.numel() == 0:
+        return name
+    return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), torch.typename(tensor))

@@ -1,0 +1,308 @@
+"""How each planned site goes in: by which way, at which host, and as which modules and hooks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from .._analysis import Analysis, Recipe
+from .._errors import RewriteError
+from .._types import Plan, PlannedSite
+from ._classes import install, original_class, unbound_function
+from ._code_sites import Oriented, code_site
+from ._graph_host import GraphHost
+from ._guard import ATTRIBUTE, Guard
+from ._hoist import HoistHook, HoistSpec, positions_of, refuse_changed_forward
+from ._host import HostSurgery
+from ._keep import keep
+from ._local import LocalSite
+from ._locate import Locator
+from ._opened import refuse_hooks
+from ._record import CodeSite, FunctionText
+from ._roles import RoleReset, Roles
+from ._scatter import PositionSite
+from ._site import RegBNSite
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One planned site with the way in which it goes in, and the host in which its module is registered.
+
+    Exactly one of `hook`, `code` and `graph` says how. `unhooked`: why a hook on the host's arguments would not do.
+    """
+
+    planned: PlannedSite
+    host: str
+    hook: HoistSpec | None = None
+    code: CodeSite | None = None
+    graph: LocalSite | None = None
+    roles: tuple[tuple[int, ...], str] | None = None  # of a shared owner: the roles of its calls within one of a module
+    masking: tuple[str, bool] | None = None  # which side a mask is of, and whether True in it leaves out
+    texts: tuple[FunctionText, ...] = ()  # of the functions that surgery writes into
+    unhooked: str = ""
+    keeper: str = ""  # path of the module that keeps the RegBN, where that is not the host
+
+    @property
+    def tier(self) -> int:
+        """1: a hook; 2: the host's code, or a graph of it."""
+        return 1 if self.hook is not None else 2
+
+
+def operations_for(model: nn.Module, plan: Plan, analysis: Analysis, hooks: bool) -> list[Operation]:
+    """The plan's sites with their ways in. Pairs at one call go in sequence, so that all of them have hooks or none.
+
+    Raises:
+        RewriteError: for a site to which no way leads.
+    """
+    chosen = [_chosen(planned, analysis, hooks) for planned in plan.sites]
+    coded = {p.point for p, recipe, path, hooked in chosen if not hooked and p.point is not None and path == p.host}
+    if hooks:
+        chosen = [c if c[0].point not in coded else _chosen(c[0], analysis, False) for c in chosen]
+    graphs = {path for _, recipe, path, hooked in chosen if recipe is not None and _changes_order(recipe, hooked)}
+    locators = {path: _locator(model.get_submodule(path)) for _, _, path, hooked in chosen if not hooked}
+    return [
+        _operation(model, planned, recipe, path, hooked, path in graphs, locators.get(path))
+        for planned, recipe, path, hooked in chosen
+    ]
+
+
+def _changes_order(recipe: Recipe, hooked: bool) -> bool:
+    """Whether calls of the host have to wait for RegBN, so that its own code will not do."""
+    return recipe.across is not None or (recipe.waits and not hooked)
+
+
+def _locator(host: nn.Module) -> Locator:
+    return Locator(original_class(host), unbound_function(host), vars(host).values())
+
+
+def _chosen(planned: PlannedSite, analysis: Analysis, hooks: bool) -> tuple[PlannedSite, Recipe | None, str, bool]:
+    """The site, its recipe, its host, and whether a hook serves."""
+    if planned.pair is not None:
+        pair = analysis.pair(*planned.pair)
+        return planned, pair.recipe, pair.host, pair.recipe is None
+    assert planned.site is not None, "a planned site is at a point or at a pair"
+    point = next(p for p in analysis.inspection.fusion_points if p.id == planned.point)
+    recipe = analysis.recipes[(point.id, point.sites.index(planned.site))]
+    if hooks and recipe.leaf is not None:
+        return planned, recipe, recipe.leaf, True
+    hooked = hooks and _is_hoistable(recipe, point.kind, planned)
+    if hooked and recipe.outer is not None:
+        return planned, recipe.outer, recipe.outer.owner, False
+    return planned, recipe, recipe.owner, hooked
+
+
+def _operation(
+    model: nn.Module,
+    planned: PlannedSite,
+    recipe: Recipe | None,
+    path: str,
+    hooked: bool,
+    as_graph: bool,
+    locator: Locator | None,
+) -> Operation:
+    if recipe is None or hooked:
+        roles = (recipe.cycle, recipe.caller) if recipe is not None and recipe.cycle is not None else None
+        return Operation(planned, path, hook=_spec(planned, recipe), roles=roles, texts=_forward_text(model, path))
+    roles = None if recipe.cycle is None else (recipe.cycle, recipe.caller)
+    masking = _masking(planned, recipe)
+    if as_graph:
+        return Operation(planned, path, graph=_local(planned, recipe, path), roles=roles, masking=masking)
+    assert locator is not None, "every host that is not hooked has one"
+    i, j = _orient(recipe, planned)
+    makers = (_within(path, recipe.makers[i]), _within(path, recipe.makers[j]))
+    site = code_site(locator, Oriented(planned, recipe, i, _replaces_g(planned), makers))
+    texts = locator.texts(site.places())
+    if planned.host == path:
+        return Operation(planned, path, code=site, roles=roles, masking=masking, texts=texts)
+    alias = f"{planned.name}_{_within(path, planned.host)}".replace(".", "_")
+    renamed = replace(site, name=alias)
+    return Operation(planned, path, code=renamed, roles=roles, masking=masking, texts=texts, keeper=planned.host)
+
+
+def _is_hoistable(recipe: Recipe, kind: str, planned: PlannedSite) -> bool:
+    """Whether replacing the owner's arguments replaces what the site means, and nothing else."""
+    if recipe.repeats or any(take.argument is None for take in recipe.takes):
+        return False
+    if kind == "attention":  # its site is the owner's inputs, whatever else the owner does with them
+        return True
+    f, g = _orient(recipe, planned)
+    replaced = (f, g) if _replaces_g(planned) else (f,)
+    return all(recipe.whole_input[i] for i in replaced)
+
+
+def _orient(recipe: Recipe, planned: PlannedSite) -> tuple[int, int]:
+    """Which side of the recipe is f and which is g."""
+    if planned.site is None:
+        return 0, 1
+    f = 0 if planned.site.sides[0] == planned.f else 1
+    return f, 1 - f
+
+
+def _replaces_g(planned: PlannedSite) -> bool:
+    return planned.replace == "both" and (planned.site is None or planned.site.gate is None)
+
+
+def put_in(
+    model: nn.Module,
+    operations: Sequence[Operation],
+    writes_parameters: bool,
+    by_mode: str | Mapping[str, str] = "",
+) -> None:
+    """Register the modules, and make the hosts run them. `by_mode`: why all hosts in code, or those named, are to run
+    under a function mode.
+
+    Raises:
+        RewriteError: where a site does not fit the host that is there.
+    """
+    by_host: dict[tuple[str, int], list[Operation]] = {}
+    for operation in operations:
+        by_host.setdefault((operation.host, operation.tier), []).append(operation)
+    for (path, tier), members in by_host.items():
+        host = model.get_submodule(path)
+        for operation in members:
+            site = _site_module(operation)
+            keep(model, operation.keeper or path, operation.planned.name, site)
+            if operation.keeper and operation.code is not None:
+                host.__dict__[operation.code.name] = site
+        roles = _roles(model, members)
+        if tier == 1:
+            specs = tuple(operation.hook for operation in members if operation.hook is not None)
+            texts = tuple(dict.fromkeys(text for operation in members for text in operation.texts))
+            refuse_changed_forward(host, texts, path)
+            hook = HoistHook(specs, positions_of(host), roles, path, texts)
+            host.register_forward_pre_hook(hook, with_kwargs=True)
+            continue
+        surgery: HostSurgery | GraphHost
+        graphs = tuple(operation.graph for operation in members if operation.graph is not None)
+        if graphs:
+            surgery = GraphHost(path, graphs, roles, writes_parameters)
+        else:
+            sites = tuple(operation.code for operation in members if operation.code is not None)
+            texts = tuple(dict.fromkeys(text for operation in members for text in operation.texts))
+            surgery = HostSurgery(path, sites, texts, roles, writes_parameters)
+            surgery.by_mode = by_mode if isinstance(by_mode, str) else by_mode.get(path, "")
+            surgery.bind(host)
+        install(host, surgery)
+        _guard(host, surgery)
+    for module in model.modules():
+        known = module.__dict__.get(ATTRIBUTE)
+        if isinstance(known, GraphHost):
+            refuse_hooks(module, known.opened)
+
+
+def _site_module(operation: Operation) -> RegBNSite:
+    planned, code = operation.planned, operation.code
+    if code is None or code.scatter is None or code.scatter.written:
+        return RegBNSite(planned, _replaces_g(planned), operation.masking)
+    if planned.reduce != "mean":
+        raise RewriteError(
+            f"rule `{planned.rule}` at `{planned.point}` asks for reduce: {planned.reduce}, but how many positions "
+            "the call writes to differs from sample to sample; leave `reduce` at mean there"
+        )
+    return PositionSite(planned, _replaces_g(planned), into_is_f=code.into_is_f)
+
+
+def _masking(planned: PlannedSite, recipe: Recipe | None) -> tuple[str, bool] | None:
+    """Which side of a generated or interposed site is masked, and whether True in the mask leaves out."""
+    if recipe is None or recipe.mask is None or planned.reduce != "mean":
+        return None
+    return ("f" if recipe.mask_side == _orient(recipe, planned)[0] else "g"), recipe.mask_leaves_out
+
+
+def _roles(model: nn.Module, members: list[Operation]) -> Roles | None:
+    found = next((operation.roles for operation in members if operation.roles is not None), None)
+    if found is None:
+        return None
+    cycle, caller = found
+    roles = Roles(cycle)
+    model.get_submodule(caller).register_forward_pre_hook(RoleReset(roles))
+    return roles
+
+
+def _spec(planned: PlannedSite, recipe: Recipe | None) -> HoistSpec:
+    if recipe is None:
+        assert planned.pair is not None, "only pairs of inputs have no recipe"
+        f, g = (reference.removeprefix("input:") for reference in planned.pair)
+        return HoistSpec(planned.name, (f,), (g,), _replaces_g(planned))
+    i, j = _orient(recipe, planned)
+    if recipe.leaf_arguments is not None:
+        names = recipe.leaf_arguments
+    else:
+        names = tuple((str(take.argument),) for take in recipe.takes)  # type: ignore[assignment]
+    mask_of = "f" if recipe.mask_side == i else "g"
+    leaves_out = recipe.mask_leaves_out
+    return HoistSpec(
+        planned.name,
+        names[i],
+        names[j],
+        _replaces_g(planned),
+        recipe.role,
+        recipe.mask,
+        mask_of,
+        leaves_out,
+    )
+
+
+def _local(planned: PlannedSite, recipe: Recipe, host: str) -> LocalSite:
+    i, j = _orient(recipe, planned)
+    return LocalSite(
+        planned.name,
+        recipe.takes[i],
+        recipe.takes[j],
+        _replaces_g(planned),
+        recipe.role,
+        planned.point or "",
+        recipe.repeats,
+        recipe.scatter,
+        i == 0,
+        (_within(host, recipe.makers[i]), _within(host, recipe.makers[j])),
+        planned.methods,
+        recipe.mask,
+        recipe.across,
+        recipe.rounds,
+        (planned.f.anchor, planned.g.anchor),
+    )
+
+
+def _forward_text(model: nn.Module, path: str) -> tuple[FunctionText, ...]:
+    """The forward that gets what a hook returns: the names of its arguments say what f and g are. torch's own change
+    in nothing else."""
+    host = model.get_submodule(path)
+    cls = original_class(host)
+    if cls.__module__.split(".")[0] == "torch":
+        return (FunctionText(f"{cls.__module__}:{cls.__qualname__}.forward", "", str(inspect.signature(cls.forward))),)
+    locator = _locator(host)
+    return () if locator.entry() is None else (locator.text_of_entry(),)
+
+
+def _within(host: str, path: str | None) -> str | None:
+    """The path of a layer as seen from the host; None where it is not in it."""
+    if path is None or not host:
+        return path
+    return path.removeprefix(f"{host}.") if path.startswith(f"{host}.") else None
+
+
+def _guard(host: nn.Module, surgery: HostSurgery | GraphHost) -> None:
+    """Watch the layers that make both sides of a site."""
+    for site in surgery.sites:
+        made_inside = all(end.argument is None for end in (site.f, site.g))
+        if isinstance(surgery, GraphHost) and surgery.opened & set(site.makers):
+            continue
+        if None in site.makers or site.makers[0] == site.makers[1] or not made_inside:
+            continue
+        where = f"{type(host).__name__} at `{surgery.path}`" if surgery.path else type(host).__name__
+        layers = [host.get_submodule(str(path)) for path in site.makers]
+        if any(_takes_no_hook(layer) for layer in layers):
+            continue
+        for side, layer in zip(("f", "g"), layers, strict=True):
+            layer.register_forward_pre_hook(Guard(surgery.token, site.name, side, where))
+
+
+def _takes_no_hook(layer: nn.Module) -> bool:
+    """torch's transformer layers compute in another way where anybody hooks them, and scripted modules have none."""
+    fast = (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.MultiheadAttention)
+    return isinstance(layer, (*fast, torch.jit.ScriptModule))

@@ -1,0 +1,177 @@
+"""RegBN at calls that write one stream's values into another's tensor: `masked_scatter`, `x[mask] = y`, `x[:, :n] = y`.
+
+What such a call puts where is asked of the call itself: done once more on zeros with the values, and once with ones,
+it gives the values in place and the positions they take. So every spelling is understood alike, and the rows of a
+source that was flattened over the batch go back to their samples, however many each of them has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from .. import _tree
+from .._analysis._scatter import Scatter
+from .._errors import RewriteError
+from .._types import PlannedSite
+from ._record import Stretches
+from ._site import RegBNSite, is_identity
+
+
+class PositionSite(RegBNSite):
+    """RegBN between a tensor's content and what a call puts over it at some positions.
+
+    `forward(into, full, chosen)`: the tensor as it was, one of the same shape with the new values in place, and a mask
+    of that shape, True at the new values. Returns the tensor with f' and g' in place.
+    """
+
+    def __init__(self, planned: PlannedSite, replace_g: bool, into_is_f: bool) -> None:
+        super().__init__(planned, replace_g)
+        self.into_is_f = into_is_f
+
+    def forward(self, into: Tensor, full: Tensor, chosen: Tensor) -> Tensor:  # type: ignore[override]
+        by_channel = chosen.permute(self.f_axes)
+        new = by_channel.any(dim=1)
+        if is_identity() and not torch.compiler.is_compiling() and not torch.equal(new, by_channel.all(dim=1)):
+            raise RewriteError(
+                "the call that writes one modality into another chooses single channels of a position, so that its "
+                "rows cannot be told apart; choose whole positions, or normalise another point"
+            )
+        if self.into_is_f:
+            kept, put = super().forward(into, full, ~new, new)
+        else:
+            put, kept = super().forward(full, into, new, ~new)
+        return torch.where(chosen, put, kept)
+
+
+def gather_written(into: Tensor, axis: int, *stretches: Any) -> Tensor:
+    """The stretches of `into` that earlier calls have filled, one after the other along `axis`, in memory of its own:
+    `into` is going to be written to again."""
+    return torch.cat([into[stretch] for stretch in stretches], dim=axis)
+
+
+def write_back(into: Tensor, axis: int, value: Tensor, *stretches: Any) -> Tensor:
+    """Put what `gather_written` gathered, normalised, back in its place."""
+    sizes = [into[stretch].shape[axis] for stretch in stretches]
+    for stretch, part in zip(stretches, torch.split(value, sizes, dim=axis), strict=True):
+        into[stretch] = part
+    return into
+
+
+# -- in a graph -------------------------------------------------------------------------------------
+
+
+def insert_scatter(
+    graph: torch.fx.Graph,
+    node: torch.fx.Node,
+    operands: tuple[torch.fx.Node, torch.fx.Node],
+    scatter: Scatter,
+    name: str,
+    into_is_f: bool,
+    replace_g: bool,
+    earlier: tuple[torch.fx.Node, ...],
+) -> None:
+    """Change the call `node`, which writes `operands[1]` into `operands[0]`, so that it writes RegBN's results."""
+    into, source = operands
+    with graph.inserting_before(node):
+        if scatter.written:
+            stretches = tuple(other.args[1] for other in earlier)
+            before = graph.call_function(gather_written, (into, scatter.axis, *stretches))
+            f, g = (before, source) if into_is_f else (source, before)
+            call = graph.create_node("call_module", name, (f, g), name=name)
+            f_new = graph.call_function(_item, (call, 0))
+            g_new = graph.call_function(_item, (call, 1)) if replace_g else g
+            kept, put = (f_new, g_new) if into_is_f else (g_new, f_new)
+            if kept is not before:
+                graph.call_function(write_back, (into, scatter.axis, kept, *stretches))
+            node.replace_input_with(source, put)
+            return
+        full, chosen = (
+            _again(graph, node, into, source, value, scatter.inplace)
+            for value in (source, graph.call_function(torch.ones_like, (source,)))
+        )
+        chosen = graph.call_function(torch.ne, (chosen, 0))
+        if scatter.inplace:
+            old = graph.call_method("clone", (into,))
+            call = graph.create_node("call_module", name, (old, full, chosen), name=name)
+    # The call becomes another one and stays the node it was, so that whoever reads it, or counts on it, goes on.
+    if scatter.inplace:
+        node.op, node.target, node.args, node.kwargs = "call_method", "copy_", (into, call), {}
+    else:
+        node.op, node.target, node.args, node.kwargs = "call_module", name, (into, full, chosen), {}
+
+
+def _again(
+    graph: torch.fx.Graph,
+    node: torch.fx.Node,
+    into: torch.fx.Node,
+    source: torch.fx.Node,
+    value: torch.fx.Node,
+    inplace: bool,
+) -> torch.fx.Node:
+    """The same call on zeros, with `value` for its source."""
+    zeros = graph.call_function(torch.zeros_like, (into,))
+
+    def other(given: torch.fx.Node) -> torch.fx.Node:
+        return zeros if given is into else value if given is source else given
+
+    args = torch.fx.map_arg(node.args, other)
+    kwargs = torch.fx.map_arg(node.kwargs, other)
+    made = graph.create_node(node.op, node.target, args, kwargs)
+    return zeros if inplace else made
+
+
+def _item(pair: tuple[Tensor, Tensor], index: int) -> Tensor:
+    return pair[index]
+
+
+# -- in the user's code -------------------------------------------------------------------------
+
+
+def run_scatter(
+    module: nn.Module,
+    scatter: Stretches,
+    into_is_f: bool,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    stretches: tuple[Any, ...],
+) -> Any:
+    """Do the call `func(*args, **kwargs)` with RegBN's results in place of what it would have written."""
+    tensors = _tree.tensors((args, kwargs))
+    into, source = tensors[scatter.into], tensors[scatter.source]
+    if scatter.written:
+        before = gather_written(into, scatter.axis, *stretches)
+        f_new, g_new = module(before, source) if into_is_f else module(source, before)
+        kept, put = (f_new, g_new) if into_is_f else (g_new, f_new)
+        if kept is not before:
+            write_back(into, scatter.axis, kept, *stretches)
+        args, kwargs = _with(args, kwargs, {scatter.source: put})
+        return func(*args, **kwargs)
+    made = []
+    for value in (source, torch.ones_like(source)):
+        zeros = torch.zeros_like(into)
+        own_args, own_kwargs = _with(args, kwargs, {scatter.into: zeros, scatter.source: value})
+        output = func(*own_args, **own_kwargs)
+        made.append(zeros if scatter.inplace else output)
+    result = module(into.clone() if scatter.inplace else into, made[0], made[1] != 0)
+    return into.copy_(result) if scatter.inplace else result
+
+
+def _with(args: tuple[Any, ...], kwargs: dict[str, Any], new: dict[int, Tensor]) -> tuple[Any, dict[str, Any]]:
+    """The arguments with the tensors at the given positions exchanged."""
+    position = -1
+
+    def change(_: str, leaf: Any) -> Any:
+        nonlocal position
+        if isinstance(leaf, Tensor | torch.nn.utils.rnn.PackedSequence):
+            position += 1
+            return new.get(position, leaf)
+        return leaf
+
+    changed: tuple[Any, dict[str, Any]] = _tree.rebuild((args, kwargs), change)
+    return changed

@@ -1,0 +1,259 @@
+"""Apply a plan to a model, hold the result to the original, and take it back if it does not stand.
+
+The only place that changes a module. Ways are tried in order: hooks on the arguments where the owner receives both
+branches, else the owner's own code with some calls wrapped, else its own code under a function mode; whatever is kept
+has passed the self-check at every batch size in both modes, with identity in place of RegBN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from .._analysis import MODEL_ERRORS, Analysis
+from .._errors import AlreadyRewrittenError, RegBNError, RewriteError
+from .._inputs import Inputs
+from .._types import Plan, PlannedSite
+from ._classes import original_class, uninstall
+from ._graph_host import GraphHost
+from ._guard import ATTRIBUTE, MODALITIES, Guard
+from ._guard import RECORD as RECORD
+from ._hoist import HoistHook
+from ._host import HostSurgery
+from ._keep import forget
+from ._operations import Operation, operations_for, put_in
+from ._roles import RoleReset
+from ._site import RegBNSite, sites_of
+from ._trials import check, run
+from ._verify import refuse_other_streams
+
+
+@dataclass(frozen=True)
+class HostReport:
+    """What the surgery did to one host.
+
+    `way` is "hook" (a pre-hook on its arguments), "source" (its own code with some calls wrapped), "mode" (its own code
+    under a function mode; `reason` says why) or "graph" (calls in another order). `before` and `after` are the code of
+    its functions, `unhooked` says why a hook would not do although its arguments are the two sides.
+    """
+
+    host: str
+    host_class: str
+    tier: int
+    sites: tuple[PlannedSite, ...]
+    before: str = ""
+    after: str = ""
+    reason: str = ""
+    unhooked: str = ""
+    way: str = "hook"
+    files: tuple[tuple[str, str, str, int], ...] = ()  # of "source": file, text before and after, number of first line
+
+
+def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
+    """Put the plan's RegBN modules into `model`, in place.
+
+    Raises:
+        AlreadyRewrittenError: where the model carries RegBN already.
+        RewriteError: where no way reproduces the model; it is then as it was before.
+    """
+    refuse_second(model)
+    if not plan.sites:
+        return
+    _refuse_meta(model)
+    runs = [(inputs, training) for training in (False, True) for inputs in analysis.batches.each()]
+    writes = analysis.writes_parameters
+    expected = [run(model, inputs, training, writes) for inputs, training in runs]
+    problems: list[str] = []
+    hooked: list[Operation] = []
+    for hooks in (True, False):
+        try:
+            operations = operations_for(model, plan, analysis, hooks)
+            if not hooks and not any(op.tier == 1 for op in hooked):
+                break
+            hooked = hooked or operations
+            _tried(model, operations, runs, expected, analysis)
+        except (RegBNError, *MODEL_ERRORS) as error:
+            problems.append(f"{'' if isinstance(error, RegBNError) else type(error).__name__ + ': '}{error}")
+            continue
+        operations = [_as_done(model, op) for op in operations]
+        model.__dict__[RECORD] = tuple(
+            replace(op, unhooked=problems[0]) if (old.tier, op.tier) == (1, 2) and problems else op
+            for op, old in zip(operations, hooked, strict=True)
+        )
+        return
+    raise RewriteError(
+        f"RegBN could not be put into {type(model).__name__} without changing what it computes; it is as it was. "
+        + " | ".join(dict.fromkeys(problems))
+    )
+
+
+def _tried(
+    model: nn.Module,
+    operations: list[Operation],
+    runs: list[tuple[Inputs, bool]],
+    expected: list[Any],
+    analysis: Analysis,
+) -> None:
+    """Put the sites in and hold the model to the original; where hosts do not stand it rewritten, under a mode.
+
+    Raises:
+        RewriteError: where it does not stand that, either; the model is then as it was before.
+    """
+    writes = analysis.writes_parameters
+    try:
+        with _undone_on_error(model):
+            put_in(model, operations, writes)
+            _checked(model, operations, runs, expected, analysis)
+        return
+    except (RewriteError, *MODEL_ERRORS) as error:
+        if all(op.code is None for op in operations):
+            raise
+        reason = str(error)
+    with _undone_on_error(model):
+        put_in(model, operations, writes, by_mode=f"rewritten, it did not do what it did: {reason}")
+        try:
+            _checked(model, operations, runs, expected, analysis)
+        except (RewriteError, *MODEL_ERRORS) as error:
+            raise RewriteError(f"{reason} | under a function mode: {error}") from error
+
+
+def _checked(
+    model: nn.Module,
+    operations: list[Operation],
+    runs: list[tuple[Inputs, bool]],
+    expected: list[Any],
+    analysis: Analysis,
+) -> None:
+    """Both parts of the self-check: the values, and which streams come to each RegBN."""
+    check(model, runs, expected, analysis.writes_parameters)
+    model.__dict__[RECORD] = tuple(operations)
+    model.__dict__[MODALITIES] = analysis.inspection.modalities
+    refuse_other_streams(model, analysis.batches, writes=analysis.writes_parameters)
+
+
+def _as_done(model: nn.Module, operation: Operation) -> Operation:
+    """The operation with its site as the host has it now."""
+    surgery = model.get_submodule(operation.host).__dict__.get(ATTRIBUTE)
+    if operation.code is None or not isinstance(surgery, HostSurgery):
+        return operation
+    site = next(site for site in surgery.sites if site.name == operation.code.name)
+    places = site.places()
+    names = {step.function for place in places for step in place.steps}
+    return replace(operation, code=site, texts=tuple(text for text in operation.texts if text.name in names))
+
+
+def operations_of(model: nn.Module) -> tuple[Operation, ...]:
+    """What `perform` has put into `model`, as plain data; empty where it carries no RegBN."""
+    found: tuple[Operation, ...] = model.__dict__.get(RECORD, ())
+    return found
+
+
+def repeat(
+    model: nn.Module, operations: Sequence[Operation], writes_parameters: bool, by_mode: Mapping[str, str]
+) -> None:
+    """Put the same sites into another instance of the model, in place and without running it.
+
+    `by_mode` names the hosts whose forward has to run under a mode, with the reason.
+
+    Raises:
+        AlreadyRewrittenError: where the model carries RegBN already.
+        RewriteError: where a site does not fit; the model is then as it was before.
+    """
+    refuse_second(model)
+    _refuse_meta(model)
+    with _undone_on_error(model):
+        put_in(model, operations, writes_parameters, by_mode)
+    model.__dict__[RECORD] = tuple(operations)
+
+
+def refuse_second(model: nn.Module) -> None:
+    """Raises AlreadyRewrittenError where `model` already carries RegBN."""
+    if RECORD in model.__dict__ or sites_of(model):
+        names = ", ".join(sorted(name for name, module in model.named_modules() if isinstance(module, RegBNSite)))
+        raise AlreadyRewrittenError(
+            f"{type(model).__name__} already carries RegBN ({names}). "
+            "Call unregbnify first, or put all rules in one file."
+        )
+
+
+def _refuse_meta(model: nn.Module) -> None:
+    meta = next((name for name, p in model.named_parameters() if p.is_meta), None)
+    if meta is not None:
+        raise RewriteError(
+            f"{type(model).__name__} has parameters on the meta device (`{meta}`): the rewrite could not be checked. "
+            "Load the weights first; inspect and plan work without them."
+        )
+
+
+def undo(model: nn.Module) -> None:
+    """Give back the very model: classes, hooks, keys."""
+    for module in list(model.modules()):
+        uninstall(module)
+        for registry, with_kwargs in ((module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),):
+            for key, hook in list(registry.items()):
+                if isinstance(hook, HoistHook | RoleReset | Guard):
+                    del registry[key]
+                    with_kwargs.pop(key, None)
+        forget(module)
+    model.__dict__.pop(RECORD, None)
+    model.__dict__.pop(MODALITIES, None)
+
+
+def explain(model: nn.Module) -> tuple[HostReport, ...]:
+    """What the surgery did to each host of a rewritten model."""
+    operations: tuple[Operation, ...] = model.__dict__.get(RECORD, ())
+    reports = []
+    for host, tier in dict.fromkeys((op.host, op.tier) for op in operations):
+        module = model.get_submodule(host)
+        sites = tuple(op.planned for op in operations if (op.host, op.tier) == (host, tier))
+        report = HostReport(host, original_class(module).__name__, tier, sites)
+        surgery = module.__dict__.get(ATTRIBUTE)
+        if tier == 2 and isinstance(surgery, GraphHost):
+            before, after = _code(surgery)
+            report = replace(report, way="graph", before=before, after=after)
+        elif tier == 2 and isinstance(surgery, HostSurgery):
+            report = _code_report(report, module, surgery)
+        unhooked = next((op.unhooked for op in operations if op.host == host and op.unhooked), "")
+        reports.append(replace(report, unhooked=unhooked))
+    return tuple(reports)
+
+
+def _code_report(report: HostReport, module: nn.Module, surgery: HostSurgery) -> HostReport:
+    if not surgery.tables:
+        surgery.bind(module)
+    if surgery.woven is None:
+        return replace(report, tier=3, way="mode", reason=surgery.by_mode)
+    files = surgery.woven.texts
+    before, after = "\n".join(text[1] for text in files), "\n".join(text[2] for text in files)
+    return replace(report, way="source", files=files, before=before, after=after)
+
+
+def _code(surgery: GraphHost) -> tuple[str, str]:
+    """The captured and the rewritten code of a host; one text where evaluation and training do not differ."""
+    texts: dict[bool, tuple[dict[str, None], dict[str, None]]] = {False: ({}, {}), True: ({}, {})}
+    for key, many in surgery.variants.items():
+        training = bool(key[1])
+        for known in many:
+            if known.variant.sites:
+                texts[training][0].setdefault(known.variant.before)
+                texts[training][1].setdefault(known.variant.after)
+    evaluation, train = (tuple("\n".join(column) for column in texts[mode]) for mode in (False, True))
+    if evaluation == train or not train[1]:
+        return evaluation[0], evaluation[1]
+    if not evaluation[1]:
+        return train[0], train[1]
+    before, after = (f"# in evaluation\n{a}\n# in training\n{b}" for a, b in zip(evaluation, train, strict=True))
+    return before, after
+
+
+@contextmanager
+def _undone_on_error(model: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        undo(model)
+        raise

@@ -1,0 +1,142 @@
+"""Which modalities f and g carry at each RegBN of a rewritten model, in any call, against what the rules say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .._analysis import follow_streams
+from .._analysis._runs import Run, ordered
+from .._errors import RewriteError
+from .._inputs import Batches
+from .._types import Modality
+from ._guard import MODALITIES, RECORD
+from ._operations import Operation
+from ._scatter import PositionSite
+from ._site import RegBNSite, identity
+from ._woven import writes
+
+
+@dataclass(frozen=True)
+class VerifiedSite:
+    """One RegBN in one call: how often it ran, and the modalities that f and g carried, once for each run that differs.
+
+    `problem` says in words what is not as the rule names it; "" where all is right.
+    """
+
+    name: str  # its path in the model
+    rule: str
+    wanted: tuple[tuple[str, ...], tuple[str, ...]]
+    carried: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    runs: int
+    problem: str
+
+
+@dataclass(frozen=True, repr=False)
+class Verification:
+    """What `verify` found, for every RegBN of a model."""
+
+    model: str
+    training: bool
+    sites: tuple[VerifiedSite, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every RegBN ran, on the modalities that its rule names, in the direction that it names."""
+        return not any(site.problem for site in self.sites)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content as plain JSON types."""
+        sites = [
+            {
+                "name": site.name,
+                "rule": site.rule,
+                "wanted": {"f": list(site.wanted[0]), "g": list(site.wanted[1])},
+                "carried": [{"f": list(f), "g": list(g)} for f, g in site.carried],
+                "runs": site.runs,
+                "problem": site.problem,
+            }
+            for site in self.sites
+        ]
+        return {"model": self.model, "training": self.training, "ok": self.ok, "sites": sites}
+
+    def __str__(self) -> str:
+        lines = [f"{self.model} in {'training' if self.training else 'evaluation'}:"]
+        for site in self.sites:
+            f, g = ("+".join(side) for side in site.wanted)
+            lines.append(f"  {site.name}: {site.problem or f'ran {site.runs} x, f is {f}, g is {g}, as the rule says'}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        wrong = [site.name for site in self.sites if site.problem]
+        return f"<Verification of {self.model}: {'all right' if not wrong else 'wrong at ' + ', '.join(wrong)}>"
+
+
+def carried_in(model: nn.Module, batches: Batches, *, training: bool, writes: bool = False) -> Verification:
+    """Run the rewritten model with identity in place of RegBN, and say what comes to each RegBN."""
+    modalities: tuple[Modality, ...] = model.__dict__.get(MODALITIES, ())
+    operations: tuple[Operation, ...] = model.__dict__[RECORD]
+    given: Mapping[str, Any] = {m.name: m if m.modules or m.slice else m.inputs for m in modalities}
+    with identity():
+        run = follow_streams(model, batches, given or None, training=training, writes=writes)
+    paths = {id(module): path for path, module in model.named_modules()}
+    sites = []
+    for operation in operations:
+        host = model.get_submodule(operation.host)
+        name = operation.code.name if operation.code is not None else operation.planned.name
+        module = getattr(host, name)
+        sites.append(_verified(run, operation, module, paths[id(module)]))
+    return Verification(type(model).__name__, training, tuple(sites))
+
+
+def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> VerifiedSite:
+    planned = operation.planned
+    wanted = (planned.f.home, planned.g.home)
+    frames = [frame for frame in run.trace.frames if frame.path == path]
+    carried = [_homes(run, dict(frame.inputs), module) for frame in frames]
+    distinct = tuple(dict.fromkeys(carried))
+    mixes = operation.code is not None and writes(operation.code.join.op)  # afterwards f is the joint stream
+    wrong = [pair for pair in distinct if not _is_right(pair, wanted, mixes)]
+    problem = ""
+    if not frames:
+        problem = f"did not run: {_words(wanted)} do not meet in this call"
+    elif wrong:
+        how = "f and g are exchanged" if wanted[::-1] in wrong else "ran on other streams"
+        problem = f"{how}: {_words(wrong[0])}, where the rule says {_words(wanted)}"
+    return VerifiedSite(path, planned.rule, wanted, distinct, len(frames), problem)
+
+
+def _homes(run: Run, inputs: Mapping[str, int], module: RegBNSite) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    names = ("f", "g")
+    if isinstance(module, PositionSite):
+        names = ("into", "full") if module.into_is_f else ("full", "into")
+    homes = []
+    for name in names:
+        lineage = run.flow.lineages.get(inputs[name]) if name in inputs else None
+        homes.append(() if lineage is None else ordered(run, lineage.home))
+    return homes[0], homes[1]
+
+
+def _is_right(
+    found: tuple[tuple[str, ...], tuple[str, ...]], wanted: tuple[tuple[str, ...], tuple[str, ...]], mixes: bool
+) -> bool:
+    if mixes:
+        return set(wanted[0]) <= set(found[0]) and set(wanted[1]) <= set(found[1])
+    return found == wanted
+
+
+def _words(pair: Sequence[Sequence[str]]) -> str:
+    f, g = ("+".join(side) or "nothing" for side in pair)
+    return f"f {f} and g {g}"
+
+
+def refuse_other_streams(model: nn.Module, batches: Batches, *, writes: bool) -> None:
+    """Raises RewriteError where a RegBN gets other modalities than its rule names."""
+    found = carried_in(model, batches, training=False, writes=writes)
+    wrong = [site for site in found.sites if site.runs and site.problem]
+    if wrong:
+        told = [f"RegBN `{site.name}` {site.problem} (rule `{site.rule}`)" for site in wrong]
+        raise RewriteError("self-check failed: " + "; ".join(told))

@@ -1,0 +1,317 @@
+"""Sites at calls that write one modality's values into another's tensor, live and held to the same written by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import regbn_surgery
+from regbn_surgery import PlanError, RegBNError, RewriteError, unregbnify
+from regbn_surgery._surgery import identity
+
+from .models import build, counting, operate_by, run, site_of, step
+
+WIDTH, PLACEHOLDER = 8, 1
+
+
+class Scattering(nn.Module):
+    """Image rows written over the placeholders of a text; `write` is how. Some samples have more of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, WIDTH)
+        self.image = nn.Linear(6, WIDTH)
+        self.head = nn.Linear(WIDTH, 3)
+
+    def write(self, text: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        text, rows = self.embedding(b), self.image(a).flatten(0, -2)
+        mask = b == PLACEHOLDER
+        return self.head(self.write(text, mask, rows))
+
+
+class Functional(Scattering):
+    def write(self, text: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        return text.masked_scatter(mask[..., None], rows)
+
+
+class InPlace(Scattering):
+    def write(self, text: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        text = text.clone()
+        text.masked_scatter_(mask.unsqueeze(-1).expand_as(text), rows)
+        return text
+
+
+class ByMask(Scattering):
+    def write(self, text: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        text = text.clone()
+        text[mask] = rows
+        return text
+
+
+class ByIndices(Scattering):
+    def write(self, text: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        return text.index_put(mask.nonzero(as_tuple=True), rows)
+
+
+class SequenceFirst(Scattering):
+    def write(self, text: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        counts = mask.sum(1)
+        by_sample = torch.repeat_interleave(torch.arange(len(mask)), counts)
+        within = torch.cat([torch.arange(n) for n in counts.tolist()])
+        order = torch.argsort(within * len(mask) + by_sample)  # as the transposed mask meets the placeholders
+        return text.transpose(0, 1).masked_scatter(mask.T[..., None], rows[order]).transpose(0, 1)
+
+
+every_way = pytest.mark.parametrize("way", ["source", "mode"])
+WRITERS = [Functional, InPlace, ByMask, ByIndices]
+
+
+def example(batch: int = 4, seed: int = 0, ragged: bool = True) -> dict[str, Tensor]:
+    """`b` holds one to three placeholders per sample, `a` that many rows in all: [rows, 6] (ragged) or [B, 2, 6]."""
+    generator = torch.Generator().manual_seed(10 * seed + batch)
+    b = torch.randint(2, 20, (batch, 7), generator=generator)
+    counts = [1 + i % 3 if ragged else 2 for i in range(batch)]
+    for row, n in zip(b, counts, strict=True):
+        row[1 : 1 + n] = PLACEHOLDER
+    shape = (sum(counts), 6) if ragged else (batch, 2, 6)
+    return {"a": torch.randn(shape, generator=generator), "b": b}
+
+
+def operate(cls: type[nn.Module], way: str = "source", **rule: Any) -> tuple[Any, Any]:
+    model = build(cls)
+    given = {"normalize": "b", "against": "a", **rule}
+    return model, operate_by(way, model, lambda batch: example(batch, ragged=False), "scatter", **given)
+
+
+def by_hand(model: Any, inputs: dict[str, Tensor], into_is_f: bool = True) -> Tensor:
+    """The live model with RegBN called sample by sample's own rows, padded by hand."""
+    b = inputs["b"]
+    text, rows, mask = model.embedding(b), model.image(inputs["a"]).flatten(0, -2), b == PLACEHOLDER
+    counts = mask.sum(1).tolist()
+    pieces = rows.split(counts)
+    padded = nn.utils.rnn.pad_sequence(list(pieces), batch_first=True)
+    there = torch.arange(padded.shape[1])[None] < torch.tensor(counts)[:, None]
+    regbn = site_of(model).regbn
+    first, second = (text, ~mask), (padded, there)
+    (f, f_mask), (g, g_mask) = (first, second) if into_is_f else (second, first)
+    f, g = regbn(f.mT, g.mT, f_mask=f_mask, g_mask=g_mask)
+    text, padded = (f.mT, g.mT) if into_is_f else (g.mT, f.mT)
+    return model.head(text.masked_scatter(mask[..., None], padded[there]))
+
+
+# -- placeholders -----------------------------------------------------------------------------------------------------
+
+
+@every_way
+@pytest.mark.parametrize("cls", WRITERS)
+def test_the_rewritten_model_is_the_one_written_by_hand(cls: type[nn.Module], way: str) -> None:
+    _, rewritten = operate(cls, way)
+    for seed, (batch, training) in enumerate([(4, True), (5, True), (3, False), (6, False)]):
+        step(rewritten, example(batch, seed + 50))
+        twin = copy.deepcopy(rewritten).train(training)
+        inputs = example(batch, seed)
+        with counting(rewritten) as calls:
+            found = run(rewritten, inputs, training)
+        assert dict(calls) == {"regbn_x": 1}
+        expected = by_hand(twin, inputs)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        if training:
+            found.square().sum().backward()
+            expected.square().sum().backward()
+            for ours, theirs in zip(rewritten.parameters(), twin.parameters(), strict=True):
+                torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+            rewritten.zero_grad()
+
+
+@every_way
+@pytest.mark.parametrize("replace", ["both", "f"])
+@pytest.mark.parametrize("cls", [Functional, ByMask])
+def test_the_other_direction(cls: type[nn.Module], replace: str, way: str) -> None:
+    _, rewritten = operate(cls, way, normalize="a", against="b", replace=replace)
+    for batch in (4, 6):
+        step(rewritten, example(batch))
+        found = run(rewritten, example(batch, 3), False)
+        torch.testing.assert_close(found, by_hand(rewritten, example(batch, 3), into_is_f=False), rtol=1e-5, atol=1e-6)
+
+
+@every_way
+@pytest.mark.parametrize("cls", [*WRITERS, SequenceFirst])
+@pytest.mark.parametrize("training", [False, True])
+def test_with_identity_in_place_nothing_changes_and_undo_gives_everything_back(
+    cls: type[nn.Module], way: str, training: bool
+) -> None:
+    model, rewritten = operate(cls, way)
+    for batch in (2, 3, 5):
+        with identity(rewritten):
+            found = run(rewritten, example(batch), training)
+        torch.testing.assert_close(found, run(model, example(batch), training), rtol=0, atol=0)
+        assert not torch.equal(run(rewritten, example(batch), training), found)
+    unregbnify(rewritten)
+    assert list(rewritten.state_dict()) == list(model.state_dict())
+    torch.testing.assert_close(run(rewritten, example(), training), run(model, example(), training), rtol=0, atol=0)
+
+
+def test_a_sample_without_placeholders_is_left_in_its_place() -> None:
+    _, rewritten = operate(Functional, regbn={"normalize_output": False})
+    step(rewritten, example(6))
+    inputs = example(4, ragged=False)
+    inputs["b"][1][inputs["b"][1] == PLACEHOLDER] = 5
+    inputs["a"] = torch.cat([inputs["a"][:1], inputs["a"][2:]]).flatten(0, 1)
+    with identity(rewritten):
+        plain = run(rewritten, inputs, False)
+    found = run(rewritten, inputs, False)
+    torch.testing.assert_close(found[1], plain[1])
+    assert not torch.allclose(found[0], plain[0])
+
+
+def test_later_readers_of_a_tensor_written_in_place_see_the_new_values() -> None:
+    class ReadsLater(ByMask):
+        def write(self, text: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+            text = text.clone()
+            view = text[:, 3:]
+            text[mask] = rows
+            return text + view.mean(1, keepdim=True)
+
+    _, rewritten = operate(ReadsLater)
+    step(rewritten, example(5))
+    found = run(rewritten, example(4), False)
+    text = by_hand_text(rewritten, example(4))
+    torch.testing.assert_close(found, rewritten.head(text + text[:, 3:].mean(1, keepdim=True)), rtol=1e-5, atol=1e-6)
+
+
+def by_hand_text(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    head, model.head = model.head, nn.Identity()
+    try:
+        return by_hand(model, inputs)
+    finally:
+        model.head = head
+
+
+# -- stretches --------------------------------------------------------------------------------------------------------
+
+
+class Filled(nn.Module):
+    """A joined tensor that is filled by slices, no `cat` in sight; `axis` 1 of vectors or of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc_a, self.enc_b = nn.Linear(6, WIDTH), nn.Linear(6, WIDTH)
+        self.head = nn.LazyLinear(3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        f, g = self.enc_a(a), self.enc_b(b)
+        n = f.shape[1]
+        out = f.new_zeros(len(f), n + g.shape[1], *f.shape[2:])
+        out[:, :n] = f
+        out[:, n:] = g
+        return self.head(out)
+
+
+def filled_inputs(batch: int, tokens: bool, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed + batch)
+    shapes = ((batch, 4, 6), (batch, 3, 6)) if tokens else ((batch, 6), (batch, 6))
+    return {name: torch.randn(shape, generator=generator) for name, shape in zip(("a", "b"), shapes, strict=True)}
+
+
+@every_way
+@pytest.mark.parametrize("tokens", [False, True], ids=["channels", "tokens"])
+@pytest.mark.parametrize("normalize", ["a", "b"])
+def test_a_tensor_filled_by_slices_is_a_concatenation(tokens: bool, way: str, normalize: str) -> None:
+    model = build(Filled)
+    model(**filled_inputs(2, tokens))
+    against = "b" if normalize == "a" else "a"
+    given: Any = filled_inputs(4, tokens)
+    rewritten = operate_by(way, model, given, "scatter", normalize=normalize, against=against)
+    regbn: Any = site_of(rewritten).regbn
+    assert regbn.options.reduce == ("mean" if tokens else "flatten")
+    for training in (True, False):
+        step(rewritten, filled_inputs(6, tokens))
+        twin = copy.deepcopy(rewritten).train(training)
+        inputs = filled_inputs(5, tokens, 1)
+        pair = [twin.enc_a(inputs["a"]), twin.enc_b(inputs["b"])][:: 1 if normalize == "a" else -1]
+        pair = [x.mT if tokens else x for x in pair]
+        made = [x.mT if tokens else x for x in site_of(twin).regbn(*pair)][:: 1 if normalize == "a" else -1]
+        found = run(rewritten, inputs, training)
+        torch.testing.assert_close(found, twin.head(torch.cat(made, dim=1)), rtol=1e-5, atol=1e-6)
+        with identity(rewritten):
+            torch.testing.assert_close(run(rewritten, inputs, training), run(_plain(twin), inputs, training))
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    return unregbnify(copy.deepcopy(model))
+
+
+def test_three_stretches_and_the_second_of_them_against_what_was_there() -> None:
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoders = nn.ModuleList(nn.Linear(6, n) for n in (3, 4, 5))
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+            f, g, h = (encoder(x) for encoder, x in zip(self.encoders, (a, b, c), strict=True))
+            out = a.new_empty(len(a), 12)
+            out[:, 7:] = h
+            out[:, :3] = f
+            out[:, 3:7] = g
+            return self.head(out)
+
+    model = build(Three)
+    inputs = {name: torch.randn(5, 6) for name in "abc"}
+    given = {
+        "version": 1,
+        "rules": [{"id": "x", "match": {"kind": "scatter", "nth": 1}, "normalize": "b", "against": "a"}],
+    }
+    rewritten = regbn_surgery.regbnify(model, given, inputs)
+    step(rewritten, inputs)
+    f, g, h = (encoder(inputs[name]) for encoder, name in zip(rewritten.encoders, "abc", strict=True))
+    rewritten.eval()
+    new_g, rest = site_of(rewritten).regbn(g, torch.cat([f, h], dim=1))
+    expected = rewritten.head(torch.cat([rest[:, :3], new_g, rest[:, 3:]], dim=1))
+    torch.testing.assert_close(run(rewritten, inputs, False), expected, rtol=1e-5, atol=1e-6)
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def refuse(write: Callable[..., Tensor], error: type[RegBNError], match: str, **rule: Any) -> None:
+    cls = type("Refused", (Scattering,), {"write": write})
+    with pytest.raises(error, match=match):
+        operate(cls, **rule)
+
+
+def test_a_call_that_chooses_single_channels_is_refused() -> None:
+    def write(self: Any, text: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        chosen = mask[..., None].expand_as(text).clone()
+        chosen[..., 0] = False
+        return text.masked_scatter(chosen, rows[:, 1:])
+
+    refuse(write, RewriteError, "single channels of a position.*normalise another point")
+
+
+def test_a_call_that_writes_whole_samples_is_refused() -> None:
+    def write(self: Any, text: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        text = text.clone()
+        text[1:] = rows.mean(0)
+        return text
+
+    refuse(write, PlanError, "some of the samples of a batch")
+
+
+def test_a_call_that_adds_is_refused() -> None:
+    def write(self: Any, text: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        return text.index_put(mask.nonzero(as_tuple=True), rows, accumulate=True)
+
+    refuse(write, PlanError, "does more than put values in place of others")
+
+
+def test_reduce_flatten_is_refused() -> None:
+    refuse(Functional.write, RewriteError, "asks for reduce: flatten.*leave `reduce` at mean", reduce="flatten")

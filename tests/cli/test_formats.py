@@ -80,8 +80,8 @@ def test_a_diff_is_of_the_users_file_at_its_lines(run, place):
     assert changes[1] == f"@@ -{line - 1},2 +{line - 1},2 @@"  # the signature, and the one line that changes
     assert changes[3:] == [
         "-        return self.head(torch.cat([self.left(x), self.right(y)], dim=1))",
-        "+        return self.head(_regbn.call(0, torch.cat, [_regbn.made(1, self.left(x)), _regbn.made(2, self.right(y))]"
-        ", dim=1))",
+        "+        return self.head(_regbn.call(0, torch.cat, "
+        "[_regbn.made(1, self.left(x)), _regbn.made(2, self.right(y))], dim=1))",
     ]
 
 

@@ -54,7 +54,8 @@ class TestPlan:
         result = run("plan", "project.py:build", "r.yaml")
         assert result.exit_code == 0, result.output
         for part in (
-            "1 RegBN module to put in", "regbn_late", "in the host's own code", "rule `late` (r.yaml:2:20) is the first to",
+            "1 RegBN module to put in", "regbn_late", "in the host's own code",
+            "rule `late` (r.yaml:2:20) is the first to",
         ):  # fmt: skip
             assert part in result.stdout
         assert "noise" not in result.stdout

@@ -142,7 +142,7 @@ def test_diff_of_a_host():
 
 def test_a_hooked_host_shows_its_hook_without_a_diff():
     text = "\n".join(plain(view) for view in host_views([Host(tier=1, way="hook", before="", after="x = regbn(x, y)")]))
-    assert "fusion (Fusion), hook: a hook replaces its arguments; its own code stays as it is\n" in text
+    assert text.startswith("\nfusion (Fusion), hook: a hook replaces its arguments; its own code stays as it\nis\n")
     assert "\nx = regbn(x, y)" in text
     assert "---" not in text
 
@@ -166,7 +166,8 @@ def test_a_diff_is_of_the_users_files_at_their_lines() -> None:
     assert diff_of(host).splitlines() == [
         "--- pack/model.py", "+++ pack/model.py",
         "@@ -42,7 +42,7 @@", " line_42", " line_43", " line_44", "-line_45", "+x", " line_46", " line_47", " line_48",
-        "@@ -63,7 +63,8 @@", " line_63", " line_64", " line_65", "-line_66", "+y", "+z", " line_67", " line_68", " line_69",
+        "@@ -63,7 +63,8 @@", " line_63", " line_64", " line_65", "-line_66", "+y", "+z",
+        " line_67", " line_68", " line_69",
         "--- pack/helper.py", "+++ pack/helper.py",
         "@@ -1,3 +1,3 @@", " line_1", "-line_2", "+w", " line_3",
     ]  # fmt: skip
@@ -211,7 +212,7 @@ def test_a_host_that_runs_as_it_is_says_why() -> None:
     host = Host(tier=3, way="mode", before="", after="", reason="Fusion.forward counts")
     text = "\n".join(plain(view) for view in host_views([host]))
     assert text.startswith(
-        "\nfusion (Fusion), mode: its own code runs as it is; a function mode puts RegBN between its"
+        "\nfusion (Fusion), mode: its own code runs as it is; a function mode puts RegBN\nbetween its operations\n"
     )
     assert "why not its source: Fusion.forward counts" in text
     assert "why no hook" not in text

@@ -47,6 +47,11 @@ class Analysis:
     runs: tuple[Run, ...]
     writes_parameters: bool  # in its forward, as momentum twins do
 
+    @property
+    def trains_otherwise(self) -> bool:
+        """Whether the model makes other calls in training than in evaluation."""
+        return not same_calls(self.runs[0].trace, self.runs[1].trace)
+
     def recipe_of(self, planned: PlannedSite) -> Recipe | None:
         """How the rewrite finds a planned site; None for a pair of the model's own inputs."""
         if planned.pair is not None:

@@ -29,10 +29,11 @@ from ._locate import Locator
 from ._memory import forget_if_empty, hand_on, has_caches, mark_compiled
 from ._methods import interposed_method
 from ._mode import run_by_mode
-from ._passage import Passage, Returns, Table
+from ._passage import Passage
 from ._record import CodeSite, End, FunctionText, Place
 from ._roles import NO_ROLE, Roles
 from ._site import is_identity
+from ._table import Returns, Table
 from ._weave import behind_decorators
 from ._woven import Slots, Woven, table_of, woven
 

@@ -26,7 +26,8 @@ from ._functions import instruction_of
 from ._growing import Frame
 from ._leaving import leaving
 from ._locate import Locator
-from ._passage import Passage, Path
+from ._passage import Passage
+from ._table import Path
 
 if TYPE_CHECKING:
     from ._host import HostSurgery

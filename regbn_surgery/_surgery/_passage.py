@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,150 +22,11 @@ from ._bypass import refuse_going_on
 from ._growing import current_frame
 from ._memory import SPOILT
 from ._onward import continues
+from ._operands import among, exchanged, now_of, put, same
 from ._record import CodeSite, End
 from ._scatter import run_scatter
 from ._site import is_identity
-
-#: By site and side: for each number of steps, which output of the helper called there the side was (-1: none).
-Returns = dict[tuple[str, str], dict[int, set[int]]]
-#: A place while the forward runs: the slots of the calls on the way to it.
-Path = tuple[int, ...]
-ATTRIBUTE = "_regbn_host"
-
-
-@dataclass(frozen=True)
-class SiteTable:
-    """The places of one site, by their paths."""
-
-    site: CodeSite
-    join: Path
-    f_maker: Path | None
-    g_maker: Path | None
-    f_layer: Path | None
-    g_layer: Path | None
-    f_at: Path | None
-    g_at: Path | None
-    f_also: tuple[tuple[Path, int], ...]
-    g_also: tuple[tuple[Path, int], ...]
-    f_readers: tuple[Path, ...]
-    g_readers: tuple[Path, ...]
-    written: tuple[Path, ...]
-    onward: tuple[Path, ...]
-
-    looped: bool  # whether each round of a loop makes both sides anew
-
-    @property
-    def name(self) -> str:
-        return self.site.name
-
-    def reading(self) -> tuple[Path, ...]:
-        """The calls that may read a side."""
-        return (self.join, *self.f_readers, *self.g_readers)
-
-    def paths(self) -> list[Path]:
-        """Every place that the site names."""
-        ends = (self.f_maker, self.g_maker, self.f_layer, self.g_layer, self.f_at, self.g_at)
-        named = (*self.reading(), *self.written, *self.onward, *[path for path, _ in (*self.f_also, *self.g_also)])
-        return [*named, *[path for path in ends if path is not None]]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a call reads a site: its `sides`, or what came out of its join (`onward`); or it is the `join`."""
-
-    entry: SiteTable
-    sides: bool
-    join: bool
-    onward: bool
-
-
-@dataclass(frozen=True)
-class Making:
-    """A call that makes one side of a site, in one of its rounds or in each."""
-
-    entry: SiteTable
-    side: str
-    end: End
-    layer: Path | None
-    output: int  # which tensor of what it returns
-
-
-@dataclass(frozen=True)
-class At:
-    """What happens at one place."""
-
-    takes: tuple[SiteTable, ...]  # sites of which the call's operands are a side
-    readings: tuple[Reading, ...]
-    scatters: tuple[SiteTable, ...]  # sites that the call writes into one another
-    makings: tuple[Making, ...]
-    lasting: tuple[SiteTable, ...]  # sites whose join it is, after which more positions of f may follow
-    writing: bool  # whether it writes into its first operand
-    stretch: bool  # whether it fills a stretch of what a scatter writes into
-    layer: bool  # whether the layer that it calls tells rounds apart
-    counted: bool  # whether the number of the visit does
-
-
-@dataclass(frozen=True)
-class Helper:
-    """A function of the user's that is called on the way to a place, and the rewritten one that is called instead."""
-
-    original: Any
-    rewritten: Any
-    is_method: bool
-
-
-@dataclass(frozen=True)
-class Table:
-    """What every call of a host has in common: its sites, what happens at each place, and which helpers there are."""
-
-    sites: tuple[SiteTable, ...]
-    helpers: Mapping[Path, tuple[Helper, ...]]
-    writing: frozenset[Path]  # calls that write into their first operand
-    places: Mapping[Path, At]
-    arguments: tuple[tuple[str, str, str], ...]  # (site, side, argument of the host that it is)
-
-    def of_role(self, role: int) -> Table:
-        return made_table(tuple(site for site in self.sites if site.site.role == role), self.helpers, self.writing)
-
-
-def made_table(
-    sites: tuple[SiteTable, ...], helpers: Mapping[Path, tuple[Helper, ...]], writing: frozenset[Path]
-) -> Table:
-    """The table of some sites of a host."""
-    named = [path for entry in sites for path in entry.paths()]
-    ends = [(entry.name, side, end) for entry in sites for side, end in (("f", entry.site.f), ("g", entry.site.g))]
-    arguments = tuple((name, side, end.argument) for name, side, end in ends if end.argument is not None)
-    places = {path: _at(path, sites, path in writing) for path in dict.fromkeys(named)}
-    return Table(sites, helpers, writing, places, arguments)
-
-
-def _at(path: Path, sites: tuple[SiteTable, ...], writing: bool) -> At:
-    readings = tuple(
-        Reading(entry, path in (*entry.f_readers, *entry.g_readers), path == entry.join, path in entry.onward)
-        for entry in sites
-        if path in entry.onward or (entry.site.scatter is None and path in entry.reading())
-    )
-    makings = []
-    for entry in sites:
-        for side, end, maker, layer, also in (
-            ("f", entry.site.f, entry.f_maker, entry.f_layer, entry.f_also),
-            ("g", entry.site.g, entry.g_maker, entry.g_layer, entry.g_also),
-        ):
-            if path == maker:
-                makings.append(Making(entry, side, end, layer, end.output))
-            # Other makers are known for making nothing else: each of their visits counts.
-            makings += [Making(entry, side, End(), None, output) for other, output in also if path == other]
-    return At(
-        takes=tuple(entry for entry in sites if path in (entry.f_at, entry.g_at)),
-        readings=readings,
-        scatters=tuple(entry for entry in sites if entry.site.scatter is not None and path == entry.join),
-        makings=tuple(makings),
-        lasting=tuple(entry for entry in sites if path == entry.join and entry.site.onward),
-        writing=writing,
-        stretch=any(path in entry.written for entry in sites),
-        layer=any(path in (entry.f_layer, entry.g_layer) for entry in sites),
-        counted=any(making.end.turn >= 0 for making in makings),
-    )
+from ._table import ATTRIBUTE, At, Helper, Path, Reading, Returns, SiteTable, Table
 
 
 class TensorMethod:
@@ -286,7 +146,7 @@ class Passage:
         for reading in at.readings:
             self._at_reader(reading, path, layer, operands, kwargs, now)
         if now:
-            operands, kwargs = _exchanged(operands, kwargs, now)
+            operands, kwargs = exchanged(operands, kwargs, now)
         output = _NOTHING
         for entry in at.scatters:
             if output is _NOTHING:
@@ -393,7 +253,7 @@ class Passage:
             return
         if f is None or g is None or (not site.operands and self._stale(entry)):
             for held, reads in ((f, f_reads), (g, g_reads)):
-                if reads and held is not None and _among(held, tensors) is not None:
+                if reads and held is not None and among(held, tensors) is not None:
                     self.early.append(Early(site.name, held))
             return
         mask = None if site.mask is None else self._mask(site.mask, layer, args, kwargs)
@@ -401,17 +261,17 @@ class Passage:
         if early:
             self._look_again(site, early, (f, g), mask, tensors, now)
             return
-        f_there, g_there = _among(f, tensors), _among(g, tensors)
+        f_there, g_there = among(f, tensors), among(g, tensors)
         if site.operands and (f_there is None or g_there is None):
             return
         if not (f_reads and f_there is not None) and not (g_reads and g_there is not None):
             return
-        f_now, g_now = _now(f, now), _now(g, now)
+        f_now, g_now = now_of(f, now), now_of(g, now)
         f_new, g_new = self._normalised(site, f_now, g_now, mask)
         if f_reads and f_there is not None:
-            _replace(now, f_there, f_new)
+            put(now, f_there, f_new)
         if g_reads and g_there is not None:
-            _replace(now, g_there, g_new)
+            put(now, g_there, g_new)
 
     def _note_view(
         self, path: Path, func: Any, operands: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -436,19 +296,19 @@ class Passage:
         """Both sides exist, and one has been looked at already: the call gets the same look at what RegBN made of it.
         Where something else has read it, or other calls get the result, RegBN stays out."""
         for read in early:
-            if read.call is None or _among(read.call[3], tensors) is None:
+            if read.call is None or among(read.call[3], tensors) is None:
                 return
-        f, g = _now(sides[0], now), _now(sides[1], now)
+        f, g = now_of(sides[0], now), now_of(sides[1], now)
         f_new, g_new = self._normalised(site, f, g, mask)
         new = [(sides[0], f_new), (sides[1], g_new if site.replace_g else sides[1])]
         for read in early:
             assert read.call is not None, "asked above"
             func, operands, kwargs, output = read.call
-            _replace(now, output, _run(func, *_exchanged(operands, kwargs, new)))
+            put(now, output, _run(func, *exchanged(operands, kwargs, new)))
         for side, result in new:
-            there = _among(side, tensors)
+            there = among(side, tensors)
             if there is not None and result is not side:
-                _replace(now, there, result)
+                put(now, there, result)
 
     def _take(self, entry: SiteTable, path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A side that no call makes is what the call at `path` reads."""
@@ -517,7 +377,7 @@ class Passage:
         into, source = tensors[site.scatter.into], tensors[site.scatter.source]
         for side, tensor in (("f", into), ("g", source)) if site.into_is_f else (("g", into), ("f", source)):
             known = self.held.get((site.name, side))
-            if tensor is source and known is not None and not _same(known, source):
+            if tensor is source and known is not None and not same(known, source):
                 return _NOTHING
             self.held[site.name, side] = tensor
         if any(place not in self.stretches for place in entry.written):
@@ -550,10 +410,10 @@ class Passage:
         chain = self._chain(entry)
         f = self.held.get((chain[0].name, "f")) if chain else None
         tensors = _tree.tensors((args, kwargs))
-        there = None if f is None else _among(f, tensors)
+        there = None if f is None else among(f, tensors)
         if f is None or there is None:
             return
-        value = _now(f, now)
+        value = now_of(f, now)
         for link in chain:
             met = self.met_before[link.name]
             try:
@@ -563,7 +423,7 @@ class Passage:
             except RegBNBypassedError as error:
                 self._refuse_to_go_on(link, str(error))
             self.went_on.append(link.name)
-        _replace(now, there, value)
+        put(now, there, value)
 
     def _refuse_to_go_on(self, entry: SiteTable, why: str) -> None:
         """Raises RegBNBypassedError, with the call and the remedy."""
@@ -602,82 +462,6 @@ class Passage:
 
 _NOTHING = object()
 _NOWHERE = At((), (), (), (), (), False, False, False, False)
-
-
-def _among(tensor: Tensor, tensors: list[Tensor]) -> Tensor | None:
-    """The operand that is the tensor, or shows the same values in the same memory."""
-    for other in tensors:
-        if other is tensor:
-            return other
-    if torch.compiler.is_compiling():
-        return None
-    for other in tensors:
-        if _same(tensor, other):
-            return other
-    return None
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    if a is b:
-        return True
-    if torch.compiler.is_compiling() or type(a) is not Tensor or type(b) is not Tensor:
-        return False
-    if a.shape != b.shape or a.dtype != b.dtype or a.layout is not torch.strided or b.layout is not torch.strided:
-        return False
-    if a.numel() == 0 or a.device.type == "meta" or a.stride() != b.stride() or not b._is_view():
-        return False
-    if torch._C._functorch.is_functorch_wrapped_tensor(a) or torch._C._functorch.is_functorch_wrapped_tensor(b):
-        return False
-    return a.device == b.device and a.data_ptr() == b.data_ptr()
-
-
-def _now(tensor: Tensor, now: list[tuple[Tensor, Tensor]]) -> Tensor:
-    for old, new in now:
-        if old is tensor:
-            return new
-    return tensor
-
-
-def _replace(now: list[tuple[Tensor, Tensor]], old: Tensor, new: Tensor) -> None:
-    for i, (before, _) in enumerate(now):
-        if before is old:
-            now[i] = (old, new)
-            return
-    now.append((old, new))
-
-
-def _is_flat(values: Any) -> bool:
-    for value in values:  # noqa: SIM110 - a loop that dynamo can follow
-        if type(value) not in _tree.PLAIN:
-            return False
-    return True
-
-
-def _exchanged(
-    args: tuple[Any, ...], kwargs: dict[str, Any], now: list[tuple[Tensor, Tensor]]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with some tensors exchanged. What holds none of them stays the object it is: a cache that is a
-    dataclass is going to be written to."""
-
-    def change(_: str, leaf: Any) -> Any:
-        return _now(leaf, now)
-
-    def exchange(value: Any) -> Any:
-        if type(value) is Tensor:
-            return _now(value, now)
-        if type(value) in _tree.PLAIN:
-            return value
-        if (type(value) is tuple or type(value) is list) and _is_flat(value):
-            new = [_now(item, now) for item in value]
-            same = all([a is b for a, b in zip(value, new, strict=True)])  # noqa: C419 - as above
-            return value if same else new if type(value) is list else tuple(new)
-        for tensor in _tree.tensors(value):
-            for old, _ in now:
-                if old is tensor:
-                    return _tree.rebuild(value, change)
-        return value
-
-    return tuple([exchange(value) for value in args]), {name: exchange(value) for name, value in kwargs.items()}
 
 
 # -- helpers ----------------------------------------------------------------------------------------------------------
@@ -720,4 +504,4 @@ def _without_checkpoint(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in _OF_CHECKPOINT}
 
 
-__all__ = ["ATTRIBUTE", "Helper", "Here", "Passage", "Path", "Returns", "SiteTable", "Table", "enter", "made_table"]
+__all__ = ["Here", "Passage", "enter"]

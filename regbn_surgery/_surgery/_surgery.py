@@ -132,7 +132,8 @@ def _checked(
     check(model, runs, expected, analysis.writes_parameters)
     model.__dict__[RECORD] = tuple(operations)
     model.__dict__[MODALITIES] = analysis.inspection.modalities
-    refuse_other_streams(model, analysis.batches, writes=analysis.writes_parameters)
+    modes = (False, True) if analysis.trains_otherwise else (False,)
+    refuse_other_streams(model, analysis.batches, writes=analysis.writes_parameters, modes=modes)
 
 
 def _as_done(model: nn.Module, operation: Operation) -> Operation:

@@ -133,10 +133,12 @@ def _words(pair: Sequence[Sequence[str]]) -> str:
     return f"f {f} and g {g}"
 
 
-def refuse_other_streams(model: nn.Module, batches: Batches, *, writes: bool) -> None:
-    """Raises RewriteError where a RegBN gets other modalities than its rule names."""
-    found = carried_in(model, batches, training=False, writes=writes)
-    wrong = [site for site in found.sites if site.runs and site.problem]
+def refuse_other_streams(model: nn.Module, batches: Batches, *, writes: bool, modes: Sequence[bool]) -> None:
+    """Raises RewriteError where a RegBN gets other modalities than its rule names. `modes`: training, evaluation."""
+    found = [carried_in(model, batches, training=training, writes=writes) for training in modes]
+    # Where nothing is known of a tensor (a hook has made another one of it), nothing is wrong, either.
+    sites = [site for one in found for site in one.sites if all(f and g for f, g in site.carried)]
+    wrong = [site for site in sites if site.runs and site.problem]
     if wrong:
         told = [f"RegBN `{site.name}` {site.problem} (rule `{site.rule}`)" for site in wrong]
         raise RewriteError("self-check failed: " + "; ".join(told))

@@ -10,8 +10,8 @@ from typing import Any
 
 from ._functions import NoSourceError
 from ._locate import Locator
-from ._passage import Helper, Path, SiteTable, Table, made_table
 from ._record import CodeSite, Place
+from ._table import Helper, Path, SiteTable, Table, made_table
 from ._weave import Wrapping, behind_decorators, rewritten_text, weave
 
 

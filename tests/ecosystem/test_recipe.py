@@ -289,7 +289,7 @@ def test_a_missing_host_is_refused() -> None:
     model = build(Nested)
     model.fusion = nn.Identity()
     with pytest.raises(
-        RecipeError, match=r"the module at `fusion` was a tests\.rewrite\.models:Fusion; now it is a torch"
+        RecipeError, match=r"the module at `fusion` was a tests\.surgery\.models:Fusion; now it is a torch"
     ):
         recipe.apply(model)
     del model.fusion

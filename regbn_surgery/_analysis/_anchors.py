@@ -7,6 +7,7 @@ goes to the right one of these.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -174,7 +175,8 @@ class FrameView:
         """Where a call of the owner stands."""
         event = next(event for event in self.events if event.key == key)
         frames = event.source.frames if event.source is not None else ()
-        same = [other for other in self.events if other.source is not None and other.source.frames == frames]
+        text = _within_one_text(frames)
+        same = [e for e in self.events if e.source is not None and _within_one_text(e.source.frames) == text]
         return Spot(key[0], frames, sum(other.order < event.order for other in same), len(same) > 1)
 
     def layer_of(self, path: str | None, take: Take) -> Key | None:
@@ -292,6 +294,23 @@ class FrameView:
         return names_a_norm(named) or operation(named).does(
             *_ROUND_A_PROJECTION
         )  # queries and keys may have norms per head
+
+
+@functools.lru_cache(maxsize=4096)
+def _within_one_text(frames: tuple[tuple[CodeType, int, str], ...]) -> tuple[tuple[CodeType, int, str], ...]:
+    """The functions that run without those that only call a function in their own text: a nested function, a lambda or
+    a comprehension is one place, whoever calls it."""
+    kept: list[tuple[CodeType, int, str]] = []
+    for frame in frames:
+        if not kept or not _is_inside(kept[-1][0], frame[0]):
+            kept.append(frame)
+    return tuple(kept)
+
+
+def _is_inside(inner: CodeType, outer: CodeType) -> bool:
+    return any(
+        const is inner or (isinstance(const, CodeType) and _is_inside(inner, const)) for const in outer.co_consts
+    )
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from .. import _ops as fn
 from .. import _tree
 from .._errors import RewriteError
-from .._trace import intercepted
+from .._trace import intercepted, listening
 from .._trace._source import current_source, kind_of_module
 from ._classes import original_class, unbound_function
 from ._functions import instruction_of
@@ -42,6 +42,7 @@ class PassageMode(TorchFunctionMode):
         self.passage = passage
         self.locator = locator
         self.inside = False
+        self.around = listening()  # a trace of the whole model, say, which wants to know of module calls as well
         self.regions: list[bool] = []  # checkpoints of the host's own that we are in, and whether gradients will ask
 
     def __torch_function__(
@@ -61,13 +62,20 @@ class PassageMode(TorchFunctionMode):
         self, call: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if self.inside:
-            return call(module, *args, **kwargs)
+            return self._hand_on(call, module, args, kwargs)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with leaving(self):
-                return call(module, *args, **kwargs)
+                return self._hand_on(call, module, args, kwargs)
 
         return self._event(kind_of_module(module), run, module, args, kwargs)
+
+    def _hand_on(
+        self, call: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self.around is None:
+            return call(module, *args, **kwargs)
+        return self.around.on_call(call, module, args, kwargs)
 
     def on_function(self, call: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.inside:

@@ -1,6 +1,6 @@
 """Run a model's real forward and write down what happened as a `torch.fx` graph, whose nodes say it in their meta."""
 
-from ._intercept import intercepted, intercepting
+from ._intercept import intercepted, intercepting, listening
 from ._meta import Call, Key, TensorInfo, calls_of, operands_of, results_of, tensor_of
 from ._recorder import Recorder
 from ._run import capture, capture_values
@@ -21,6 +21,7 @@ __all__ = [
     "intercepted",
     "intercepting",
     "is_user_file",
+    "listening",
     "operands_of",
     "results_of",
     "tensor_of",

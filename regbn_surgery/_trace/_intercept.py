@@ -175,6 +175,11 @@ def _leave(token: object) -> None:
         _remove()
 
 
+def listening() -> CallHandler | None:
+    """Who listens to this thread's calls just now: a listener inside hands module calls on to it."""
+    return _listeners.stack[-1] if _listeners.stack else None
+
+
 def _locked(change: Callable[[], None]) -> None:
     try:
         try:

@@ -1,0 +1,98 @@
+"""Which streams come to each RegBN: in calls like the example, in others, and under each way in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from regbn_surgery import Inputs, RewriteError, regbnify, verify
+from regbn_surgery._surgery import explain
+
+RULES = {"version": 1, "rules": [{"id": "late", "match": {"kind": "concat"}, "normalize": "a", "against": "b"}]}
+
+
+def inputs(batch: int = 4) -> tuple[Tensor, Tensor]:
+    return torch.randn(batch, 5), torch.randn(batch, 7)
+
+
+class Fuse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.head(torch.cat([left, right], 1))
+
+
+class Handing(nn.Module):
+    """Hands its branches to a hooked host, in an order that the call says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fa, self.fb, self.fuse = nn.Linear(5, 8), nn.Linear(7, 8), Fuse()
+
+    def forward(self, a: Tensor, b: Tensor, exchanged: bool = False) -> Tensor:
+        f, g = self.fa(a), self.fb(b)
+        return self.fuse(g, f) if exchanged else self.fuse(f, g)
+
+
+class Nested(nn.Module):
+    """One nested function makes both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fa, self.fb, self.head = nn.Linear(5, 8), nn.Linear(7, 8), nn.Linear(16, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        def tower(name: str, x: Tensor) -> Tensor:
+            return getattr(self, name)(x)
+
+        return self.head(torch.cat([tower("fa", a), tower("fb", b)], 1))
+
+
+class ByMode(nn.Module):
+    """Its join stands in a lambda, which no way but the mode serves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fa, self.fb, self.head = nn.Linear(5, 8), nn.Linear(7, 8), nn.Linear(16, 3)
+        self.join = lambda x, y: torch.cat([x, y], 1)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.head(self.join(self.fa(a), self.fb(b)))
+
+
+@pytest.mark.parametrize("cls", [Handing, Nested, ByMode])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_call_like_the_example_is_right(cls: type[nn.Module], training: bool) -> None:
+    model = regbnify(cls(), RULES, inputs())
+    found = verify(model, inputs(6), training=training)
+    assert found.ok
+    (site,) = found.sites
+    assert (site.runs, site.carried, site.problem) == (1, ((("a",), ("b",)),), "")
+
+
+def test_the_mode_is_what_serves_the_lambda() -> None:
+    assert [host.way for host in explain(regbnify(ByMode(), RULES, inputs()))] == ["mode"]
+
+
+def test_exchanged_arguments_of_a_hooked_host_are_told() -> None:
+    model = regbnify(Handing(), RULES, inputs())
+    found = verify(model, Inputs(*inputs(), exchanged=True))
+    assert not found.ok
+    assert "f and g are exchanged: f b and g a, where the rule says f a and g b" in str(found)
+    assert found.to_dict()["sites"][0]["carried"] == [{"f": ["b"], "g": ["a"]}]
+
+
+def test_the_model_is_as_it_was() -> None:
+    model = regbnify(Handing(), RULES, inputs()).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    verify(model, inputs())
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_without_regbn_is_refused() -> None:
+    with pytest.raises(RewriteError, match="nothing to verify"):
+        verify(Handing(), inputs())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Group, RenderableType
@@ -50,8 +52,13 @@ _WAYS = {
 
 def unified(before: str, after: str, name: str, context: int = 3, first: int = 1) -> str:
     """A unified diff; empty where nothing changed. `first` is the number of the first line in its file."""
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), name, name, lineterm="", n=context)
+    lines = difflib.unified_diff(_lines(before), _lines(after), name, name, lineterm="", n=context)
     return "\n".join(_HUNK.sub(lambda found: _shifted(found, first - 1), line) for line in lines)
+
+
+def _lines(text: str) -> list[str]:
+    """Its lines as Python counts them; `splitlines` would break at a form feed, too."""
+    return text.removesuffix("\n").split("\n")
 
 
 _HUNK = re.compile(r"^@@ -(\d+)(,\d+)? \+(\d+)(,\d+)? @@")
@@ -65,14 +72,23 @@ def _shifted(found: re.Match[str], by: int) -> str:
 def diff_of(host: HostLike) -> str:
     """What changes in a host: the lines of the user's own files, or of the graph of its calls."""
     if host.files:
-        return "\n".join(unified(before, after, file, first=first) for file, before, after, first in host.files)
+        return "\n".join(
+            unified(before, after, _from_here(file), first=first) for file, before, after, first in host.files
+        )
     return unified(host.before, host.after, owner_text(host.host))
+
+
+def _from_here(file: str) -> str:
+    """The path from the working directory where the file lies in it, so that the text says the same everywhere."""
+    with contextlib.suppress(ValueError):
+        return str(Path(file).relative_to(Path.cwd()))
+    return file
 
 
 def coloured(diff: str) -> Text:
     """The diff with its lines in the usual colours."""
     text = Text()
-    for index, line in enumerate(diff.splitlines()):
+    for index, line in enumerate(diff.split("\n")):
         text.append(("\n" if index else "") + line, style=_style(line))
     return text
 

@@ -472,16 +472,15 @@ def _inside(value: Any, helpers: tuple[Helper, ...], here: Here) -> Any:
     if isinstance(value, functools.partial):
         inner = _inside(value.func, helpers, here)
         return value if inner is value.func else functools.partial(inner, *value.args, **value.keywords)
+    try:  # dynamo does not find these by `getattr` with a default
+        function, receiver = value.__func__, value.__self__
+    except AttributeError:
+        function, receiver = value, None
     for helper in helpers:
-        if helper.is_method:
-            try:  # dynamo finds neither by `getattr` with a default, and takes a method for its function
-                function, receiver = value.__func__, value.__self__
-            except AttributeError:
-                function, receiver = value, None
-            if function is helper.original:
-                return _Bound(helper.rewritten, here, receiver)
-        elif value is helper.original:
-            return _Bound(helper.rewritten, here, None)
+        if function is helper.original:
+            return _Bound(helper.rewritten, here, receiver)
+        if helper.of_objects and getattr(type(value), "__call__", None) is helper.original:  # noqa: B004
+            return _Bound(helper.rewritten, here, value)
     return value
 
 

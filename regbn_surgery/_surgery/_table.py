@@ -93,7 +93,11 @@ class Helper:
 
     original: Any
     rewritten: Any
-    is_method: bool
+
+    @property
+    def of_objects(self) -> bool:
+        """Whether it is what objects do that are called themselves."""
+        return getattr(self.original, "__name__", "") == "__call__"
 
 
 @dataclass(frozen=True)

@@ -134,21 +134,12 @@ def woven(locator: Locator, sites: Sequence[CodeSite]) -> Woven:
         for number in range(len(place.steps) - 1):
             name = place.steps[number + 1].function
             outer = functions[name][0]
-            helper = Helper(outer, _plain(rewritten[name]), _is_method(locator.cls, outer))
+            helper = Helper(_plain(outer), _plain(rewritten[name]))
             known = helpers.get(path[: number + 1], ())
             if all(other.original is not helper.original for other in known):
                 helpers[path[: number + 1]] = (*known, helper)
     forward = behind_decorators(locator.forward, replaced, inner_forward)
     return Woven(replaced, inner_forward, forward, table_of(sites, slots, helpers, False), tuple(texts))
-
-
-def _is_method(cls: type, function: Any) -> bool:
-    """Whether instances of a class have the function as a method, or the class itself has."""
-    for base in cls.__mro__:
-        for found in vars(base).values():
-            if found is function or (isinstance(found, classmethod) and found.__func__ is function):
-                return True
-    return False
 
 
 def _plain(function: Any) -> Any:

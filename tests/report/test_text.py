@@ -176,6 +176,20 @@ def test_a_diff_is_of_the_users_files_at_their_lines() -> None:
     assert "what is not shown" not in text
 
 
+def test_a_file_in_the_working_directory_is_named_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    host = Host(files=((str(tmp_path / "pack" / "model.py"), "a", "b", 1), ("/elsewhere/other.py", "a", "b", 1)))
+    assert [line for line in diff_of(host).splitlines() if line.startswith("---")] == [
+        "--- pack/model.py",
+        "--- /elsewhere/other.py",
+    ]
+
+
+def test_a_form_feed_is_no_line_of_its_own() -> None:
+    lines = unified("a\n\f\nb\nc", "a\n\f\nb\nd", "m", first=7).split("\n")
+    assert lines[2:] == ["@@ -7,4 +7,4 @@", " a", " \f", " b", "-c", "+d"]
+
+
 def test_a_diff_without_files_is_of_the_hosts_code() -> None:
     lines = diff_of(Host()).splitlines()
     assert lines[:3] == ["--- fusion", "+++ fusion", "@@ -1,3 +1,4 @@"]

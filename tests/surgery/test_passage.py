@@ -96,6 +96,61 @@ def test_a_call_that_joins_something_else_is_left_alone_and_told_once(way: str) 
     assert not seen
 
 
+class Pair:
+    """Objects of the user's own, with both tensors in them."""
+
+    def __init__(self, f: Tensor, g: Tensor) -> None:
+        self.f, self.g = f, g
+
+    def joined(self) -> Tensor:
+        return torch.cat([self.f, self.g], dim=1)
+
+    def __call__(self) -> Tensor:
+        return torch.cat([self.f, self.g], dim=1)
+
+
+class Cat:
+    def __call__(self, f: Tensor, g: Tensor) -> Tensor:
+        return torch.cat([f, g], dim=1)
+
+
+class WithObjects(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fuser = Cat()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        f, g = self.enc_a(a), self.enc_b(b)
+        left, right = (g, f) if self.how == "exchanged" else (f * 1, g) if self.how == "another" else (f, g)
+        return self.join(left, right)
+
+    def join(self, f: Tensor, g: Tensor) -> Tensor:
+        return Pair(f, g).joined()
+
+
+class CalledPair(WithObjects):
+    def join(self, f: Tensor, g: Tensor) -> Tensor:
+        return Pair(f, g)()
+
+
+class CalledCat(WithObjects):
+    def join(self, f: Tensor, g: Tensor) -> Tensor:
+        return self.fuser(f, g)
+
+
+@every_way
+@pytest.mark.parametrize("cls", [WithObjects, CalledPair, CalledCat])
+def test_methods_of_other_objects_are_helpers_too(cls: type[Two], way: str) -> None:
+    rewritten, _ = made(cls, way)
+    f, g = sides(rewritten)
+    torch.testing.assert_close(rewritten(**vectors()), torch.cat([2 * f + 1, 3 * g], 1))
+    rewritten.how = "exchanged"
+    torch.testing.assert_close(rewritten(**vectors()), torch.cat([3 * g, 2 * f + 1], 1))
+    rewritten.how = "another"
+    with pytest.warns(RegBNWarning, match="did not run"):
+        torch.testing.assert_close(rewritten(**vectors()), torch.cat([f, g], 1))
+
+
 class Views(Two):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         f, g = self.enc_a(a), self.enc_b(b)

@@ -25,7 +25,7 @@ from ._layouts import channel_axes, compare_batches, compare_lengths, layout_of,
 from ._notes import find_notes
 from ._pairs import Pair, resolve_pair
 from ._points import find_points
-from ._runs import Run
+from ._runs import Observed, Run, values_of
 from ._sites import Recipe
 from ._sources import ModalityLike, Sources, find_sources, input_lineages, module_lineages
 
@@ -34,7 +34,10 @@ MODEL_ERRORS = (
     RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ImportError,
 )  # fmt: skip
 
-__all__ = ["MODEL_ERRORS", "Analysis", "ModalityLike", "Recipe", "Take", "analyse", "follow_streams", "insert_regbn"]
+__all__ = [
+    "MODEL_ERRORS", "Analysis", "ModalityLike", "Observed", "Recipe", "Take", "analyse", "follow_streams",
+    "insert_regbn", "values_of",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Analysis:
     batches: Batches
     runs: tuple[Run, ...]
     writes_parameters: bool  # in its forward, as momentum twins do
+    observed: tuple[Observed, ...] = ()  # what the model gave in these runs, where it has values
 
     @property
     def trains_otherwise(self) -> bool:
@@ -92,7 +96,7 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Modalit
         CaptureError: where the model cannot be run on the example inputs.
         InputsError: where `modalities` name inputs that do not exist.
     """
-    (train, small, large, longer, large_train), written = _captured(model, batches)
+    (train, small, large, longer, large_train), written, observed = _captured(model, batches)
     sources = find_sources(small, modalities)
     order = tuple(modality.name for modality in sources.modalities)
     runs = [
@@ -109,43 +113,50 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Modalit
         notes=(*batches.notes, *find_notes(runs, sources, found)),
     )
     recipes = {(f.point.id, i): recipe for f in found for i, recipe in enumerate(f.recipes)}
-    return Analysis(inspection, recipes, batches, tuple(runs), written)
+    return Analysis(inspection, recipes, batches, tuple(runs), written, observed)
 
 
 def follow_streams(
     model: nn.Module, batches: Batches, modalities: Mapping[str, ModalityLike] | None, *, training: bool, writes: bool
-) -> Run:
-    """One run of a model in the given mode, with the modalities followed through it: what `verify` looks at.
+) -> tuple[Run, tuple[Observed, ...]]:
+    """One run of a model in the given mode, with the modalities followed through it: what `verify` looks at. It is
+    made at both batch sizes; what the model gave at each comes with it.
 
     Raises:
         CaptureError, InputsError: as `analyse`.
     """
-    small = run_model(model, batches.small, training=training, writes=writes)
-    large = None if batches.large is None else run_model(model, batches.large, training=training, writes=writes)
+    observed: list[Observed] = []
+    run = functools.partial(run_model, model, training=training, writes=writes, observed=observed)
+    small = run(batches.small)
+    large = None if batches.large is None else run(batches.large)
     sources = find_sources(small, modalities)
     order = tuple(modality.name for modality in sources.modalities)
-    return _analysed("train" if training else "eval", small, (large, None), batches, sources, order)
+    return _analysed("train" if training else "eval", small, (large, None), batches, sources, order), tuple(observed)
 
 
 _Captures = tuple[Trace, Trace, Trace | None, Trace | None, Trace | None]
 
 
-def _captured(model: nn.Module, batches: Batches) -> tuple[_Captures, bool]:
-    """All runs of the model, and whether they wrote to its parameters."""
+def _captured(model: nn.Module, batches: Batches) -> tuple[_Captures, bool, tuple[Observed, ...]]:
+    """All runs of the model, whether they wrote to its parameters, and what they gave where it has values."""
     if runs_on_meta(model):
         try:
-            return _captured_by(model, batches, META)
+            return *_captured_by(model, batches, META, None), ()
         except CaptureError:
             pass  # fakes can do more, and their errors say more
+    observed: list[Observed] = []
     with standing_in(model) as fakes:
-        return _captured_by(model, batches, fakes)
+        captures, written = _captured_by(model, batches, fakes, observed if fakes is REAL else None)
+    return captures, written, tuple(sorted(observed, key=lambda seen: seen.training))
 
 
-def _captured_by(model: nn.Module, batches: Batches, fakes: Fakes) -> tuple[_Captures, bool]:
+def _captured_by(
+    model: nn.Module, batches: Batches, fakes: Fakes, observed: list[Observed] | None
+) -> tuple[_Captures, bool]:
     written: list[str] = []
     with watching_parameters(model, written):
-        train = run_model(model, batches.small, training=True, fakes=fakes)
-    run = functools.partial(run_model, model, writes=bool(written), fakes=fakes)
+        train = run_model(model, batches.small, training=True, fakes=fakes, observed=observed)
+    run = functools.partial(run_model, model, writes=bool(written), fakes=fakes, observed=observed)
     small = run(batches.small, training=False)
     large = None if batches.large is None else run(batches.large, training=False)
     longer = None if batches.longer is None else run(batches.longer, training=False)
@@ -155,11 +166,19 @@ def _captured_by(model: nn.Module, batches: Batches, fakes: Fakes) -> tuple[_Cap
     return (train, small, large, longer, large_train), bool(written)
 
 
-def run_model(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool = False, fakes: Fakes = REAL) -> Trace:
+def run_model(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    training: bool,
+    writes: bool = False,
+    fakes: Fakes = REAL,
+    observed: list[Observed] | None = None,
+) -> Trace:
     """Capture one run of the whole model in the given mode, leaving no trace in the model.
 
-    `writes` says that its forward writes to its parameters, so that these have to be put back, too. `fakes` is how
-    to run a model without weights.
+    `observed` gets what the run gave. `writes` says that its forward writes to its parameters, so that these have to
+    be put back, too. `fakes` is how to run a model without weights.
     """
     with preserved(model, parameters=writes), seeded(), torch.set_grad_enabled(training):
         model.train(training)
@@ -167,7 +186,9 @@ def run_model(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool 
             ours = fakes.inputs(inputs)
             args, kwargs = _tree.cloned((ours.args, ours.kwargs))
             with fakes.running():
-                trace, _ = capture(model, args, kwargs)
+                trace, output = capture(model, args, kwargs)
+            if observed is not None:
+                observed.append(Observed(inputs, training, values_of(output)))
         except RegBNError:
             raise
         except MODEL_ERRORS as error:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+
+from .. import _tree
+from .._inputs import Inputs
 from .._trace import Trace
 from .._types import Layout
 from ._flow import Flow
@@ -20,6 +25,21 @@ class Run:
     flow: Flow
     layout: Callable[[int], Layout]
     order: tuple[str, ...]  # modalities in input order
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What one run of a model has given: its outputs by name, as they were when it ended."""
+
+    inputs: Inputs
+    training: bool
+    values: tuple[tuple[str, Any], ...]
+
+
+def values_of(output: Any) -> tuple[tuple[str, Any], ...]:
+    """Everything in an output by name, its tensors copied: a model may give what it goes on writing into."""
+    copied = [(n, v.detach().clone() if isinstance(v, torch.Tensor) else v) for n, v in _tree.leaves(output)]
+    return tuple(copied)
 
 
 def ordered(run: Run, names: Home) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,11 @@ RTOL, ATOL = 1e-5, 1e-6
 
 def difference(expected: Any, found: Any) -> str | None:
     """None for equal structures of equal values, else where and how they differ, in words."""
-    ours, theirs = list(_tree.leaves(expected)), list(_tree.leaves(found))
+    return difference_of_values(list(_tree.leaves(expected)), list(_tree.leaves(found)))
+
+
+def difference_of_values(ours: Sequence[tuple[str, Any]], theirs: Sequence[tuple[str, Any]]) -> str | None:
+    """The same of outputs that are given as their values by name."""
     if [name for name, _ in ours] != [name for name, _ in theirs]:
         names = {name for name, _ in ours} ^ {name for name, _ in theirs}
         return f"the outputs have another structure ({', '.join(sorted(names)) or 'other order'})"

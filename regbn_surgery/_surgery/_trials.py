@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from .._analysis import Observed, values_of
 from .._errors import RewriteError
 from .._inputs import Inputs
 from .._state import preserved, seeded
 from ._arguments import own_arguments
 from ._classes import original_forward
-from ._compare import difference
+from ._compare import difference, difference_of_values
 from ._graph_host import GraphHost
 from ._guard import ATTRIBUTE, on_the_stack
 from ._host import HostSurgery
@@ -42,31 +43,41 @@ def _put(host: nn.Module, forward: Any) -> None:
         host.__dict__["forward"] = forward
 
 
-def check(model: nn.Module, runs: list[tuple[Inputs, bool]], expected: list[Any], writes: bool) -> None:
-    """With identity in place of RegBN the outputs are the original's, and every site is reached."""
+def observe(model: nn.Module, inputs: Inputs, training: bool, writes: bool) -> Observed:
+    """Run the model, and keep what it gives."""
+    with _trial(model, training, writes):
+        args, kwargs = own_arguments(inputs.args, inputs.kwargs)
+        return Observed(inputs, training, values_of(model(*args, **kwargs)))
+
+
+def check(model: nn.Module, expected: Sequence[Observed], writes: bool) -> set[RegBNSite]:
+    """Hold the model to what the original gave in these runs, with identity in place of RegBN; gives the sites reached.
+
+    Raises:
+        RewriteError: where it gives anything else.
+    """
     hosts = [(module, module.__dict__.get(ATTRIBUTE)) for module in model.modules()]
     coded = [(module, surgery) for module, surgery in hosts if isinstance(surgery, HostSurgery)]
     for _, surgery in coded:
         surgery.returns = {}
-    idle = {module: name for name, module in model.named_modules() if isinstance(module, RegBNSite)}
-    for (inputs, training), wanted in zip(runs, expected, strict=True):
+    sites: set[RegBNSite] = set()
+    for number, wanted in enumerate(expected):
         with identity(model) as reached:
-            found = run(model, inputs, training, writes)
-        wrong = difference(wanted, found)
-        if wrong is not None and training and reordered(model):
-            wrong = _difference_without_dropout(model, inputs, writes)
+            found = observe(model, wanted.inputs, wanted.training, writes)
+        sites.update(reached)
+        wrong = difference_of_values(wanted.values, found.values)
+        if wrong is not None and wanted.training and reordered(model):
+            wrong = _difference_without_dropout(model, wanted.inputs, writes)
         if wrong is not None:
-            mode = "training" if training else "evaluation"
-            raise RewriteError(f"self-check failed in {mode} mode on {inputs!r}: {wrong}")
-        if training == runs[0][1] and inputs is runs[0][0] and _lifted(coded):
+            mode = "training" if wanted.training else "evaluation"
+            raise RewriteError(f"self-check failed in {mode} mode on {wanted.inputs!r}: {wrong}")
+        if number == 0 and _lifted(coded):
             with identity():
-                wrong = difference(wanted, run(model, inputs, training, writes))
+                found = observe(model, wanted.inputs, wanted.training, writes)
+            wrong = difference_of_values(wanted.values, found.values)
             if wrong is not None:
                 raise RewriteError(f"self-check failed, with sides taken from where helpers return them: {wrong}")
-        for site in reached:
-            idle.pop(site, None)
-    if idle:
-        raise RewriteError(f"self-check failed: RegBN would never run at {', '.join(idle.values())}")
+    return sites
 
 
 def _lifted(coded: list[tuple[nn.Module, HostSurgery]]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .._analysis import follow_streams
+from .._analysis import Observed, follow_streams
 from .._analysis._runs import Run, ordered
 from .._errors import RewriteError
 from .._inputs import Batches
@@ -77,11 +77,18 @@ class Verification:
 
 def carried_in(model: nn.Module, batches: Batches, *, training: bool, writes: bool = False) -> Verification:
     """Run the rewritten model with identity in place of RegBN, and say what comes to each RegBN."""
+    return carried_and_given(model, batches, training=training, writes=writes)[0]
+
+
+def carried_and_given(
+    model: nn.Module, batches: Batches, *, training: bool, writes: bool
+) -> tuple[Verification, tuple[Observed, ...], set[RegBNSite]]:
+    """The same, with what the model gave at both batch sizes, and which RegBN ran at any."""
     modalities: tuple[Modality, ...] = model.__dict__.get(MODALITIES, ())
     operations: tuple[Operation, ...] = model.__dict__[RECORD]
     given: Mapping[str, Any] = {m.name: m if m.modules or m.slice else m.inputs for m in modalities}
-    with identity():
-        run = follow_streams(model, batches, given or None, training=training, writes=writes)
+    with identity() as reached:
+        run, observed = follow_streams(model, batches, given or None, training=training, writes=writes)
     paths = {id(module): path for path, module in model.named_modules()}
     sites = []
     for operation in operations:
@@ -89,7 +96,7 @@ def carried_in(model: nn.Module, batches: Batches, *, training: bool, writes: bo
         name = operation.code.name if operation.code is not None else operation.planned.name
         module = getattr(host, name)
         sites.append(_verified(run, operation, module, paths[id(module)]))
-    return Verification(type(model).__name__, training, tuple(sites))
+    return Verification(type(model).__name__, training, tuple(sites)), observed, set(reached)
 
 
 def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> VerifiedSite:
@@ -133,15 +140,21 @@ def _words(pair: Sequence[Sequence[str]]) -> str:
     return f"f {f} and g {g}"
 
 
-def refuse_other_streams(model: nn.Module, batches: Batches, *, writes: bool, modes: Sequence[bool]) -> None:
-    """Raises RewriteError where a RegBN gets other modalities than its rule names. `modes`: training, evaluation."""
-    wrong = []
-    for training in modes:
-        for site in carried_in(model, batches, training=training, writes=writes).sites:
-            # Full backward hooks make new tensors of all inputs at once: in training more may seem to be there.
-            pairs = [pair for pair in site.carried if not _is_right(pair, site.wanted, mixes=training)]
-            if site.problem and pairs and all(f and g for f, g in pairs):
-                wrong.append(site)
-    if wrong:
-        told = [f"RegBN `{site.name}` {site.problem} (rule `{site.rule}`)" for site in wrong]
+def refuse_other_streams(
+    model: nn.Module, batches: Batches, *, training: bool, writes: bool
+) -> tuple[tuple[Observed, ...], set[RegBNSite]]:
+    """What the model gave in the runs that were looked at, and which RegBN ran in them.
+
+    Raises:
+        RewriteError: where a RegBN gets other modalities than its rule names.
+    """
+    found, observed, reached = carried_and_given(model, batches, training=training, writes=writes)
+    told = []
+    for site in found.sites:
+        # Full backward hooks make new tensors of all inputs at once: in training more may seem to be there.
+        pairs = [pair for pair in site.carried if not _is_right(pair, site.wanted, mixes=training)]
+        if site.problem and pairs and all(f and g for f, g in pairs):
+            told.append(f"RegBN `{site.name}` {site.problem} (rule `{site.rule}`)")
+    if told:
         raise RewriteError("self-check failed: " + "; ".join(told))
+    return observed, reached

@@ -67,7 +67,8 @@ class Take:
     """Where one side is taken (`at`: any reader of the tensor) and which readers get the normalised one instead.
 
     `argument` is set where the tensor is an argument of the owner itself, `made` (an event and which of its outputs)
-    where a call of the owner makes it.
+    where a call of the owner makes it. `passing` are calls that gave the very tensor back, and in other runs give
+    another: casts (under autocast), `contiguous`, dropout.
     """
 
     uid: int
@@ -75,6 +76,7 @@ class Take:
     readers: tuple[Reader, ...]
     argument: str | None = None
     made: Reader | None = None
+    passing: tuple[Key, ...] = ()
 
 
 class FrameView:
@@ -149,7 +151,11 @@ class FrameView:
             return replace(source, uid=uid)
         maker = self.maker.get(uid)
         made = (maker.key, maker.outputs.index(uid)) if maker is not None and uid not in self.arguments else None
-        return Take(uid, at, readers, self.arguments.get(uid), made)
+        return Take(uid, at, readers, self.arguments.get(uid), made, self._passing(uid))
+
+    def _passing(self, uid: int) -> tuple[Key, ...]:
+        read = [event for event, position in self.readers.get(uid, ()) if position == 0 and event.outputs == (uid,)]
+        return tuple(event.key for event in read if event.op is not None and event.row.does(*_TRANSPARENT))
 
     def _without_zero(self, uid: int) -> int:
         """What builtin `sum` has begun with: the tensor behind `0 + tensor`."""

@@ -114,7 +114,8 @@ def placed(view: FrameView, recipe: Recipe, event: Event | None) -> Recipe:
     written = recipe.scatter.written if recipe.scatter is not None else ()
     named = [recipe.key, *onward, *written, *layers]
     for take in recipe.takes:
-        named += [take.at[0], *(key for key, _ in take.readers), take.made[0] if take.made is not None else None]
+        made = () if take.made is None else (take.made[0],)
+        named += [take.at[0], *(key for key, _ in take.readers), *made, *take.passing]
     spots = {key: view.spot(key) for key in named if key is not None}
     waits = recipe.scatter is None and view.waits(recipe.takes, event)
     return replace(recipe, spots=spots, layers=(layers[0], layers[1]), onward=onward, waits=waits)

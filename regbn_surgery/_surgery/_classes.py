@@ -13,6 +13,7 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from .._errors import RewriteError
@@ -90,6 +91,11 @@ def rewritten_class(cls: Any, methods: tuple[str, ...] = ()) -> type[nn.Module]:
     @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         surgery: HostSurgery = self.__dict__[ATTRIBUTE]
+        if torch.compiler.is_compiling() and surgery.direct is not None:
+            # Where the graph breaks in the forward, it breaks in every function around it: no more than this one.
+            output = surgery.direct(self, *args, **kwargs)
+            surgery.after_compiled(self, 0, args, kwargs, output)
+            return output
         return surgery.run(self, args, kwargs)
 
     # Who unwraps functions (accelerate, taking its own wrapper off) must not unwrap this one: RegBN would be gone.

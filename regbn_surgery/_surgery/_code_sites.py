@@ -62,6 +62,7 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
     keys = {take.at[0] for take in takes} | {key for take in takes for key, _ in take.readers}
     scatter = recipe.scatter
     ends = [end(take, layer, maker) for take, layer, maker in zip(takes, layers, member.makers, strict=True)]
+    ends = [replace(e, passing=tuple(map(place, take.passing))) for e, take in zip(ends, takes, strict=True)]
     ends = [_with_others(locator, member, side, known) for side, known in enumerate(ends)]
     readers = [tuple(dict.fromkeys(place(key) for key, _ in take.readers)) for take in takes]
     join = place(recipe.key)
@@ -104,6 +105,6 @@ def _with_others(locator: Locator, member: Oriented, side: int, known: End) -> E
             continue
         spot = other.spots[take.made[0]]
         place = locator.place(spot.frames, spot.op)
-        if place is not None and (place, take.made[1]) != (known.maker, known.output):
+        if place is not None and place not in known.passing and (place, take.made[1]) != (known.maker, known.output):
             also.setdefault((place, take.made[1]))
     return replace(known, also=tuple(also))

@@ -54,6 +54,11 @@ class FunctionSource:
     def text(self) -> str:
         return "".join(self.lines[self.first - 1 : self.definition.end_lineno])
 
+    @property
+    def own_text(self) -> str:
+        """The same without what else stands on its lines, of which a lambda has the fewest."""
+        return ast.unparse(self.definition) if isinstance(self.definition, ast.Lambda) else self.text
+
     def expressions(self) -> list[ast.AST]:
         """What can be a place, in the order in which ordinals count."""
         return list(_expressions(self.definition))
@@ -176,8 +181,8 @@ def find(qualified: str, module: str, cls: type, caller: FunctionType | None) ->
     return None
 
 
-def within_reach(functions: Iterable[FunctionType], others: Iterable[Any], qualified: str) -> list[CodeType]:
-    """The codes by that name which functions can call without knowing the name: through a global or closure variable,
+def within_reach(functions: Iterable[FunctionType], others: Iterable[Any], qualified: str) -> list[FunctionType]:
+    """Those by that name which functions can call without knowing the name: through a global or closure variable,
     out of a table that is kept under one, or as one of `others` (attributes, say). Lambdas are mostly found so."""
     values = list(others)
     for function in functions:
@@ -187,7 +192,7 @@ def within_reach(functions: Iterable[FunctionType], others: Iterable[Any], quali
         if isinstance(value, dict | list | tuple):
             values += value.values() if isinstance(value, dict) else value
     found = (behind(value, lambda code: code.co_qualname == qualified) for value in values)
-    return list(dict.fromkeys(function.__code__ for function in found if function is not None))
+    return list({function.__code__: function for function in found if function is not None}.values())
 
 
 def _walked(first: Callable[[str], Any], qualified: str) -> Any:

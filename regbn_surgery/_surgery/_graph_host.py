@@ -40,6 +40,8 @@ from ._site import identity
 class GraphHost:
     """What a rewritten host knows: its sites, and its forward in as many variants as it has been called in ways."""
 
+    direct = None  # no forward of its stands for a whole call
+
     def __init__(self, path: str, sites: tuple[LocalSite, ...], roles: Roles | None, writes_parameters: bool) -> None:
         self.path = path
         self.writes_parameters = writes_parameters

@@ -187,17 +187,25 @@ def _normalised(
     return f_new, g_new
 
 
+def text_of_forward(module: nn.Module) -> FunctionText | None:
+    """The forward that gets what a hook returns, as it is now; None where it has no code.
+
+    The names of its arguments say what f and g are; torch's own forwards change in nothing else. What counts is where
+    the function is from: classes derived on the way (torch shards a module by one) have it, too.
+    """
+    forward = unbound_function(module)
+    home = getattr(forward, "__module__", None) or ""
+    if home.split(".")[0] == "torch":
+        return FunctionText(f"{home}:{forward.__qualname__}", "", str(inspect.signature(forward)))
+    locator = Locator(original_class(module), forward)
+    return None if locator.entry() is None else locator.text_of_entry()
+
+
 def refuse_changed_forward(module: nn.Module, texts: tuple[FunctionText, ...], path: str) -> None:
     """Raises RewriteError where the forward is another than it was when the hook was planned, with the difference."""
-    if not texts:
-        return
-    cls = original_class(module)
-    where = named_at(cls, path)
-    if cls.__module__.split(".")[0] == "torch":
-        now = FunctionText(texts[0].name, "", str(inspect.signature(cls.forward)))
-    else:
-        now = Locator(cls, unbound_function(module)).text_of_entry()
-    refuse_another(texts[0], now, where)
+    if texts:
+        now = text_of_forward(module) or FunctionText(texts[0].name, "", "no code")
+        refuse_another(texts[0], now, named_at(original_class(module), path))
 
 
 def positions_of(module: nn.Module) -> dict[str, int]:

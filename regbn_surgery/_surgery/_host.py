@@ -116,7 +116,7 @@ class HostSurgery:
         Raises:
             RewriteError: where a function has changed since the sites were found, with the difference.
         """
-        locator = Locator(original_class(host), unbound_function(host), vars(host).values())
+        locator = Locator(original_class(host), unbound_function(host), vars(host).values(), self.texts)
         refuse_changed_functions(locator, self.sites, self.texts, named_at(original_class(host), self.path))
         if not self.by_mode:
             try:
@@ -132,6 +132,12 @@ class HostSurgery:
 
     def table_of(self, role: int) -> Table:
         return self.tables[role]
+
+    @property
+    def direct(self) -> FunctionType | None:
+        """The rewritten forward where it can stand for the whole call: bound, and the same in every one."""
+        forward = None if self.woven is None or self.roles is not None else self.woven.forward
+        return forward if isinstance(forward, FunctionType) else None
 
     def _call(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         assert self.woven is not None, "bound, and not by mode"
@@ -162,13 +168,19 @@ class HostSurgery:
     def _run_compiled(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.compiled_role = role
         output = self._call(host, args, kwargs)
+        self.after_compiled(host, role, args, kwargs, output)
+        return output
+
+    def after_compiled(
+        self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """What caches in a call that is being compiled are to know of it."""
         passage, self.compiled_passage, self.compiled_role = self.compiled_passage, None, 0
         if passage is not None and has_caches(args, kwargs, output):
             if passage.reached and not torch.compiler.is_exporting():
                 mark_compiled(tuple([getattr(host, name).token for name in passage.reached]), args, kwargs, output)
             elif not passage.reached:
                 refuse_unknown_caches(host, self.path, self._sites(role), args, kwargs)
-        return output
 
     @torch.compiler.disable(reason="RegBN is let into a forward that runs as it is, under a mode; see explain(model)")  # type: ignore[untyped-decorator, no-untyped-call]
     def _run_by_mode(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -28,12 +28,16 @@ RunningFrame = tuple[CodeType, int, str]
 
 class Locator:
     """Finds the functions of one host. `forward` is its forward as its class has it, decorators included; `attributes`
-    are what the host itself holds, where some of its functions may be found."""
+    are what the host itself holds, where some of its functions may be found; `texts` tell lambdas apart, which have no
+    names of their own."""
 
-    def __init__(self, cls: type, forward: Any, attributes: Iterable[Any] = ()) -> None:
+    def __init__(
+        self, cls: type, forward: Any, attributes: Iterable[Any] = (), texts: Iterable[FunctionText] = ()
+    ) -> None:
         self.cls = cls
         self.forward = forward
         self.attributes = tuple(attributes)
+        self.digests = {text.name: text.code for text in texts}
         self.reasons: list[str] = []  # why some places have no expression
         self._functions: dict[str, tuple[Any, FunctionType]] = {}  # by name, as callers know it and as it runs
         self._sources: dict[str, FunctionSource] = {}
@@ -115,12 +119,27 @@ class Locator:
                 assert entry is not None, "it was found among the frames"
                 self._functions[key] = self.forward, entry
             else:
-                found = None if code.co_name == "<lambda>" else find(code.co_qualname, module, self.cls, caller)
-                if found is None or found.inner.__code__ != code:
+                outer, inner = self._found(key, caller, lambda other: other == code)
+                if inner is None or inner.__code__ != code:
                     self.reasons.append(f"{key} cannot be found by its name")
                     return None
-                self._functions[key] = found.outer, found.inner
-        return self._functions[key][1]
+                self._functions[key] = outer, inner
+        known = self._functions[key][1]
+        if code.co_name == "<lambda>" and known.__code__ != code:
+            self.reasons.append(f"{key} is the name of several functions")
+            return None
+        return known
+
+    def _found(
+        self, name: str, caller: FunctionType | None, wanted: Callable[[CodeType], bool]
+    ) -> tuple[Any, FunctionType | None]:
+        """A function as its callers know it and as it runs; of lambdas the one whose code is wanted."""
+        module, _, qualified = name.partition(":")
+        if qualified.endswith("<lambda>"):
+            there = [function for function in self._within_reach(name) if wanted(function.__code__)]
+            return (there[0], there[0]) if len(there) == 1 else (None, None)
+        found = find(qualified, module, self.cls, caller)
+        return (None, None) if found is None else (found.outer, found.inner)
 
     def _ordinal(self, function: FunctionType | None, code: CodeType, offset: int, op: str) -> int:
         if function is None:
@@ -157,24 +176,31 @@ class Locator:
         return self.functions(Place(join.steps[:1], join.op))[0][1]
 
     def _named(self, name: str, caller: FunctionType | None, first: bool) -> tuple[Any, FunctionType]:
-        module, _, qualified = name.partition(":")
+        _, _, qualified = name.partition(":")
         if first:
             inner = behind(self.forward, lambda code: code.co_qualname == qualified)
             if inner is not None:
                 return self.forward, inner
         else:
-            found = None if qualified.endswith("<lambda>") else find(qualified, module, self.cls, caller)
-            if found is not None:
-                return found.outer, found.inner
+            outer, inner = self._found(name, caller, lambda code: digest(code) == self.digests.get(name))
+            if inner is None and qualified.endswith("<lambda>"):
+                outer, inner = self._found(name, caller, lambda code: True)  # the only one: it is told what has changed
+            if inner is not None:
+                return outer, inner
+            if qualified.endswith("<lambda>"):
+                raise NoSourceError(f"{name} has changed since regbnify: no lambda within reach does what it did")
         raise NoSourceError(f"{name}, on the way to a fusion in {self.cls.__name__}, is not there any more")
 
     def changed_without_name(self, texts: Sequence[FunctionText]) -> list[str]:
         """Which functions have changed, of those that go by no name; places that lead to them were looked up before."""
         unnamed = [text for text in texts if text.code and not text.text and text.name not in self._functions]
-        return [text.name for text in unnamed if text.code not in map(digest, self._within_reach(text.name))]
+        return [text.name for text in unnamed if text.code not in self._codes_within_reach(text.name)]
 
-    def _within_reach(self, name: str) -> list[CodeType]:
-        """The codes by a name that the functions found so far can call in another way than by that name."""
+    def _codes_within_reach(self, name: str) -> list[str]:
+        return [digest(function.__code__) for function in self._within_reach(name)]
+
+    def _within_reach(self, name: str) -> list[FunctionType]:
+        """The functions by a name that the functions found so far can call in another way than by that name."""
         others = [*self.attributes, *(value for base in self.cls.__mro__ for value in vars(base).values())]
         return within_reach([inner for _, inner in self._functions.values()], others, name.partition(":")[2])
 
@@ -189,7 +215,7 @@ class Locator:
         entry = self.entry()
         assert entry is not None, "asked for where there is one"
         try:
-            text = self.source(entry).text
+            text = self.source(entry).own_text
         except NoSourceError:
             text = ""
         return FunctionText(name_of(entry), text, digest(entry.__code__))
@@ -205,11 +231,12 @@ class Locator:
                 text = ""
                 if known is not None:
                     try:
-                        text = self.source(known[1]).text
+                        text = self.source(known[1]).own_text
                     except NoSourceError:
                         text = ""
                 code = known[1].__code__ if known is not None else self._running.get(step.function)
-                if known is None and code not in self._within_reach(step.function):
+                reach = [function.__code__ for function in self._within_reach(step.function)] if known is None else []
+                if known is None and code not in reach:
                     code = None
                 out[step.function] = FunctionText(step.function, text, "" if code is None else digest(code))
         return tuple(out.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +15,7 @@ from ._classes import install, original_class, unbound_function
 from ._code_sites import Oriented, code_site
 from ._graph_host import GraphHost
 from ._guard import ATTRIBUTE, Guard
-from ._hoist import HoistHook, HoistSpec, positions_of, refuse_changed_forward
+from ._hoist import HoistHook, HoistSpec, positions_of, refuse_changed_forward, text_of_forward
 from ._host import HostSurgery
 from ._keep import keep
 from ._local import LocalSite
@@ -106,7 +105,9 @@ def _operation(
 ) -> Operation:
     if recipe is None or hooked:
         roles = (recipe.cycle, recipe.caller) if recipe is not None and recipe.cycle is not None else None
-        return Operation(planned, path, hook=_spec(planned, recipe), roles=roles, texts=_forward_text(model, path))
+        forward = text_of_forward(model.get_submodule(path))
+        known = () if forward is None else (forward,)
+        return Operation(planned, path, hook=_spec(planned, recipe), roles=roles, texts=known)
     roles = None if recipe.cycle is None else (recipe.cycle, recipe.caller)
     masking = _masking(planned, recipe)
     if as_graph:
@@ -266,17 +267,6 @@ def _local(planned: PlannedSite, recipe: Recipe, host: str) -> LocalSite:
         recipe.rounds,
         (planned.f.anchor, planned.g.anchor),
     )
-
-
-def _forward_text(model: nn.Module, path: str) -> tuple[FunctionText, ...]:
-    """The forward that gets what a hook returns: the names of its arguments say what f and g are. torch's own change
-    in nothing else."""
-    host = model.get_submodule(path)
-    cls = original_class(host)
-    if cls.__module__.split(".")[0] == "torch":
-        return (FunctionText(f"{cls.__module__}:{cls.__qualname__}.forward", "", str(inspect.signature(cls.forward))),)
-    locator = _locator(host)
-    return () if locator.entry() is None else (locator.text_of_entry(),)
 
 
 def _within(host: str, path: str | None) -> str | None:

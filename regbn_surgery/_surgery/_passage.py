@@ -20,56 +20,14 @@ from .. import _tree
 from .._errors import RegBNBypassedError
 from ._bypass import refuse_going_on
 from ._growing import current_frame
+from ._here import Here, TensorMethod, inside, run, run_positional, without_checkpoint
 from ._memory import SPOILT
 from ._onward import continues
 from ._operands import among, exchanged, now_of, put, same
 from ._record import CodeSite, End
 from ._scatter import run_scatter
 from ._site import is_identity
-from ._table import ATTRIBUTE, At, Helper, Path, Reading, Returns, SiteTable, Table
-
-
-class TensorMethod:
-    """A method of a tensor, with the tensor at hand: it is an operand of the call."""
-
-    def __init__(self, receiver: Any, name: str) -> None:
-        self.receiver = receiver
-        self.name = name
-
-
-class Here:
-    """The passage as one function sees it: what it wraps is known by the way to the function, and a slot."""
-
-    def __init__(self, passage: Passage, path: Path) -> None:
-        self.passage = passage
-        self.path = path
-
-    def call(self, slot: int, func: Any, /, *args: Any, **kwargs: Any) -> Any:
-        operands = (func.receiver, *args) if isinstance(func, TensorMethod) else args
-        return self.passage.visit((*self.path, slot), func, func, operands, kwargs)
-
-    def made(self, slot: int, value: Any, /) -> Any:
-        self.passage.made((*self.path, slot), value)
-        return value
-
-    def unpack(self, slot: int, value: Any, /) -> Any:
-        """A tensor that is taken apart along its first axis, as assignment to several names and loops do."""
-        if isinstance(value, Tensor):
-            value = self.passage.visit((*self.path, slot), torch.Tensor.unbind, None, (value, 0), {})
-        return value
-
-    def method(self, receiver: Any, name: str, /) -> Any:
-        return TensorMethod(receiver, name) if isinstance(receiver, Tensor) else getattr(receiver, name)
-
-
-def _run(func: Any, operands: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if isinstance(func, TensorMethod):
-        return getattr(operands[0], func.name)(*operands[1:], **kwargs)
-    return func(*operands, **kwargs)
-
-
-def _run_positional(func: Any, *operands: Any, **kwargs: Any) -> Any:
-    return _run(func, operands, kwargs)
+from ._table import ATTRIBUTE, At, Path, Reading, Returns, SiteTable, Table
 
 
 def enter(host: nn.Module, arguments: dict[str, Any]) -> Here:
@@ -155,9 +113,11 @@ class Passage:
             pass
         elif written is not None and operands[0] is not written:
             # The call would write into what RegBN returned: it writes into a copy, and what it wrote goes where it was.
-            output = written.copy_(_run(func, (operands[0].clone(), *operands[1:]), kwargs))
+            output = written.copy_(run(func, (operands[0].clone(), *operands[1:]), kwargs))
         else:
             output = self._do(path, func, operands, kwargs)
+        if at.passing:
+            self._pass_on(at, operands, kwargs, output)
         self._made(at, path, output, operands[1] if len(operands) == 3 else None, layer)
         if self.early and self.early[-1].path is None and isinstance(output, Tensor):
             self._note_view(path, func, operands, kwargs, output)
@@ -166,13 +126,13 @@ class Passage:
     def _do(self, path: Path, func: Any, operands: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         helpers = self.table.helpers.get(path)
         if helpers is None or isinstance(func, TensorMethod):
-            return _run(func, operands, kwargs)
+            return run(func, operands, kwargs)
         here = Here(self, path)
         if func is checkpoint and len(operands) > 0:  # RegBN in a part that is computed twice would count it twice
-            func, operands, kwargs = operands[0], operands[1:], _without_checkpoint(kwargs)
-        func = _inside(func, helpers, here)
-        operands = tuple([_inside(value, helpers, here) for value in operands])
-        kwargs = {name: _inside(value, helpers, here) for name, value in kwargs.items()}
+            func, operands, kwargs = operands[0], operands[1:], without_checkpoint(kwargs)
+        func = inside(func, helpers, here)
+        operands = tuple([inside(value, helpers, here) for value in operands])
+        kwargs = {name: inside(value, helpers, here) for name, value in kwargs.items()}
         output = func(*operands, **kwargs)
         if self.returns is not None:
             self._note_return(path, output, self.returns)
@@ -304,7 +264,7 @@ class Passage:
         for read in early:
             assert read.call is not None, "asked above"
             func, operands, kwargs, output = read.call
-            put(now, output, _run(func, *exchanged(operands, kwargs, new)))
+            put(now, output, run(func, *exchanged(operands, kwargs, new)))
         for side, result in new:
             there = among(side, tensors)
             if there is not None and result is not side:
@@ -321,6 +281,18 @@ class Passage:
         self.held[name, side] = tensor
         if self.used and (name, side) in self.used:
             self.used.remove((name, side))
+
+    def _pass_on(self, at: At, operands: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """A call that casts, copies or drops out has got a side: what it gives is the side from here on."""
+        if not isinstance(output, Tensor):
+            return
+        given = _tree.tensors((operands, kwargs))[:1]  # a further one lends its type alone
+        for entry in at.passing:
+            for side in ("f", "g"):
+                held = self.held.get((entry.name, side))
+                if held is not None and held is not output and among(held, given) is not None:
+                    self._set(entry.name, side, output)
+                    break
 
     def follow(self, before: Tensor | None, after: Any) -> None:
         """`after` is `before` with zero added, as builtin `sum` begins: the side goes on there."""
@@ -385,7 +357,7 @@ class Passage:
         self.reached.append(site.name)
         stretches = tuple([self.stretches[place] for place in entry.written])
         module = getattr(self.host, site.name)
-        write = functools.partial(_run_positional, func)
+        write = functools.partial(run_positional, func)
         return self._out_of_the_way(run_scatter, module, site.scatter, site.into_is_f, write, args, kwargs, stretches)
 
     # -- going on from a cache ----------------------------------------------------------------------------------------
@@ -461,46 +433,7 @@ class Passage:
 
 
 _NOTHING = object()
-_NOWHERE = At((), (), (), (), (), False, False, False, False)
-
-
-# -- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _inside(value: Any, helpers: tuple[Helper, ...], here: Here) -> Any:
-    """A callable as it is, or the rewritten function in place of a helper, told where it is called from."""
-    if isinstance(value, functools.partial):
-        inner = _inside(value.func, helpers, here)
-        return value if inner is value.func else functools.partial(inner, *value.args, **value.keywords)
-    try:  # dynamo does not find these by `getattr` with a default
-        function, receiver = value.__func__, value.__self__
-    except AttributeError:
-        function, receiver = value, None
-    for helper in helpers:
-        if function is helper.original:
-            return _Bound(helper.rewritten, here, receiver)
-        if helper.of_objects and getattr(type(value), "__call__", None) is helper.original:  # noqa: B004
-            return _Bound(helper.rewritten, here, value)
-    return value
-
-
-class _Bound:
-    def __init__(self, function: Any, here: Here, receiver: Any) -> None:
-        self.function = function
-        self.here = here
-        self.receiver = receiver
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.receiver is not None:
-            return self.function(self.receiver, *args, _regbn=self.here, **kwargs)
-        return self.function(*args, _regbn=self.here, **kwargs)
-
-
-_OF_CHECKPOINT = ("use_reentrant", "context_fn", "determinism_check", "debug", "preserve_rng_state", "early_stop")
-
-
-def _without_checkpoint(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name not in _OF_CHECKPOINT}
+_NOWHERE = At((), (), (), (), (), (), False, False, False, False)
 
 
 __all__ = ["Here", "Passage", "enter"]

@@ -56,6 +56,7 @@ class End:
     turn: int = -1
     looped: bool = False
     also: tuple[tuple[Place, int], ...] = ()  # other places that make it, in training or in another branch: see `maker`
+    passing: tuple[Place, ...] = ()  # calls that get it and give it on, as it is or cast: it is what they give
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class CodeSite:
         ends = [place for end in (self.f, self.g) for place in (end.maker, end.at, end.layer[0] if end.layer else None)]
         written = self.scatter.written if self.scatter is not None else ()
         also = [place for end in (self.f, self.g) for place, _ in end.also]
-        named = (self.join, *self.f_readers, *self.g_readers, *self.onward, *written, *ends, *also)
+        passing = (*self.f.passing, *self.g.passing)
+        named = (self.join, *self.f_readers, *self.g_readers, *self.onward, *written, *ends, *also, *passing)
         return tuple(dict.fromkeys(place for place in named if place is not None))
 
 

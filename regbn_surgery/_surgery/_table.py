@@ -29,6 +29,7 @@ class SiteTable:
     g_at: Path | None
     f_also: tuple[tuple[Path, int], ...]
     g_also: tuple[tuple[Path, int], ...]
+    passing: tuple[Path, ...]
     f_readers: tuple[Path, ...]
     g_readers: tuple[Path, ...]
     written: tuple[Path, ...]
@@ -48,7 +49,7 @@ class SiteTable:
         """Every place that the site names."""
         ends = (self.f_maker, self.g_maker, self.f_layer, self.g_layer, self.f_at, self.g_at)
         named = (*self.reading(), *self.written, *self.onward, *[path for path, _ in (*self.f_also, *self.g_also)])
-        return [*named, *[path for path in ends if path is not None]]
+        return [*named, *self.passing, *[path for path in ends if path is not None]]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class At:
     readings: tuple[Reading, ...]
     scatters: tuple[SiteTable, ...]  # sites that the call writes into one another
     makings: tuple[Making, ...]
+    passing: tuple[SiteTable, ...]  # sites of which it gives a side on, where it gets one
     lasting: tuple[SiteTable, ...]  # sites whose join it is, after which more positions of f may follow
     writing: bool  # whether it writes into its first operand
     stretch: bool  # whether it fills a stretch of what a scatter writes into
@@ -146,6 +148,7 @@ def _at(path: Path, sites: tuple[SiteTable, ...], writing: bool) -> At:
         readings=readings,
         scatters=tuple(entry for entry in sites if entry.site.scatter is not None and path == entry.join),
         makings=tuple(makings),
+        passing=tuple(entry for entry in sites if path in entry.passing),
         lasting=tuple(entry for entry in sites if path == entry.join and entry.site.onward),
         writing=writing,
         stretch=any(path in entry.written for entry in sites),

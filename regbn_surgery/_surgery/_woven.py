@@ -67,6 +67,7 @@ def table_of(sites: Sequence[CodeSite], slots: Slots, helpers: dict[Path, tuple[
             optional(site.g.at),
             tuple((path(place), output) for place, output in site.f.also),
             tuple((path(place), output) for place, output in site.g.also),
+            tuple(path(place) for place in (*site.f.passing, *site.g.passing)),
             tuple(path(place) for place in site.f_readers),
             tuple(path(place) for place in site.g_readers),
             tuple(path(place) for place in (site.scatter.written if site.scatter else ())),
@@ -177,6 +178,7 @@ def _wanted(sites: Sequence[CodeSite]) -> Iterator[tuple[Place, bool]]:
         seen |= set(site.scatter.written) if site.scatter is not None else set()
         seen |= {end.layer[0] for end in (site.f, site.g) if end.layer is not None}
         seen |= {end.at for end in (site.f, site.g) if end.at is not None}
+        seen |= {*site.f.passing, *site.g.passing}
         for place in site.places():
             yield place, place in seen
 

@@ -16,7 +16,7 @@ _TWO_MAKERS = "flag_on_self"
 def limit(generated: Generated) -> str:
     """Return why a model is not compared; "" where it is."""
     forms = generated.forms
-    by_mode = generated.home == "prompt" or any("lambda" in form for form in forms)
+    by_mode = generated.home == "prompt"
     joins = [form for form in forms if form.startswith("join: ")]
     if by_mode and any(_TWO_MAKERS in form for form in forms):
         return "under a mode, a side is known where the example has made it"

@@ -213,3 +213,18 @@ def test_a_second_length_is_no_obstacle_to_pooled_streams() -> None:
             assert run(model, token_pairs(4, la, lb), training=True).shape == (4, la, 8)
     assert sum(calls.values()) == 3
     assert isinstance(build(OwnAttention), nn.Module)
+
+
+def test_a_class_that_torch_derives_from_the_hosts_is_no_change() -> None:
+    """As `fully_shard` does: its class is torch's, and its forward the user's."""
+    rewritten = operate(build(Cross), token_pairs(), "attention")
+    hooked = next(
+        m for m in rewritten.modules() if any(isinstance(h, HoistHook) for h in m._forward_pre_hooks.values())
+    )
+    home = {"__module__": "torch.distributed.fsdp", "__qualname__": "Sharded"}
+    expected = run(rewritten, token_pairs(), training=False)
+    hooked.__class__ = type("Sharded", (type(hooked),), home)
+    torch.testing.assert_close(run(rewritten, token_pairs(), training=False), expected)
+    with counting(rewritten) as calls:
+        run(rewritten, token_pairs(), training=False)
+    assert list(calls.values()) == [1]

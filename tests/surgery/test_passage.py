@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from typing import Any
@@ -12,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import regbn_surgery
-from regbn_surgery import RegBNWarning
+from regbn_surgery import RegBNWarning, RewriteError
 from regbn_surgery._surgery import identity
+from regbn_surgery._surgery._guard import ATTRIBUTE
 
 from .models import build, counting, forced, operate_by, rules, site_of, vectors, ways
 
@@ -169,6 +171,36 @@ def test_another_view_of_the_whole_side_is_the_side(way: str) -> None:
     rewritten.how = "view"
     torch.testing.assert_close(rewritten(**vectors()), torch.cat([2 * f + 1, 3 * g], 1))
     assert len(seen) == 1
+
+
+class Cast(Two):
+    """Calls that give back what they get, in evaluation and in float32, and something else in other calls."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        f, g = self.enc_a(a), self.enc_b(b)
+        if self.how == "exchanged":
+            f, g = g, f
+        f = F.dropout(f.to(self.head.weight.dtype), 0.5, self.training)
+        g = g.type_as(f).contiguous()
+        return torch.cat([f, g], dim=1)
+
+
+@every_way
+@pytest.mark.parametrize("how", ["", "exchanged"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_side_is_followed_through_casts_and_dropout(how: str, training: bool, way: str) -> None:
+    rewritten, seen = made(Cast, way)
+    rewritten.train(training).how = how
+    with torch.autocast("cpu", torch.bfloat16):
+        rewritten(**vectors())
+        f, g = sides(rewritten)
+    ((found_f, found_g),) = seen
+    assert (f.dtype, found_f.dtype, found_g.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    dropped, kept = ((found_g, found_f), (g, f)) if how else ((found_f, found_g), (f, g))
+    torch.testing.assert_close(dropped[1], kept[1].float())
+    stays = dropped[0] != 0
+    torch.testing.assert_close(dropped[0][stays], (kept[0].float() * (2 if training else 1))[stays])
+    assert stays.all() != training
 
 
 class Twice(Two):
@@ -363,3 +395,64 @@ def test_a_sum_in_place_is_seen_under_every_name_and_has_its_gradient(way: str, 
     found.square().sum().backward()
     assert rewritten.enc_a.weight.grad.abs().sum() > 0
     assert rewritten.enc_b.weight.grad.abs().sum() > 0
+
+
+FUSIONS = {"cat": lambda parts: torch.cat(parts, dim=1), "reversed": lambda parts: torch.cat(parts[::-1], dim=1)}
+
+
+class Configured(Two):
+    """The fusion is a lambda out of a table, as code that is driven by a configuration has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fuse = FUSIONS["cat"]
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        f, g = self.enc_a(a), self.enc_b(b)
+        return self.fuse([g, f] if self.how == "exchanged" else [f * 1, g] if self.how == "another" else [f, g])
+
+
+@every_way
+def test_a_lambda_is_a_helper_too(way: str) -> None:
+    rewritten, _ = made(Configured, way)
+    rewritten = copy.deepcopy(rewritten)
+    told(rewritten)
+    f, g = sides(rewritten)
+    torch.testing.assert_close(rewritten(**vectors()), torch.cat([2 * f + 1, 3 * g], 1))
+    rewritten.how = "exchanged"
+    torch.testing.assert_close(rewritten(**vectors()), torch.cat([3 * g, 2 * f + 1], 1))
+    rewritten.how = "another"
+    with pytest.warns(RegBNWarning, match="did not run"):
+        torch.testing.assert_close(rewritten(**vectors()), torch.cat([f, g], 1))
+
+
+def test_another_lambda_in_its_place_is_not_taken_for_it() -> None:
+    rewritten, seen = made(Configured, "source")
+    f, g = sides(rewritten)
+    rewritten.fuse = FUSIONS["reversed"]
+    with pytest.warns(RegBNWarning, match="did not run"):
+        torch.testing.assert_close(rewritten(**vectors()), torch.cat([g, f], 1))
+    assert not seen
+    surgery = rewritten.__dict__[ATTRIBUTE]
+    surgery.__setstate__(surgery.__getstate__())  # as after loading: it looks for its functions again
+    with pytest.raises(RewriteError, match="changed since regbnify"):
+        rewritten(**vectors())
+
+
+class TwoLambdas(Two):
+    """One is called by the other, and both go by one name."""
+
+    join = staticmethod(lambda f, g: torch.cat([f, g], dim=1))
+    fuse = staticmethod(lambda join, f, g: join(f, g))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        f, g = self.enc_a(a), self.enc_b(b)
+        return self.fuse(self.join, *((g, f) if self.how == "exchanged" else (f, g)))
+
+
+def test_lambdas_that_go_by_one_name_are_told_apart_by_a_mode() -> None:
+    rewritten, _ = made(TwoLambdas, "mode")
+    assert ways(regbn_surgery.regbnify(build(TwoLambdas), rules("concat", "a", "b"), vectors())) == {"mode"}
+    f, g = sides(rewritten)
+    rewritten.how = "exchanged"
+    torch.testing.assert_close(rewritten(**vectors()), torch.cat([3 * g, 2 * f + 1], 1))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from regbn_surgery._surgery._functions import FunctionSource, NoSourceError, read
-from regbn_surgery._surgery._passage import TensorMethod
+from regbn_surgery._surgery._here import TensorMethod
 from regbn_surgery._surgery._weave import Wrapping, behind_decorators, rewritten_text, weave
 
 X, Y = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[5.0, 6.0], [7.0, 8.0]])

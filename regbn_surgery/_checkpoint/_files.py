@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import _codec
+from .._codec import CodecError
 from .._errors import RecipeError
 from ._recipe import Recipe
 
@@ -82,14 +83,31 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    names = [WEIGHTS_FILE]
     try:
-        if (folder / _INDEX_FILE).exists():
-            index: Any = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
-            names = sorted(set(index["weight_map"].values()))
+        names = _named_in(folder / _INDEX_FILE) if (folder / _INDEX_FILE).exists() else [WEIGHTS_FILE]
         return {key: tensor for name in names for key, tensor in load_file(folder / name).items()}
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, CodecError, SafetensorError) as error:
         raise RecipeError(f"the weights in {folder} cannot be read: {error}") from error
+
+
+def _named_in(index: Path) -> list[str]:
+    """The files that an index of weights names, all of them beside it (where they may be links, as in the hub's cache).
+
+    Raises:
+        CodecError: where it is no index of weights.
+        RecipeError: where it names files elsewhere.
+    """
+    with index.open("rb") as file:
+        content: Any = _codec.parse(file.read(_codec.LARGEST + 1))
+    found = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+        raise CodecError(str(index), "`weight_map` has to say for each weight in which file it is")
+    names = sorted(set(found.values()))
+    for name in names:
+        parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+        if name in ("", ".") or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
+            raise RecipeError(f"{index} names weights outside of its folder: {name!r}. Nothing was read.")
+    return names
 
 
 def _renamed(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:

@@ -162,6 +162,8 @@ class Recipe:
         if found != FORMAT or isinstance(found, bool):
             raise CodecError("format", f"this release reads format {FORMAT} of recipes; found {found!r}")
         recipe = _codec.build(cls, content)
+        if not recipe.operations:
+            raise CodecError("operations", "at least one is expected; found none")
         for number, source in enumerate(recipe.sources):
             if not source.text and not source.code:
                 raise CodecError(f"sources[{number}]", "the text of a function is expected, or what it compiles to")

@@ -23,7 +23,7 @@ class Named(Protocol):
     def name(self) -> str: ...
 
 
-@torch.compiler.disable(reason="what a key-value cache was filled with is noted outside of the graph")  # type: ignore[untyped-decorator, no-untyped-call]
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def remember_caches(host: nn.Module, ran: Iterable[str], lasting: Collection[str], *values: Any) -> None:
     """The caches among the arguments and outputs of a call hold what RegBN had a part in. By site's name: those that
     `ran`, and those after which f may follow alone."""
@@ -33,7 +33,7 @@ def remember_caches(host: nn.Module, ran: Iterable[str], lasting: Collection[str
     remember(tokens.values(), [tokens[name] for name in lasting], *values)
 
 
-@torch.compiler.disable(reason="what a key-value cache was filled with is looked up outside of the graph")  # type: ignore[untyped-decorator, no-untyped-call]
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def remembered(
     host: nn.Module, sites: Iterable[Named], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Met]:
@@ -63,7 +63,7 @@ def refuse_going_on(
         )
 
 
-@torch.compiler.disable(reason="what a key-value cache was filled with is looked up outside of the graph")  # type: ignore[untyped-decorator, no-untyped-call]
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def refuse_unknown_caches(
     host: nn.Module, path: str, sites: Sequence[Named], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:

@@ -182,7 +182,7 @@ class HostSurgery:
             elif not passage.reached:
                 refuse_unknown_caches(host, self.path, self._sites(role), args, kwargs)
 
-    @torch.compiler.disable(reason="RegBN is let into a forward that runs as it is, under a mode; see explain(model)")  # type: ignore[untyped-decorator, no-untyped-call]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _run_by_mode(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with on_the_stack(self.token), Frame(args, kwargs, host, role) as frame:
             self._begin(frame, args, kwargs)

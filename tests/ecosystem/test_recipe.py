@@ -536,6 +536,40 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
     torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "outside",
+    ["../taken.safetensors", "{above}/taken.safetensors", "a/../../taken.safetensors", "..\\taken", "C:x", ""],
+)
+def test_an_index_names_files_of_its_own_folder_alone(tmp_path: Path, outside: str) -> None:
+    model, folder = operate(build(Late), vectors()), tmp_path / "saved"
+    save_regbn(model, folder)
+    (folder / "model.safetensors").rename(tmp_path / "taken.safetensors")
+    index = {"weight_map": {"x": outside.format(above=tmp_path)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    fresh = build(Late)
+    with pytest.raises(RecipeError, match="names weights outside of its folder"):
+        load_regbn(fresh, folder)
+    assert regbn_surgery.explain(fresh).hosts == ()
+
+
+def test_a_link_to_weights_elsewhere_is_followed(tmp_path: Path) -> None:
+    """The hub's cache keeps its files so."""
+    model, folder = operate(build(Late), vectors()), tmp_path / "saved"
+    save_regbn(model, folder)
+    (folder / "model.safetensors").rename(tmp_path / "blob")
+    (folder / "model.safetensors").symlink_to(tmp_path / "blob")
+    found = load_regbn(Late(), folder)
+    torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"weight_map": 5}', '{"weight_map": {"x": 1}}', "{}", "[" * 100_000])
+def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
+    save_regbn(operate(build(Late), vectors()), tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_regbn(build(Late), tmp_path)
+
+
 class Published(nn.Module):
     """Writes its weights under other names, as some models of transformers do, and has a name of its own like ours."""
 

@@ -1,12 +1,27 @@
-"""Patterns for dotted names: globs by default, `re:` for a regular expression that must match the whole name."""
+"""Patterns for dotted names: globs by default, `re:` for a regular expression that must match the whole name.
+
+Both go by RE2, which does not backtrack: whatever a rules file says, a match takes time in proportion to the name.
+"""
 
 from __future__ import annotations
 
 import functools
-import re
-import warnings
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import re2
 
 _LONGEST = 500
+
+
+class Pattern(Protocol):
+    """A compiled pattern: what is used of it."""
+
+    @property
+    def groups(self) -> int: ...
+    @property
+    def groupindex(self) -> Mapping[str, int]: ...
+    def fullmatch(self, text: str) -> Any: ...
 
 
 class PatternError(ValueError):
@@ -14,7 +29,7 @@ class PatternError(ValueError):
 
 
 @functools.lru_cache(maxsize=1024)
-def compile_pattern(pattern: str) -> re.Pattern[str]:
+def compile_pattern(pattern: str) -> Pattern:
     """Compile a glob or `re:` pattern, to be used with `fullmatch`.
 
     In a glob `*` stands for any text within one segment, `?` for one character of it, and `**` (a segment of
@@ -25,7 +40,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         raise PatternError(f"a pattern may have at most {_LONGEST} characters; this one has {len(pattern)}")
     if pattern.startswith("re:"):
         return _regular_expression(pattern[3:])
-    return re.compile(_glob(pattern))
+    return _compiled(_glob(pattern))
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -33,16 +48,28 @@ def matches(pattern: str, name: str) -> bool:
     return compile_pattern(pattern).fullmatch(name) is not None
 
 
-def _regular_expression(text: str) -> re.Pattern[str]:
+def _regular_expression(text: str) -> Pattern:
     try:
-        with warnings.catch_warnings():  # of what a later Python may read otherwise: this one reads it as it does
-            warnings.simplefilter("ignore", FutureWarning)
-            return re.compile(text)
-    except re.error as error:
-        where = f" at position {error.pos}" if error.pos is not None else ""
-        raise PatternError(f"bad regular expression `{text}`: {error.msg}{where}") from error
-    except (RecursionError, OverflowError) as error:
-        raise PatternError(f"bad regular expression `{text}`: too deep or too large a repetition") from error
+        return _compiled(text)
+    except re2.error as error:
+        what = error.args[0] if error.args else ""
+        said = what.decode(errors="replace") if isinstance(what, bytes) else str(what)
+        said = said.removesuffix(f": {text}")
+        hint = " (RE2 has no look-around and no back-references)" if "(?" in text or "escape" in said else ""
+        raise PatternError(f"bad regular expression `{text}`: {said[:_TOLD]}{hint}") from error
+    except UnicodeEncodeError as error:
+        raise PatternError(f"bad regular expression {text!r}: {error.reason}") from error
+
+
+#: How much of an engine's message is told; it repeats the whole expression.
+_TOLD = 80
+
+
+def _compiled(text: str) -> Pattern:
+    options = re2.Options()
+    options.log_errors = False  # it would write to the terminal by itself
+    pattern: Pattern = re2.compile(text, options=options)
+    return pattern
 
 
 def _glob(pattern: str) -> str:
@@ -81,4 +108,4 @@ def _segment(segment: str) -> str:
     if segment == "*":
         return "[^.]+"  # one segment, not none
     table = {"*": "[^.]*", "?": "[^.]"}
-    return "".join(table.get(character) or re.escape(character) for character in segment)
+    return "".join(table.get(character) or re2.escape(character) for character in segment)

@@ -6,12 +6,17 @@ A message says what was asked, what was found, where, and what to do next.
 
 from __future__ import annotations
 
+from ._visible import visible
+
 
 class RegBNError(Exception):
     """Base class of every error raised on purpose by `regbn_surgery`."""
 
     #: What the command line exits with: 2 is a usage or input error, 1 a finding (a rule that matched nothing).
     exit_code = 2
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class InputsError(RegBNError):
@@ -66,3 +71,6 @@ class RegBNOptionError(RegBNError, ValueError):
 
 class RegBNWarning(UserWarning):
     """Something worth knowing that does not stop the work."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__())

@@ -11,6 +11,7 @@ from ._report.jsonout import hosts_to_list
 from ._surgery import HostReport
 from ._surgery import explain as hosts_of
 from ._surgery._classes import original_class
+from ._visible import visible
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,7 +32,7 @@ class SurgeryReport:
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{host.host}.{site.name}".lstrip(".") for host in self.hosts for site in host.sites)
-        return f"<SurgeryReport on {self.model}: RegBN {sites or 'nowhere'}>"
+        return visible(f"<SurgeryReport on {self.model}: RegBN {sites or 'nowhere'}>")
 
     def _repr_html_(self) -> str:
         from ._report.notebook import surgery_to_html

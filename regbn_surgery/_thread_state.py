@@ -76,5 +76,7 @@ def _set_autocast(regions: tuple[tuple[str, bool, torch.dtype], ...], cached: bo
 
 
 def _saved_tensors_hooks() -> Any:
-    """The innermost pair of hooks that `saved_tensors_hooks` has set, or None."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+    """The innermost pair of hooks that `saved_tensors_hooks` has set; None for none, and where torch cannot be asked
+    (before 2.7)."""
+    ask = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return None if ask is None else ask(True)

@@ -204,9 +204,12 @@ class Inspection:
         return inspection_to_text(self)
 
     def __repr__(self) -> str:
+        from ._visible import visible
+
         names = ", ".join(modality.name for modality in self.modalities)
         points = ", ".join(point.id for point in self.fusion_points)
-        return f"<Inspection of {self.model}: modalities {names or 'none'}; fusion points {points or 'none'}>"
+        found = f"modalities {names or 'none'}; fusion points {points or 'none'}"
+        return visible(f"<Inspection of {self.model}: {found}>")
 
     def _repr_html_(self) -> str:
         from ._report.notebook import inspection_to_html
@@ -310,10 +313,11 @@ class Plan:
 
     def __repr__(self) -> str:
         from ._report.words import count_text
+        from ._visible import visible
 
         sites = ", ".join(f"{site.host}.{site.name}".lstrip(".") for site in self.sites)
         points = count_text(len(self.decisions), "fusion point")
-        return f"<Plan for {self.model or 'a model'}: {points}, RegBN {sites or 'nowhere'}>"
+        return visible(f"<Plan for {self.model or 'a model'}: {points}, RegBN {sites or 'nowhere'}>")
 
     def _repr_html_(self) -> str:
         from ._report.notebook import plan_to_html

@@ -25,6 +25,7 @@ from .._surgery._functions import ChangedError
 from .._surgery._guard import ATTRIBUTE
 from .._surgery._record import FunctionText
 from .._types import Layout
+from .._visible import visible
 from ._fit import class_at, fitted, refusal, versions_of
 from ._sound import refuse_unsound_operation
 from ._sources import Sources
@@ -182,7 +183,7 @@ class Recipe:
             planned = op.planned
             where = f"{op.host}.{planned.name}" if op.host else planned.name
             lines.append(f"  {where}: f is {planned.f.anchor}, g is {planned.g.anchor} (rule {planned.rule!r})")
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
 
 def _laid_out(document: Mapping[str, Any]) -> str:

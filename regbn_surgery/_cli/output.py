@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .._errors import RegBNError
+from .._visible import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,7 +80,9 @@ def user_line(error: BaseException) -> str | None:
 
 
 def _complain(text: str) -> None:
-    click.echo(click.style("error: ", fg="red", bold=True) + text, err=True, color=None if _coloured() else False)
+    click.echo(
+        click.style("error: ", fg="red", bold=True) + visible(text), err=True, color=None if _coloured() else False
+    )
 
 
 def _coloured() -> bool:
@@ -88,7 +91,7 @@ def _coloured() -> bool:
 
 def warn(text: str) -> None:
     """A message that is no error."""
-    click.echo(text, err=True)
+    click.echo(visible(text), err=True)
 
 
 @contextlib.contextmanager
@@ -108,9 +111,9 @@ def progress(text: str) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    from rich.console import Console
+    from .._report.console import SafeConsole
 
-    status = Console(stderr=True).status(text)
+    status = SafeConsole(stderr=True).status(text)
     timer = threading.Timer(_PATIENCE, status.start)
     timer.daemon = True
     timer.start()
@@ -125,7 +128,7 @@ def progress(text: str) -> Iterator[None]:
 def write_text(text: str, output: str | None) -> None:
     """Write plain text to a file, or to stdout where `output` is None or `-`."""
     if output in (None, "-"):
-        click.echo(text)
+        click.echo(visible(text) if sys.stdout.isatty() else text)  # elsewhere it is data
         return
     try:
         with open(str(output), "w", encoding="utf-8") as file:
@@ -158,10 +161,10 @@ def _picture(views: list[RenderableType]) -> str:
     """The views as an SVG picture of a terminal."""
     import io
 
-    from rich.console import Console
+    from .._report.console import SafeConsole
 
     command = " ".join(["regbn-surgery", *(word for word in sys.argv[1:] if word != "--debug")])
-    console = Console(
+    console = SafeConsole(
         record=True, width=_PICTURE_WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
     for view in views:
@@ -180,10 +183,9 @@ def write_views(make: Callable[[int], list[RenderableType]], output: str | None)
 
         write_text("\n".join(plain(view) for view in make(80)), output)
         return
-    from rich.console import Console
-
+    from .._report.console import SafeConsole
     from .._report.text import show
 
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     for view in make(console.width):
         show(console, view)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._visible import visible
 from .completing import complete_file, complete_preset, complete_rules
 from .options import ModelRequest, modality_option, model_options
 from .output import debuggable, progress, quiet_stdout, warn, write_text, write_views
@@ -118,12 +119,13 @@ def check(rules: str, request: ModelRequest) -> None:
     names = ", ".join(rule.id for rule in parsed.rules)
     head = f"{rules}: {count_text(len(parsed.rules), 'rule')} ({names}), no problem found"
     if not request.spec:
-        click.echo(head)
+        click.echo(visible(head))
         return
     planned = _plan(request, parsed)
     normalised = sum(decision.action == "normalize" for decision in planned.decisions)
     points = count_text(len(planned.decisions), "fusion point")
-    click.echo(f"{head}; {normalised} of {points} normalised, {count_text(len(planned.sites), 'RegBN module')}")
+    modules = count_text(len(planned.sites), "RegBN module")
+    click.echo(visible(f"{head}; {normalised} of {points} normalised, {modules}"))
     _finish(planned)
 
 

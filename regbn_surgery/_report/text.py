@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from .._types import Inspection, Plan
+from .console import SafeConsole
 from .diff import HostLike, host_views
 from .tables import inspection_view, plan_view
 
@@ -36,6 +37,6 @@ def show(console: Console, view: RenderableType) -> None:
 def plain(view: RenderableType, width: int = 80) -> str:
     """Any rich view as plain text without trailing spaces."""
     out = io.StringIO()
-    console = Console(file=out, width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    console = SafeConsole(file=out, width=width, color_system=None, force_terminal=False, legacy_windows=False)
     show(console, view)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -13,6 +13,7 @@ from .._analysis._runs import Run, ordered
 from .._errors import RewriteError
 from .._inputs import Batches
 from .._types import Modality
+from .._visible import visible
 from ._guard import MODALITIES, RECORD
 from ._operations import Operation
 from ._scatter import PositionSite
@@ -68,11 +69,13 @@ class Verification:
         for site in self.sites:
             f, g = ("+".join(side) for side in site.wanted)
             lines.append(f"  {site.name}: {site.problem or f'ran {site.runs} x, f is {f}, g is {g}, as the rule says'}")
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
     def __repr__(self) -> str:
         wrong = [site.name for site in self.sites if site.problem]
-        return f"<Verification of {self.model}: {'all right' if not wrong else 'wrong at ' + ', '.join(wrong)}>"
+        return visible(
+            f"<Verification of {self.model}: {'all right' if not wrong else 'wrong at ' + ', '.join(wrong)}>"
+        )
 
 
 def carried_in(model: nn.Module, batches: Batches, *, training: bool, writes: bool = False) -> Verification:

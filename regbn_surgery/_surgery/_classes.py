@@ -11,12 +11,13 @@ import copyreg
 import functools
 import inspect
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from .._errors import RewriteError
+from .._errors import RegBNWarning, RewriteError
 from .._trace._subclass import quiet_subclass
 from ._guard import ATTRIBUTE
 from ._methods import refuse_methods
@@ -90,7 +91,10 @@ def rewritten_class(cls: Any, methods: tuple[str, ...] = ()) -> type[nn.Module]:
 
     @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        surgery: HostSurgery = self.__dict__[ATTRIBUTE]
+        surgery: HostSurgery | None = self.__dict__.get(ATTRIBUTE)
+        if surgery is None:
+            _tell_another(self)
+            return cls.forward(self, *args, **kwargs)
         if torch.compiler.is_compiling() and surgery.direct is not None:
             # Where the graph breaks in the forward, it breaks in every function around it: no more than this one.
             output = surgery.direct(self, *args, **kwargs)
@@ -152,10 +156,30 @@ def _copying(cls: Any) -> Any:
 def _rewritten_method(cls: Any, name: str) -> Any:
     @functools.wraps(getattr(cls, name))
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        surgery: HostSurgery = self.__dict__[ATTRIBUTE]
+        surgery: HostSurgery | None = self.__dict__.get(ATTRIBUTE)
+        if surgery is None:
+            _tell_another(self)
+            return getattr(cls, name)(self, *args, **kwargs)
         return surgery.run_method(self, name, args, kwargs)
 
     return method
+
+
+_TOLD = "_regbn_told_another"
+
+
+def _tell_another(module: nn.Module) -> None:
+    """A module that was made from the class of a rewritten one (`type(model)(...)`, `from_pretrained`) has no RegBN."""
+    if _TOLD in module.__dict__ or torch.compiler.is_compiling():
+        return
+    module.__dict__[_TOLD] = True
+    warnings.warn(
+        f"This {type(module).__name__} was made anew from the class of a rewritten model and carries no RegBN: it "
+        "computes what the original does. For one with RegBN call load_regbn(model, folder) with what save_regbn "
+        "wrote, Recipe.apply(model), or regbnify.",
+        RegBNWarning,
+        stacklevel=4,
+    )
 
 
 def _rebuild(cls: type[nn.Module], methods: tuple[str, ...], *args: Any) -> nn.Module:
@@ -202,7 +226,8 @@ def install(host: nn.Module, surgery: HostSurgery | GraphHost) -> None:
             f"`methods: [{', '.join(methods)}]`: {type(host).__name__} at `{surgery.path}` has to keep its very class, "
             "so that only its forward can be exchanged"
         )
-    object.__setattr__(host, "__class__", rewritten_class(type(host), methods))
+    object.__setattr__(host, "__class__", rewritten_class(original_class(host), methods))
+    host.__dict__.pop(_TOLD, None)
 
 
 def _is_its_own(forward: Any, host: nn.Module) -> bool:

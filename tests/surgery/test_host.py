@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 import random
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regbn_surgery import RegBNError, RewriteError, unregbnify
+from regbn_surgery import RegBNError, RegBNWarning, RewriteError, unregbnify
 from regbn_surgery._surgery import _host, explain, identity
 
 from .models import Late, Nested, build, counting, operate, operate_by, run, site_of, step, vectors
@@ -443,3 +444,20 @@ def test_code_that_fails_rewritten_gives_way_to_the_forward_itself_under_a_mode(
     with counting(rewritten) as calls:
         rewritten(**vectors())
     assert sum(calls.values()) == 1
+
+
+def test_a_new_one_of_the_same_class_is_the_original_and_says_so() -> None:
+    rewritten = operate(build(Host), vectors())
+    fresh = type(rewritten)()
+    fresh.load_state_dict({k: v for k, v in rewritten.state_dict().items() if "regbn" not in k})
+    with pytest.warns(RegBNWarning, match="carries no RegBN"):
+        found = fresh(**vectors())
+    torch.testing.assert_close(found, unregbnify(rewritten)(**vectors()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fresh(**vectors())
+        again = operate(fresh, vectors())
+    assert site_of(again).regbn.training
+    copied = pickle.loads(pickle.dumps(again))
+    torch.testing.assert_close(copied.eval()(**vectors()), again.eval()(**vectors()))
+    assert type(unregbnify(again)) is Host

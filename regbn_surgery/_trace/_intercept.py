@@ -85,7 +85,7 @@ def _applying(place: Place, original: Any) -> Any:
     def apply(cls: Any, /, *args: Any, **kwargs: Any) -> Any:
         if not _live and torch.compiler.is_compiling():
             return cls.apply(*args, **kwargs)  # captured code holds on to this one: let dynamo see the function itself
-        call = functools.partial(original.__func__, cls)
+        call = original.__get__(None, cls)  # of Python's making or, since torch 2.14, of C's
         listen = _listener(place, replacement, "on_function")
         return call(*args, **kwargs) if listen is None else listen(call, cls, args, kwargs)
 

@@ -13,7 +13,7 @@ from .._trace import Call, TensorInfo, Trace
 from ._lineage import NOBODY, Home, comparable, incomparable, union
 
 if TYPE_CHECKING:
-    from ._flow import Met
+    from ._met import Met
 
 Labels = tuple[str, ...]
 

@@ -20,7 +20,8 @@ from ._lineage import (
     carry_axes,
     carry_segments,
 )
-from ._meetings import Meeting, Meetings, Met
+from ._meetings import Meetings
+from ._met import Meeting, Met
 
 
 @dataclass(frozen=True)

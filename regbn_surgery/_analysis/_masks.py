@@ -14,7 +14,7 @@ from .._ops import Value
 from .._trace import Call, Trace, tensor_of
 from .._types import Side
 from ._anchors import FrameView
-from ._flow import Meeting
+from ._met import Meeting
 
 _KEEPS_MEANING: tuple[Value, ...] = (
     "reshapes", "permutes", "casts", "takes_part", "stretches", "repeats", "integers",

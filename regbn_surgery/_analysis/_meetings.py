@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import networkx as nx
-
-from .._ops import Family, Value
+from .._ops import Family
 from .._trace import Call, TensorInfo, Trace
 from .._types import Kind
 from . import _axes as ax
 from ._contract import contract
 from ._cosine import is_unit
+from ._history import History
 from ._lineage import (
     NOBODY,
     Home,
@@ -29,52 +28,12 @@ from ._lineage import (
     incomparable,
     union,
 )
-
-#: Behind these an operand is still the same data, or a part of it.
-_SEEN_THROUGH: tuple[Value, ...] = ("reshapes", "permutes", "casts", "drops_out", "splits", "takes_part")
+from ._met import Meeting, Met
 
 Extents = Mapping[int, tuple[int, ...]]  # shapes of operands, by their position
 
 
-@dataclass(frozen=True)
-class Met:
-    """A tensor operand of an operation, with what it carried at that moment."""
-
-    position: int  # among the operation's tensor operands
-    info: TensorInfo
-    lineage: Lineage
-
-    @property
-    def home(self) -> Home:
-        return self.lineage.home
-
-
-@dataclass
-class Meeting:
-    """A call at which incomparable homes meet, while the run is still being followed."""
-
-    op: Call
-    kind: Kind
-    operands: tuple[Met, ...]
-    home: Home
-    note: str = ""
-    gate: int | None = None  # position of the operand that only modulates the others
-    real: bool = True  # a concatenation waits until something mixes its parts
-    level: str = ""
-    outer: bool = False  # an outer sum or product: each operand is stretched along the other's axes
-    more: list[tuple[Call, tuple[Met, ...]]] = field(default_factory=list)  # calls that belong to the same point
-
-    def all_operands(self) -> list[Met]:
-        """Those of every call that belongs to it, scores left out."""
-        operands = list(self.operands)
-        for _, more in self.more:
-            operands.extend(
-                met for met in more if met.lineage.axes is None and all(met.info.uid != m.info.uid for m in operands)
-            )
-        return operands
-
-
-class Meetings:
+class Meetings(History):
     """The meetings of a run, noted as it is followed. `_flow` tells it of every operation, and of every lineage."""
 
     def __init__(
@@ -84,15 +43,13 @@ class Meetings:
         batch_axes: Mapping[int, int],
         varying: Mapping[int, tuple[int, ...]],
     ) -> None:
-        self.trace = trace
+        super().__init__(trace)
         self.lineages: dict[int, Lineage] = dict(sources)
         self.batch_axes = batch_axes
         self.varying = varying
         self.meetings: list[Meeting] = []
         self.blends: dict[Home, Call] = {}
         self.op: Call | None = None
-        self.graph: nx.DiGraph[int] = nx.DiGraph()
-        self.producers: dict[int, int] = {}
         # Who shares memory, so that a write through one view is seen through the others.
         self.by_storage: dict[int, list[int]] = {}
         for info in trace.tensors.values():
@@ -182,23 +139,6 @@ class Meetings:
             for a, b in itertools.combinations(operands, 2)
         )
 
-    def _is_ancestor(self, small: Met, big: Met) -> bool:
-        """Whether `small`, seen through views, casts and dropout, is something `big` was computed from."""
-        uid = self._root(small.info.uid)
-        target = self.producers.get(big.info.uid)
-        if target is None:
-            return False
-        reach = nx.ancestors(self.graph, target) | {target}
-        return any(uid in self.trace.calls[index].inputs for index in reach)
-
-    def _root(self, uid: int) -> int:
-        while uid in self.producers:
-            op = self.trace.calls[self.producers[uid]]
-            if not op.row.does(*_SEEN_THROUGH) or not op.inputs or op.inputs[0] == uid:
-                break
-            uid = op.inputs[0]
-        return uid
-
     def _continues(self, op: Call, mixed: Met) -> bool:
         """Whether `op` is the second half of a modulation `gamma * x + beta`, whose product has been counted."""
         root = self._root(mixed.info.uid)
@@ -279,16 +219,6 @@ class Meetings:
     def _is_squashed(self, operand: Met) -> bool:
         producer = self.producers.get(self._root(operand.info.uid))
         return producer is not None and self.trace.calls[producer].row.does("squashes")
-
-    def _extent(self, info: TensorInfo) -> tuple[int, ...]:
-        """A tensor's shape, with size 1 where it was only stretched: `scale.expand_as(x) * x` is `scale * x`."""
-        shape, uid = info.shape, info.uid
-        while uid in self.producers and self.trace.calls[self.producers[uid]].row.does("stretches"):
-            before = self.trace.calls[self.producers[uid]].inputs[0]
-            if before == uid:
-                break
-            uid, shape = before, self.trace.tensors[before].shape
-        return shape
 
     def _outer(self, op: Call, kind: Family, operands: tuple[Met, ...], extents: Extents) -> Lineage:
         axes: list[Home] = []

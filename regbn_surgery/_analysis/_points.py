@@ -12,8 +12,8 @@ import networkx as nx
 
 from .._trace import Frame, Trace
 from .._types import NEVER_BY_DEFAULT, FusionPoint, Kind, Level, Operand, Site
-from ._flow import Meeting, Met
 from ._lineage import Home
+from ._met import Meeting, Met
 from ._rounds import Groups, Members, Place, across_rounds, find_rounds, rounds_merged
 from ._runs import Run, ordered, producer
 from ._sites import Recipe, find_sites, view_of

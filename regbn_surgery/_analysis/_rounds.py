@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from .._types import Kind, Site
 from ._anchors import Key, Reader, Take
 from ._axes import split_dim
-from ._flow import Meeting
+from ._met import Meeting
 from ._runs import Run
 
 Line = tuple[str, str, int]

@@ -13,15 +13,10 @@ import networkx as nx
 
 from .._trace import Call, TensorInfo, Trace
 from . import _axes as ax
-from ._lineage import (
-    Home,
-    Lineage,
-    Segments,
-    carry_axes,
-    carry_segments,
-)
+from ._lineage import NOBODY, Home, Lineage, Segments, carry_axes, fuse
 from ._meetings import Meetings
 from ._met import Meeting, Met
+from ._parts import carry_segments, shared_parts, sized
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,8 @@ class _Interpreter(Meetings):
                 self.graph.add_edge(self.producers[uid], op.index)
         operands = self._operands(op)
         if operands and op.row.carries != "nothing":
-            self._interpret(op, operands)
+            for uid, lineage in zip(op.outputs, self._results(op, operands), strict=True):
+                self._assign(op, uid, self._parametrised(op, lineage))
         for uid in op.outputs:
             self.producers[uid] = op.index
 
@@ -106,21 +102,65 @@ class _Interpreter(Meetings):
             return tuple(m for m in met if m.info.dtype.is_floating_point)
         return tuple(met)
 
-    def _interpret(self, op: Call, operands: tuple[Met, ...]) -> None:
+    def _results(self, op: Call, operands: tuple[Met, ...]) -> list[Lineage]:
+        """The lineage of each result."""
         if len(operands) == 1:
-            self._pass_on(op, operands[0])
-            return
-        lineage = self.interpret(op, operands)
-        for uid in op.outputs:
-            self._assign(op, uid, self._parametrised(op, lineage))
+            taken = self._take_apart(op, operands[0])
+            if taken is not None:
+                return [lineage.after_layers(operands[0].lineage.parametrised) for lineage in taken]
+        stacks = [m.lineage.segments for m in operands if m.lineage.segments is not None and m.lineage.segments.batch]
+        if stacks and not self._on_samples(op, operands):
+            parted = self._part_by_part(op, operands)
+            if parted is not None:
+                return parted
+        if len(operands) == 1 and not stacks:
+            return self._pass_on(op, operands[0])
+        return [self.interpret(op, operands)] * len(op.outputs)
+
+    # -- streams that are stacked along the batch -----------------------------------------------------------------
+
+    def _part_by_part(self, op: Call, operands: tuple[Met, ...]) -> list[Lineage] | None:
+        """What the call makes of stacks is what it makes of each part; None where it takes the parts together."""
+        stacks = [m.lineage.segments if m.lineage.segments and m.lineage.segments.batch else None for m in operands]
+        shared = shared_parts(stacks)
+        homes = [self._stack_after(op, operands, stacks, uid) for uid in op.outputs]
+        if shared is None or None in homes:
+            return None
+        known = len(self.meetings)
+        with self.one_of_many(op, operands):
+            found = [self._of_part(op, operands, part.lineages) for part in shared]
+        made = []
+        for number, stack in enumerate(homes):
+            assert stack is not None, "asked above"
+            parts = [(part.share, lineages[number]) for part, lineages in zip(shared, found, strict=True)]
+            segments = sized(stack, [(share, lineage.settled(known)) for share, lineage in parts])
+            if segments is None:
+                return None
+            made.append(replace(fuse(part for _, part in segments.parts), segments=segments))
+        return [lineage.after_layers(any(m.lineage.parametrised for m in operands)) for lineage in made]
+
+    def _of_part(self, op: Call, operands: tuple[Met, ...], own: tuple[Lineage | None, ...]) -> list[Lineage]:
+        part = tuple(
+            m if lineage is None else replace(m, lineage=lineage.after_layers(m.lineage.parametrised))
+            for m, lineage in zip(operands, own, strict=True)
+        )
+        carrying = tuple(m for m in part if m.lineage.touched)
+        return self._results(op, carrying) if carrying else [Lineage(NOBODY, NOBODY)] * len(op.outputs)
+
+    def _stack_after(
+        self, op: Call, operands: tuple[Met, ...], stacks: list[Segments | None], uid: int
+    ) -> Segments | None:
+        """Where the stack is in a result; None where samples are no longer apart there."""
+        operand, stack = next((m, s) for m, s in zip(operands, stacks, strict=True) if s is not None)
+        if len(operands) == 1:
+            return self._carried(stack, _movement(op, operand, self.trace.tensors[uid]), operand.info, uid)
+        return self._by_samples(stack, uid)
 
     def _parametrised(self, op: Call, lineage: Lineage) -> Lineage:
-        if lineage.parametrised:
-            return lineage
         own = bool(op.traits.get("parametrised")) or any(
             self.trace.tensors[uid].parameter is not None for uid in op.inputs
         )
-        return replace(lineage, parametrised=True) if own else lineage
+        return lineage.after_layers(own)
 
     def _assign(self, op: Call, uid: int, lineage: Lineage) -> None:
         info = self.trace.tensors[uid]
@@ -142,32 +182,35 @@ class _Interpreter(Meetings):
 
     # -- one operand ------------------------------------------------------------------------------------------
 
-    def _pass_on(self, op: Call, operand: Met) -> None:
-        lineage = operand.lineage
-        taken = self._take_apart(op, operand)
-        for i, uid in enumerate(op.outputs):
-            info = self.trace.tensors[uid]
-            if taken is not None:
-                new = replace(taken[i], parametrised=taken[i].parametrised or lineage.parametrised)
-            else:
-                move = _movement(op, operand, info)
-                new = carry_axes(lineage, move)
-                if lineage.segments is not None:
-                    new = replace(new, segments=self._carried(lineage.segments, move, operand.info, info))
-                    if new.segments is None:
-                        self._mixed(lineage)
-            self._assign(op, uid, self._parametrised(op, new))
+    def _pass_on(self, op: Call, operand: Met) -> list[Lineage]:
+        lineage, made = operand.lineage, []
+        for uid in op.outputs:
+            move = _movement(op, operand, self.trace.tensors[uid])
+            new = carry_axes(lineage, move)
+            if lineage.segments is not None:
+                new = replace(new, segments=self._carried(lineage.segments, move, operand.info, uid))
+                if new.segments is None:
+                    self._mixed(lineage)
+            made.append(new)
+        return made
 
-    def _carried(
-        self, segments: Segments, move: ax.Movement | None, source: TensorInfo, result: TensorInfo
-    ) -> Segments | None:
-        if segments.batch:
-            dim = self.batch_axes.get(result.uid)
-            if dim is None or result.shape[dim] % segments.size:
-                return None
-            scale = result.shape[dim] // segments.size
-            return replace(segments, dim=dim, parts=tuple((size * scale, part) for size, part in segments.parts))
-        return carry_segments(segments, move, source.shape, result.shape)
+    def _carried(self, segments: Segments, move: ax.Movement | None, source: TensorInfo, uid: int) -> Segments | None:
+        found = carry_segments(segments, move, source.shape, self.trace.tensors[uid].shape)
+        if found is not None:
+            counted = self.batch_axes.get(uid)
+            return replace(found, batch=segments.batch if counted is None else counted == found.dim)
+        if not segments.batch or (move is not None and segments.dim in move.mixed):
+            return None
+        return self._by_samples(segments, uid)
+
+    def _by_samples(self, stack: Segments, uid: int) -> Segments | None:
+        """A stack of samples by the one axis of `uid` that counts them, whatever was done to the others."""
+        dim, shape = self.batch_axes.get(uid), self.trace.tensors[uid].shape
+        if dim is None or len(self.varying.get(uid, ())) > 1 or shape[dim] % stack.size:
+            return None
+        scale = shape[dim] // stack.size
+        parts = tuple((size * scale, part) for size, part in stack.parts)
+        return replace(stack, dim=dim, parts=parts, batch=True)
 
     def _take_apart(self, op: Call, operand: Met) -> list[Lineage] | None:
         """The lineages of the results where `op` cuts a concatenation along the axis it was made on."""
@@ -193,6 +236,9 @@ class _Interpreter(Meetings):
         if isinstance(entry, int):
             return [segments.cut(entry % size, entry % size + 1)]
         low, high, step = entry.indices(size)
+        if step > 1:
+            turns = segments.every(low, step)
+            return None if turns is None else [turns]
         if step != 1 or (low, high) == (0, size):
             return None
         dim = place - sum(isinstance(e, int) for e in entries[:place])
@@ -204,11 +250,13 @@ class _Interpreter(Meetings):
         whole = segments.cut(low, high)
         if len(parts) < 2:
             return whole
-        for _, part in parts:
-            self._mixed(part)  # what was concatenated within a part is not followed through the cut
+        if not segments.batch:
+            for _, part in parts:
+                self._mixed(part)  # what was concatenated within a part is not followed through the cut
+            parts = [(size, part.plain()) for size, part in parts]
         if len({part.home for _, part in parts if part.home}) < 2:
             return whole
-        return replace(whole, segments=replace(segments, dim=dim, parts=tuple((n, part.plain()) for n, part in parts)))
+        return replace(whole, segments=replace(segments, dim=dim, parts=tuple(parts), rounds=1))
 
 
 def _movement(op: Call, operand: Met, result: TensorInfo) -> ax.Movement | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ._axes import Movement, scale_of
+from ._axes import Movement
 
 Home = frozenset[str]
 NOBODY: Home = frozenset()
@@ -29,23 +29,31 @@ def incomparable(homes: Iterable[Home]) -> bool:
 class Segments:
     """The parts of a concatenation along `dim`, so that taking it apart again gives each part its own lineage.
 
-    `meeting` is the concatenation itself, which counts as a fusion point once something mixes the parts; None on
-    the batch axis, where parts stay apart by nature.
+    `meeting` is the concatenation itself, which counts as a fusion point once something mixes the parts; None where no
+    call has made it. `samples`: whole samples stand behind one another. While their axis is the one that counts
+    samples (`batch`), parts stay apart by nature. The parts come `rounds` times, as those of a stack that was folded
+    into the batch from behind (`[B, 2, C]` as `[B * 2, C]`).
     """
 
     dim: int
     parts: tuple[tuple[int, Lineage], ...]
     meeting: int | None
     batch: bool = False
+    samples: bool = False
+    rounds: int = 1
+
+    @property
+    def period(self) -> int:
+        return sum(size for size, _ in self.parts)
 
     @property
     def size(self) -> int:
-        return sum(size for size, _ in self.parts)
+        return self.period * self.rounds
 
     def within(self, low: int, high: int) -> list[tuple[int, Lineage]]:
         """How much of which parts lies between two places."""
         found, start = [], 0
-        for size, lineage in self.parts:
+        for size, lineage in self.parts * self.rounds:
             if start < high and start + size > low:
                 found.append((min(start + size, high) - max(start, low), lineage))
             start += size
@@ -54,6 +62,13 @@ class Segments:
     def cut(self, low: int, high: int) -> Lineage:
         found = [lineage for _, lineage in self.within(low, high)]
         return found[0] if len(found) == 1 else fuse(found)
+
+    def every(self, first: int, step: int) -> Lineage | None:
+        """Whose the places `first`, `first + step`, ... are; None where they are of more than one part."""
+        if step % self.period:
+            return None
+        first %= self.period
+        return self.cut(first, first + 1)
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,20 @@ class Lineage:
         """Without anything that is bound to the tensor's shape; scores fall to all streams they hold."""
         home = self.home if self.axes is None else union((self.home, *self.axes))
         return replace(self, home=home, axes=None, scores=None, segments=None)
+
+    def after_layers(self, parametrised: bool) -> Lineage:
+        """The same behind a layer, if that has parameters."""
+        return replace(self, parametrised=True) if parametrised and not self.parametrised else self
+
+    def settled(self, last: int) -> Lineage:
+        """With all meetings from `last` on taken for that one."""
+        segments = self.segments
+        if segments is not None:
+            meeting = None if segments.meeting is None else min(segments.meeting, last)
+            parts = tuple((size, part.settled(last)) for size, part in segments.parts)
+            segments = replace(segments, meeting=meeting, parts=parts)
+        scores = None if self.scores is None else min(self.scores, last)
+        return replace(self, origins=frozenset(min(i, last) for i in self.origins), scores=scores, segments=segments)
 
 
 def fuse(lineages: Iterable[Lineage]) -> Lineage:
@@ -112,23 +141,3 @@ def carry_axes(lineage: Lineage, move: Movement | None) -> Lineage:
     if len(alive) == 1 and gone:  # the other stream's positions were summed away
         return replace(lineage, home=next(iter(alive)), axes=None, scores=None)
     return replace(lineage, axes=tuple(axes))
-
-
-def carry_segments(
-    segments: Segments, move: Movement | None, shape: tuple[int, ...], result: tuple[int, ...]
-) -> Segments | None:
-    """The concatenation's parts after `move` from `shape` to `result`, or None where the parts have been mixed."""
-    if move is None or segments.dim in move.mixed:
-        return None
-    places = [i for i, source in enumerate(move.source) if segments.dim in source]
-    # A view may split the axis. Whose a place is shows on the outermost part alone: `cat([a, b], 1).view(B, 2, C)`.
-    while len(places) > 1 and result[places[0]] == 1:
-        places.pop(0)
-    if not places or any(axis < segments.dim and shape[axis] > 1 for axis in move.source[places[0]]):
-        return None
-    merged = scale_of(shape, tuple(axis for axis in move.source[places[-1]] if axis > segments.dim))
-    block = scale_of(result, tuple(places[1:]))  # elements in one step along the outermost part
-    if any(size * merged % block for size, _ in segments.parts):
-        return None
-    parts = tuple((size * merged // block, part) for size, part in segments.parts)
-    return replace(segments, dim=places[0], parts=parts)

@@ -7,7 +7,8 @@ one cross-attention everything after it is touched by both.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from .._ops import Family
@@ -29,6 +30,7 @@ from ._lineage import (
     union,
 )
 from ._met import Meeting, Met
+from ._parts import alike, inlined
 
 Extents = Mapping[int, tuple[int, ...]]  # shapes of operands, by their position
 
@@ -50,6 +52,7 @@ class Meetings(History):
         self.meetings: list[Meeting] = []
         self.blends: dict[Home, Call] = {}
         self.op: Call | None = None
+        self.whole: dict[int, Met] = {}  # the operands of a call on stacks, while its parts are followed
         # Who shares memory, so that a write through one view is seen through the others.
         self.by_storage: dict[int, list[int]] = {}
         for info in trace.tensors.values():
@@ -69,13 +72,26 @@ class Meetings(History):
             return self._attention(op, operands)
         return self._join(op, kind, operands)
 
+    @contextmanager
+    def one_of_many(self, op: Call, operands: tuple[Met, ...]) -> Iterator[None]:
+        """While a call on stacks is followed part by part: the meetings of all parts are one, of the whole tensors."""
+        first, outer = len(self.meetings), self.whole
+        self.whole = outer or {m.position: m for m in operands}
+        yield
+        self.whole, made = outer, self.meetings[first:]
+        if made:
+            self.meetings[first:] = [_as_one(made)]
+
     def _mixed(self, lineage: Lineage | None) -> None:
         """Something used the parts of a concatenation together: it counts."""
         if lineage is None or lineage.segments is None:
             return
-        if lineage.segments.meeting is not None:
-            self.meetings[lineage.segments.meeting].real = True
-        elif not lineage.segments.batch and self.op is not None and _is_cut_input(lineage):
+        segments = lineage.segments
+        if segments.samples and segments.batch:
+            pass  # the samples of a batch, taken together
+        elif segments.meeting is not None:
+            self.meetings[segments.meeting].real = True
+        elif self.op is not None and _is_cut_input(lineage):
             self.blends.setdefault(lineage.home, self.op)
         for _, part in lineage.segments.parts:
             self._mixed(part)
@@ -91,28 +107,51 @@ class Meetings(History):
         origins = base.origins if meeting is None else frozenset({meeting})
         return replace(base, home=home, origins=origins)
 
+    def _on_samples(self, op: Call, operands: tuple[Met, ...]) -> bool:
+        """Whether the call stacks whole samples behind one another."""
+        if op.row.family != "concat" or op.row.axes == "stack":
+            return False
+        dim = ax.concat_dim(op, len(self.trace.tensors[op.outputs[0]].shape))
+        return any(self.batch_axes.get(m.info.uid) == dim for m in operands)
+
     def _concat(self, op: Call, operands: tuple[Met, ...]) -> Lineage:
         result = self.trace.tensors[op.outputs[0]]
         dim = ax.concat_dim(op, len(result.shape))
-        on_batch = op.row.axes != "stack" and self.batch_axes.get(operands[0].info.uid) == dim
+        on_batch = self._on_samples(op, operands)
         homes = [m.home for m in operands]
         meeting: int | None = None
         home = union(homes)
-        if not on_batch:
-            if incomparable(homes):
-                meeting = self._meet(op, "concat", operands, home, real=False)
-            else:
-                home, meeting = self._nested(op, "concat", operands)
-        lineage = self._fused(operands, home, meeting)
-        if len(set(homes)) == 1 and not any(m.lineage.segments for m in operands):
-            return lineage
+        if on_batch and incomparable(homes):
+            # Only once what was stacked is laid side by side (`view(2, B, C)`) can something mix the parts.
+            self.meetings.append(Meeting(op, "concat", operands, home, real=False))
+            meeting = len(self.meetings) - 1
+        elif not on_batch and incomparable(homes):
+            meeting = self._meet(op, "concat", operands, home, real=False)
+        elif not on_batch:
+            home, meeting = self._nested(op, "concat", operands)
+        lineage = self._fused(operands, home, None if on_batch else meeting)
+        if len(set(homes)) == 1:
+            kept = self._kept_parts(op, dim, operands)
+            if kept is not None or not any(m.lineage.segments for m in operands):
+                return replace(lineage, segments=kept)
         by_position = {m.position: m.lineage for m in operands}
         nobody = Lineage(NOBODY, NOBODY)
-        parts = tuple(
+        parts = [
             (1 if op.row.axes == "stack" else self.trace.tensors[uid].shape[dim], by_position.get(i, nobody))
             for i, uid in enumerate(op.inputs)
-        )
-        return replace(lineage, segments=Segments(dim, parts, meeting, on_batch))
+        ]
+        if on_batch:
+            parts = [part for size, own in parts for part in inlined(size, own, dim)]
+        return replace(lineage, segments=Segments(dim, tuple(parts), meeting, on_batch, on_batch))
+
+    def _kept_parts(self, op: Call, dim: int, operands: tuple[Met, ...]) -> Segments | None:
+        """The parts of tensors that hold the same concatenation, joined along another axis than that."""
+        segments = alike([m.lineage.segments for m in operands])
+        if segments is None or len(operands) != len(op.inputs):
+            return None
+        if op.row.axes == "stack":
+            return replace(segments, dim=segments.dim + (dim <= segments.dim))
+        return segments if segments.dim != dim else None
 
     def _nested(self, op: Call, kind: Kind, operands: tuple[Met, ...]) -> tuple[Home, int | None]:
         """Homes that contain one another: a residual connection, a re-entry, or two mixed streams that re-meet."""
@@ -181,15 +220,9 @@ class Meetings(History):
 
     def _same_home(self, op: Call, kind: Family, operands: tuple[Met, ...], result: TensorInfo) -> Lineage:
         lineage = self._fused(operands, operands[0].home)
-        segments = [m.lineage.segments for m in operands]
-        first = segments[0]
-        alike = first is not None and all(
-            s is not None
-            and (s.dim, s.meeting, [n for n, _ in s.parts]) == (first.dim, first.meeting, [n for n, _ in first.parts])
-            for s in segments
-        )
-        if alike and all(m.info.shape == result.shape for m in operands):
-            return replace(lineage, segments=first)
+        segments = alike([m.lineage.segments for m in operands])
+        if segments is not None and all(m.info.shape == result.shape for m in operands):
+            return replace(lineage, segments=segments)
         for m in operands:
             self._mixed(m.lineage)
         return lineage
@@ -203,7 +236,7 @@ class Meetings(History):
             for index, meeting in enumerate(self.meetings):
                 same = meeting.kind == "product" and meeting.op.frame == op.frame and root in meeting.op.outputs
                 if same and any(comparable(other.home, m.home) for m in meeting.operands if m.home != operand.home):
-                    meeting.more.append((op, operands))
+                    self._belongs(meeting, op, operands)
                     meeting.note = "scale and shift"
                     return index
         return None
@@ -253,7 +286,12 @@ class Meetings(History):
         found = self.meetings[meeting]
         if found.kind in ("matmul", "sum", "product", "similarity"):
             found.kind = "attention"
-        found.more.append((op, values))
+        self._belongs(found, op, values)
+
+    def _belongs(self, meeting: Meeting, op: Call, operands: tuple[Met, ...]) -> None:
+        """A later call is a part of the same point; of a call on stacks, the whole tensors."""
+        if all(known is not op for known, _ in meeting.more):
+            meeting.more.append((op, tuple(self.whole.get(m.position, m) for m in operands)))
 
     def _matmul(self, op: Call, operands: tuple[Met, ...]) -> Lineage:
         result = self.trace.tensors[op.outputs[0]]
@@ -300,6 +338,19 @@ class Meetings(History):
         name: Kind = "module" if kind == "other" else kind
         home = homes[0] if op.row.does("recurrent") else union(homes)
         return self._fused(operands, home, self._meet(op, name, operands, home))
+
+
+def _as_one(made: list[Meeting]) -> Meeting:
+    """The meetings of one call in the parts of its stacks as a meeting of the stacks."""
+    first = made[0]
+    met = [[m for each in made for m in each.operands if m.position == one.position] for one in first.operands]
+    homes = [union(m.home for m in same) for same in met]
+    if incomparable(homes):  # else the stacks hold the same streams in another order
+        whole = [fuse(m.lineage for m in same) for same in met]
+        first.operands = tuple(replace(one, lineage=each) for one, each in zip(first.operands, whole, strict=True))
+    first.home = union(each.home for each in made)
+    first.real = any(each.real for each in made)
+    return first
 
 
 def _size_at(shape: tuple[int, ...], axis: int, rank: int) -> int:

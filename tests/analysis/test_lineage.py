@@ -10,12 +10,12 @@ from regbn_surgery._analysis._lineage import (
     Lineage,
     Segments,
     carry_axes,
-    carry_segments,
     comparable,
     fuse,
     incomparable,
     union,
 )
+from regbn_surgery._analysis._parts import carry_segments
 
 A, B, AB = frozenset("a"), frozenset("b"), frozenset("ab")
 
@@ -73,16 +73,26 @@ def test_parts_of_a_split_axis_are_told_by_its_outermost_piece() -> None:
     assert (merged.dim, [size for size, _ in merged.parts]) == (2, [1, 3])
 
 
+def test_parts_of_an_axis_that_is_folded_into_the_one_before_take_turns() -> None:
+    folded = carry_segments(SEGMENTS, Movement(((0,), (1, 2), (3,)), frozenset()), SHAPE, (2, 32, 6))
+    assert folded is not None
+    assert (folded.dim, folded.rounds, folded.size) == (1, 4, 32)
+    assert [folded.cut(low, low + 2).home for low in (0, 3, 8, 14, 2)] == [A, B, A, B, AB]
+    assert [getattr(folded.every(first, 8), "home", None) for first in (0, 4, 11)] == [A, B, B]
+    assert folded.every(0, 4) is None
+    back = carry_segments(folded, Movement(((0,), (1,), (1,), (2,)), frozenset()), (2, 32, 6), (2, 4, 8, 6))
+    assert back == SEGMENTS
+
+
 @pytest.mark.parametrize(
     ("move", "result"),
     [
         (None, SHAPE),
         (Movement(((0,), (1,), (2,), (3,)), frozenset({2})), SHAPE),
-        (Movement(((0,), (1, 2), (3,)), frozenset()), (2, 32, 6)),
         (Movement(((0,), (1,), (2,), (2,), (3,)), frozenset()), (2, 4, 2, 4, 6)),
         (Movement(((0,), (1,), (3,)), frozenset()), (2, 4, 6)),
     ],
-    ids=["unknown", "mixed", "interleaved", "split", "gone"],
+    ids=["unknown", "mixed", "split", "gone"],
 )
 def test_parts_end_where_they_are_mixed(move: Movement | None, result: tuple[int, ...]) -> None:
     assert carry_segments(SEGMENTS, move, SHAPE, result) is None

@@ -81,7 +81,7 @@ class _Interpreter(Meetings):
         operands = self._operands(op)
         if operands and op.row.carries != "nothing":
             for uid, lineage in zip(op.outputs, self._results(op, operands), strict=True):
-                self._assign(op, uid, self._parametrised(op, lineage))
+                self._assign(op, uid, self._computed(op, lineage, uid))
         for uid in op.outputs:
             self.producers[uid] = op.index
 
@@ -156,10 +156,15 @@ class _Interpreter(Meetings):
             return self._carried(stack, _movement(op, operand, self.trace.tensors[uid]), operand.info, uid)
         return self._by_samples(stack, uid)
 
-    def _parametrised(self, op: Call, lineage: Lineage) -> Lineage:
+    def _computed(self, op: Call, lineage: Lineage, uid: int) -> Lineage:
+        """With what the call itself says of its result: whether a layer has been there, and whether it is a number."""
         own = bool(op.traits.get("parametrised")) or any(
             self.trace.tensors[uid].parameter is not None for uid in op.inputs
         )
+        if own and lineage.number:
+            lineage = replace(lineage, number=False)
+        if op.row.family == "loss" or not self.trace.tensors[uid].shape:
+            lineage = lineage.as_number()
         return lineage.after_layers(own)
 
     def _assign(self, op: Call, uid: int, lineage: Lineage) -> None:

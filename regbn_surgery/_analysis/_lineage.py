@@ -77,7 +77,7 @@ class Lineage:
 
     `axes` gives single axes a home of their own, for attention scores and outer sums; `scores` is the meeting that
     made them. `origins` are the meetings whose fused home this is: two streams of equal mixed home and different
-    origins re-meet.
+    origins re-meet. `number`: a loss or another single number, and what is computed from such alone.
     """
 
     touched: Home
@@ -87,6 +87,7 @@ class Lineage:
     segments: Segments | None = None
     parametrised: bool = False
     origins: frozenset[int] = frozenset()
+    number: bool = False
 
     def plain(self) -> Lineage:
         """Without anything that is bound to the tensor's shape; scores fall to all streams they hold."""
@@ -96,6 +97,9 @@ class Lineage:
     def after_layers(self, parametrised: bool) -> Lineage:
         """The same behind a layer, if that has parameters."""
         return replace(self, parametrised=True) if parametrised and not self.parametrised else self
+
+    def as_number(self) -> Lineage:
+        return self if self.number else replace(self, number=True)
 
     def settled(self, last: int) -> Lineage:
         """With all meetings from `last` on taken for that one."""
@@ -116,6 +120,7 @@ def fuse(lineages: Iterable[Lineage]) -> Lineage:
         home=union(x.home for x in many),
         parametrised=any(x.parametrised for x in many),
         origins=frozenset().union(*(x.origins for x in many)),
+        number=all(x.number for x in many),
     )
 
 

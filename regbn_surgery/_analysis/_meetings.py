@@ -99,6 +99,9 @@ class Meetings(History):
     def _meet(self, op: Call, kind: Kind, operands: tuple[Met, ...], home: Home, **more: object) -> int:
         for operand in operands:
             self._mixed(operand.lineage)
+        numbers = all(m.lineage.number for m in operands)
+        if numbers or (kind in ("sum", "product") and not self.trace.tensors[op.outputs[0]].shape):
+            kind, more = "loss", {}
         self.meetings.append(Meeting(op, kind, operands, home, **more))  # type: ignore[arg-type]
         return len(self.meetings) - 1
 

@@ -60,4 +60,4 @@ def home_of(trace: Trace, flow: Flow, uid: int) -> str:
     return "+".join(sorted(lineage.home)) if lineage is not None else ""
 
 
-__all__ = ["Inputs", "analysed", "homes", "inputs", "inspected", "normal", "points", "told"]
+__all__ = ["Inputs", "analysed", "homes", "inputs", "inspected", "make", "normal", "points", "told"]

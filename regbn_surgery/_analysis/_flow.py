@@ -192,6 +192,8 @@ class _Interpreter(Meetings):
         for uid in op.outputs:
             move = _movement(op, operand, self.trace.tensors[uid])
             new = carry_axes(lineage, move)
+            if lineage.given and lineage.axes is None and _pools(op, operand.info, self.trace.tensors[uid]):
+                new = replace(new, pooled=True)
             if lineage.segments is not None:
                 new = replace(new, segments=self._carried(lineage.segments, move, operand.info, uid))
                 if new.segments is None:
@@ -262,6 +264,12 @@ class _Interpreter(Meetings):
         if len({part.home for _, part in parts if part.home}) < 2:
             return whole
         return replace(whole, segments=replace(segments, dim=dim, parts=tuple(parts), rounds=1))
+
+
+def _pools(op: Call, source: TensorInfo, result: TensorInfo) -> bool:
+    """Whether the call gives up an axis of positions: by a sum over it, or by taking one of them."""
+    fewer = op.row.axes == "reduce" or op.row.does("takes_part")
+    return (fewer and len(result.shape) < len(source.shape)) or op.name.lower().startswith("adaptive")
 
 
 def _movement(op: Call, operand: Met, result: TensorInfo) -> ax.Movement | None:

@@ -78,6 +78,8 @@ class Lineage:
     `axes` gives single axes a home of their own, for attention scores and outer sums; `scores` is the meeting that
     made them. `origins` are the meetings whose fused home this is: two streams of equal mixed home and different
     origins re-meet. `number`: a loss or another single number, and what is computed from such alone.
+    `given`: whose values an attention has put in the place of this stream's own, until a residual connection adds
+    these again; `pooled`: its positions are gone since.
     """
 
     touched: Home
@@ -88,6 +90,8 @@ class Lineage:
     parametrised: bool = False
     origins: frozenset[int] = frozenset()
     number: bool = False
+    given: Home = NOBODY
+    pooled: bool = False
 
     def plain(self) -> Lineage:
         """Without anything that is bound to the tensor's shape; scores fall to all streams they hold."""
@@ -100,6 +104,13 @@ class Lineage:
 
     def as_number(self) -> Lineage:
         return self if self.number else replace(self, number=True)
+
+    def giving(self, values: Home) -> Lineage:
+        """The result of an attention to `values`, which are not of the stream that asked."""
+        return replace(self, given=values if not comparable(self.home, values) else NOBODY, pooled=False)
+
+    def as_given(self) -> Lineage:
+        return replace(self, home=self.given, given=NOBODY)
 
     def settled(self, last: int) -> Lineage:
         """With all meetings from `last` on taken for that one."""
@@ -115,12 +126,15 @@ class Lineage:
 def fuse(lineages: Iterable[Lineage]) -> Lineage:
     """Several lineages as one stream."""
     many = list(lineages)
+    given = {x.given for x in many}
     return Lineage(
         touched=union(x.touched for x in many),
         home=union(x.home for x in many),
         parametrised=any(x.parametrised for x in many),
         origins=frozenset().union(*(x.origins for x in many)),
         number=all(x.number for x in many),
+        given=given.pop() if len(given) == 1 else NOBODY,
+        pooled=all(x.pooled for x in many),
     )
 
 

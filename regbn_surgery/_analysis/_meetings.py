@@ -64,6 +64,8 @@ class Meetings(History):
         kind = op.row.family
         if kind == "concat":
             return self._concat(op, operands)
+        if kind != "attention" and all(m.lineage.pooled or not m.lineage.given for m in operands):
+            operands = self._as_given(operands) or operands
         if kind in ("sum", "product") and len(op.outputs) == 1:
             return self._elementwise(op, kind, operands)
         if kind == "matmul" or op.row.product is not None:
@@ -110,6 +112,19 @@ class Meetings(History):
         origins = base.origins if meeting is None else frozenset({meeting})
         return replace(base, home=home, origins=origins)
 
+    def _as_given(self, operands: tuple[Met, ...], residuals: bool = True) -> tuple[Met, ...] | None:
+        """The operands as streams of the values that an attention gave them, where only then they meet.
+
+        A residual connection (of the kinds of calls that may be one) gives back the stream that asked.
+        """
+        taken = tuple(replace(m, lineage=m.lineage.as_given()) if m.lineage.given else m for m in operands)
+        if incomparable(m.home for m in operands) or not incomparable(m.home for m in taken):
+            return None
+        own, given = ([m for m in operands if bool(m.lineage.given) is far] for far in (False, True))
+        if residuals and any(self._is_ancestor(small, big) for small in own for big in given):
+            return None
+        return taken
+
     def _on_samples(self, op: Call, operands: tuple[Met, ...]) -> bool:
         """Whether the call stacks whole samples behind one another."""
         if op.row.family != "concat" or op.row.axes == "stack":
@@ -128,12 +143,15 @@ class Meetings(History):
             # Only once what was stacked is laid side by side (`view(2, B, C)`) can something mix the parts.
             self.meetings.append(Meeting(op, "concat", operands, home, real=False))
             meeting = len(self.meetings) - 1
-        elif not on_batch and incomparable(homes):
-            meeting = self._meet(op, "concat", operands, home, real=False)
         elif not on_batch:
-            home, meeting = self._nested(op, "concat", operands)
+            met = operands if incomparable(homes) else self._as_given(operands, residuals=False)
+            if met is None:
+                home, meeting = self._nested(op, "concat", operands)
+            else:
+                home = union(m.home for m in (*operands, *met))
+                meeting = self._meet(op, "concat", met, home, real=False)
         lineage = self._fused(operands, home, None if on_batch else meeting)
-        if len(set(homes)) == 1:
+        if len(set(homes)) == 1 and (on_batch or meeting is None):
             kept = self._kept_parts(op, dim, operands)
             if kept is not None or not any(m.lineage.segments for m in operands):
                 return replace(lineage, segments=kept)
@@ -282,6 +300,7 @@ class Meetings(History):
         stretched = result.shape != scores.info.shape  # over channels; else the scores themselves are scaled
         if kind == "product" and scores.lineage.scores is not None and values and stretched:
             self._weigh(scores.lineage.scores, op, tuple(values))
+            return lineage.giving(union(m.home for m in values))
         return lineage
 
     def _weigh(self, meeting: int, op: Call, values: tuple[Met, ...]) -> None:
@@ -306,7 +325,7 @@ class Meetings(History):
         lineage = self._fused(operands, outcome.home)
         if outcome.weighed is not None:
             self._weigh(outcome.weighed, op, outcome.values)
-            return replace(lineage, axes=outcome.axes)
+            return replace(lineage, axes=outcome.axes).giving(union(m.home for m in outcome.values))
         homes = [m.home for m in operands if m.lineage.axes is None]
         if not incomparable(homes):
             return replace(lineage, axes=outcome.axes, scores=operands[0].lineage.scores)
@@ -328,8 +347,10 @@ class Meetings(History):
         query = next((m for m in operands if m.position == op.row.query), operands[0])
         for m in operands:
             self._mixed(m.lineage)
-        if any(not comparable(query.home, m.home) for m in operands):
-            return self._fused(operands, query.home, self._meet(op, "attention", operands, query.home))
+        others = [m.home for m in operands if not comparable(query.home, m.home)]
+        if others:
+            lineage = self._fused(operands, query.home, self._meet(op, "attention", operands, query.home))
+            return lineage if op.row.adds_query else lineage.giving(union(others))
         return self._fused(operands, query.home)
 
     def _join(self, op: Call, kind: Family, operands: tuple[Met, ...]) -> Lineage:

@@ -86,15 +86,15 @@ ATTENTIONS = (
         key_mask=("key_padding_mask", 1), arguments=("query", "key", "value"),
     ),
     Operation(
-        "TransformerDecoderLayer", (), "attention", "attention", default=1, channels="last",
+        "TransformerDecoderLayer", (), "attention", "attention", default=1, channels="last", adds_query=True,
         key_mask=("memory_key_padding_mask", 1), arguments=("tgt", "memory"),
     ),
     Operation(
-        "TransformerDecoder", (), "attention", "attention", default=1, channels="last",
+        "TransformerDecoder", (), "attention", "attention", default=1, channels="last", adds_query=True,
         key_mask=("memory_key_padding_mask", 1), arguments=("tgt", "memory"),
     ),
     Operation(
-        "Transformer", (), "attention", "attention", default=1, channels="last", query=1,
+        "Transformer", (), "attention", "attention", default=1, channels="last", query=1, adds_query=True,
         key_mask=("src_key_padding_mask", 0), arguments=("src", "tgt"),
     ),
     *(

@@ -77,6 +77,7 @@ class Operation:
     content: int | None = None  # tensor operands from this one on are masks
     weight: int | None = None  # the operand that says how much of each other one
     query: int = 0  # which operand of an attention asks
+    adds_query: bool = False  # whether the attention adds what asks to its result
     mask: Mapping[int, Literal["out", "in", "choice"]] = field(default_factory=dict)  # operand: what True in it does
     key_mask: tuple[str, int] | None = None  # argument of a module that masks positions (True leaves out), and whose
     arguments: tuple[str, ...] = ()  # of a module: names of the arguments that carry content

@@ -106,7 +106,7 @@ def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> V
     planned = operation.planned
     wanted = (planned.f.home, planned.g.home)
     frames = [frame for frame in run.trace.frames if frame.path == path]
-    carried = [_homes(run, dict(frame.inputs), module) for frame in frames]
+    carried = [_homes(run, dict(frame.inputs), module, wanted) for frame in frames]
     distinct = tuple(dict.fromkeys(carried))
     mixes = operation.code is not None and writes(operation.code.join.op)  # afterwards f is the joint stream
     wrong = [pair for pair in distinct if not _is_right(pair, wanted, mixes)]
@@ -119,14 +119,19 @@ def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> V
     return VerifiedSite(path, planned.rule, wanted, distinct, len(frames), problem)
 
 
-def _homes(run: Run, inputs: Mapping[str, int], module: RegBNSite) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _homes(
+    run: Run, inputs: Mapping[str, int], module: RegBNSite, wanted: tuple[tuple[str, ...], tuple[str, ...]]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The streams of f and of g. What comes out of an attention is of the stream that asked and of the values': the one
+    that is wanted counts."""
     names = ("f", "g")
     if isinstance(module, PositionSite):
         names = ("into", "full") if module.into_is_f else ("full", "into")
     homes = []
-    for name in names:
+    for name, named in zip(names, wanted, strict=True):
         lineage = run.flow.lineages.get(inputs[name]) if name in inputs else None
-        homes.append(() if lineage is None else ordered(run, lineage.home))
+        streams = [] if lineage is None else [ordered(run, home) for home in (lineage.home, lineage.given) if home]
+        homes.append(named if named in streams else streams[0] if streams else ())
     return homes[0], homes[1]
 
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import networkx as nx
+import torch
 
-from .._trace import Call, TensorInfo, Trace
+from .._trace import Call, TensorInfo, Trace, tensor_of
 from . import _axes as ax
 from ._lineage import NOBODY, Home, Lineage, Segments, carry_axes, fuse
 from ._meetings import Meetings
@@ -99,8 +100,27 @@ class _Interpreter(Meetings):
         if row.content is not None:
             return tuple(m for m in met if m.position < row.content)
         if row.family == "scatter":
-            return tuple(m for m in met if m.info.dtype.is_floating_point)
-        return tuple(met)
+            return self._written_by(op, met)
+        features = any(m.info.is_float for m in met) and any(self.trace.tensors[uid].is_float for uid in op.outputs)
+        return tuple(m for m in met if not (features and m.lineage.codes))
+
+    def _written_by(self, op: Call, met: list[Met]) -> tuple[Met, ...]:
+        """Of a call that writes into a tensor, the operands with content: ids into ids, features into features.
+
+        The places it writes to are none, unless nothing else says what is written: `zeros.scatter_(1, codes, 1.0)`.
+        """
+        into = self.trace.tensors[op.inputs[0]]
+        if into.is_float:
+            content = tuple(m for m in met if m.info.is_float)
+        else:
+            last = len(op.inputs) - 1
+            source = tensor_of(op.args[-1]) if op.args else None  # not a mask or an index
+            content = tuple(
+                m
+                for m in met
+                if m.position == 0 or (m.position == last and source is not None and source.uid == m.info.uid)
+            )
+        return content or tuple(m for m in met if m.lineage.codes)
 
     def _results(self, op: Call, operands: tuple[Met, ...]) -> list[Lineage]:
         """The lineage of each result."""
@@ -169,10 +189,12 @@ class _Interpreter(Meetings):
 
     def _assign(self, op: Call, uid: int, lineage: Lineage) -> None:
         info = self.trace.tensors[uid]
-        if not info.is_float and any(self.trace.tensors[i].is_float for i in op.inputs) and not op.row.embeds:
-            return  # an index or a mask computed from features
-        if str(info.dtype) == "torch.bool":
+        if info.dtype == torch.bool:
             return
+        if info.is_float:
+            lineage = replace(lineage, codes=False) if lineage.codes else lineage
+        elif any(self.trace.tensors[i].is_float for i in op.inputs):
+            lineage = replace(lineage, codes=True)
         known = self.lineages.get(uid)
         self.lineages[uid] = lineage if known is None or uid not in op.inputs else self._written(known, lineage)
         if op.inplace:

@@ -79,7 +79,8 @@ class Lineage:
     made them. `origins` are the meetings whose fused home this is: two streams of equal mixed home and different
     origins re-meet. `number`: a loss or another single number, and what is computed from such alone.
     `given`: whose values an attention has put in the place of this stream's own, until a residual connection adds
-    these again; `pooled`: its positions are gone since.
+    these again; `pooled`: its positions are gone since. `codes`: whole numbers
+    that were computed from features, which stand for content where a table is read by them, and else for places.
     """
 
     touched: Home
@@ -92,6 +93,7 @@ class Lineage:
     number: bool = False
     given: Home = NOBODY
     pooled: bool = False
+    codes: bool = False
 
     def plain(self) -> Lineage:
         """Without anything that is bound to the tensor's shape; scores fall to all streams they hold."""
@@ -135,6 +137,7 @@ def fuse(lineages: Iterable[Lineage]) -> Lineage:
         number=all(x.number for x in many),
         given=given.pop() if len(given) == 1 else NOBODY,
         pooled=all(x.pooled for x in many),
+        codes=any(x.codes for x in many),
     )
 
 

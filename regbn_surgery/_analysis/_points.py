@@ -136,6 +136,10 @@ def _point(name: str, members: Members, places: Mapping[int, Place]) -> Found:
             elsewhere = functools.partial(_elsewhere, members, run, role_homes, role, index)
             recipes.append(replace(recipe, cycle=cycle, caller=caller, elsewhere=elsewhere))
     level = _level(run, meeting, places)
+    whole = _whole_numbers(operands)
+    if whole is not None:
+        sites = [replace(site, obstacle=whole) for site in sites]
+    selected = meeting.kind not in NEVER_BY_DEFAULT and level != "remeeting" and whole is None
     point = FusionPoint(
         id=name,
         owner=owner.path,
@@ -144,7 +148,7 @@ def _point(name: str, members: Members, places: Mapping[int, Place]) -> Found:
         op=meeting.op.name,
         source=None if meeting.op.source is None else replace(meeting.op.source, frames=()),
         level=level,
-        selected_by_default=meeting.kind not in NEVER_BY_DEFAULT and level != "remeeting",
+        selected_by_default=selected,
         operands=tuple(_operand(run, met) for met in operands),
         sites=tuple(sites),
         group=f"{re.sub(r'[0-9]+', '*', owner.path)}:{owner.class_name}:{meeting.kind}",
@@ -152,6 +156,18 @@ def _point(name: str, members: Members, places: Mapping[int, Place]) -> Found:
         note=meeting.note,
     )
     return Found(point, tuple(recipes))
+
+
+def _whole_numbers(operands: Sequence[Met]) -> str | None:
+    """Why RegBN cannot go where ids or codes are joined, before they are looked up in a table."""
+    numbers = next((met for met in operands if not met.info.is_float), None)
+    if numbers is None:
+        return None
+    kind = str(numbers.info.dtype).removeprefix("torch.")
+    return (
+        f"operand {numbers.position} holds {kind} values, and RegBN normalises floating-point features; name two "
+        "places where these are features by a rule with `pair`"
+    )
 
 
 def _elsewhere(members: Members, first: Run, homes: tuple[Home, ...], role: int, index: int) -> tuple[Recipe, ...]:

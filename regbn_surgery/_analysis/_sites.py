@@ -284,7 +284,8 @@ def _side(run: Run, view: FrameView, take: Take, event: Event, side: tuple[Met, 
     info = run.trace.tensors[take.uid]
     # An operand written to in place has another lineage after the call than it had at it.
     met = next((met.lineage for met in side if met.info.uid == take.uid), None)
-    home = (met or run.flow.lineages[take.uid]).home
+    lineage = met or run.flow.lineages[take.uid]
+    home = lineage.given if lineage.given and lineage.given == side[0].home else lineage.home
     if take.argument is not None:
         anchor = f"argument `{take.argument}`"
     elif take.uid in event.inputs:

@@ -56,7 +56,7 @@ COMPARISONS = (
         _row(name, carries="nothing")
         for name in (
             "isnan", "isinf", "isfinite", "logical_and", "logical_or", "logical_xor", "nonzero", "isin",
-            "searchsorted", "bucketize", "histc", "bincount", "isclose", "sign", "signbit",
+            "histc", "bincount", "isclose", "sign", "signbit",
         )
     ),
 )  # fmt: skip

@@ -96,7 +96,8 @@ REDUCTIONS = (
         for name in ("mean", "amax", "amin", "logsumexp", "std", "var", "prod", "nanmean", "nansum", "median")
     ),
     Operation("sum", axes="reduce", values=frozenset({"normalises"})),
-    *(Operation(name, axes="reduce", carries="nothing") for name in ("argmax", "argmin", "any", "all")),
+    *(Operation(name, axes="reduce") for name in ("argmax", "argmin")),
+    *(Operation(name, axes="reduce", carries="nothing") for name in ("any", "all")),
     *(
         Operation(name, axes="reduce", dim=2, values=_NORM)
         for name in ("norm", "vector_norm", "linalg_vector_norm", "linalg_norm")
@@ -119,7 +120,7 @@ ALONG = (
     _along("topk", 2),
     _along("roll", 2, None),
     _along("renorm", 2),
-    Operation("argsort", carries="nothing"),
+    _along("argsort", 1),
     Operation("fliplr", axes="fixed", dim=1),
     Operation("flipud", axes="fixed", dim=0),
     Operation("channel_shuffle", ("ChannelShuffle",), axes="fixed", dim=1),

@@ -113,13 +113,10 @@ class _Interpreter(Meetings):
         if into.is_float:
             content = tuple(m for m in met if m.info.is_float)
         else:
-            last = len(op.inputs) - 1
-            source = tensor_of(op.args[-1]) if op.args else None  # not a mask or an index
-            content = tuple(
-                m
-                for m in met
-                if m.position == 0 or (m.position == last and source is not None and source.uid == m.info.uid)
-            )
+            place = op.row.source
+            written = None if place is None else tensor_of(op.args[place]) if len(op.args) > place else None
+            source = op.inputs[-1] if place is None else None if written is None else written.uid
+            content = tuple(m for m in met if m.position == 0 or m.info.uid == source)
         return content or tuple(m for m in met if m.lineage.codes)
 
     def _results(self, op: Call, operands: tuple[Met, ...]) -> list[Lineage]:

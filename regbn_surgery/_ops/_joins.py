@@ -104,10 +104,11 @@ ATTENTIONS = (
 )  # fmt: skip
 
 SCATTERS = (
-    Operation("setitem", ("__setitem__",), "scatter", values=_values("puts"), mask={1: "out"}),
+    Operation("setitem", ("__setitem__",), "scatter", values=_values("puts"), mask={1: "out"}, source=2),
+    Operation("scatter", family="scatter", values=_values("puts"), source=3),
     *(
         Operation(name, family="scatter", values=_values("puts"))
-        for name in ("masked_scatter", "scatter", "index_put", "index_copy", "slice_scatter", "select_scatter")
+        for name in ("masked_scatter", "index_put", "index_copy", "slice_scatter", "select_scatter")
     ),
     *(
         Operation(name, family="scatter")

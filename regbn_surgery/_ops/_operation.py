@@ -75,6 +75,7 @@ class Operation:
     values: frozenset[Value] = frozenset()
     carries: Carries = "all"
     content: int | None = None  # tensor operands from this one on are masks
+    source: int | None = None  # which argument a call writes, where that may be a number; else its last tensor
     weight: int | None = None  # the operand that says how much of each other one
     query: int = 0  # which operand of an attention asks
     adds_query: bool = False  # whether the attention adds what asks to its result

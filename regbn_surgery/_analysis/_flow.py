@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import networkx as nx
 import torch
 
 from .._trace import Call, TensorInfo, Trace, tensor_of
 from . import _axes as ax
-from ._lineage import NOBODY, Home, Lineage, Segments, carry_axes, fuse
+from ._lineage import NOBODY, Home, Lineage, Piece, Segments, carry_axes, fuse
 from ._meetings import Meetings
 from ._met import Meeting, Met
 from ._parts import carry_segments, shared_parts, sized
@@ -211,6 +212,8 @@ class _Interpreter(Meetings):
         for uid in op.outputs:
             move = _movement(op, operand, self.trace.tensors[uid])
             new = carry_axes(lineage, move)
+            if lineage.piece is not None and not op.row.does("reshapes", "permutes", "casts", "drops_out"):
+                new = replace(new, piece=None)
             if lineage.given and lineage.axes is None and _pools(op, operand.info, self.trace.tensors[uid]):
                 new = replace(new, pooled=True)
             if lineage.segments is not None:
@@ -248,7 +251,8 @@ class _Interpreter(Meetings):
             pieces, start = [], 0
             for uid in op.outputs:
                 size = 1 if op.row.axes == "unbind" else self.trace.tensors[uid].shape[segments.dim]
-                pieces.append(self._cut(segments, start, start + size, segments.dim))
+                part = self._cut(segments, start, start + size, segments.dim)
+                pieces.append(_piece(operand.lineage, part, start, start + size))
                 start += size
             return pieces
         if op.row.axes not in ("index", "select", "narrow"):
@@ -260,7 +264,8 @@ class _Interpreter(Meetings):
         entry = entries[place]
         size = operand.info.shape[segments.dim]
         if isinstance(entry, int):
-            return [segments.cut(entry % size, entry % size + 1)]
+            low = entry % size
+            return [_piece(operand.lineage, segments.cut(low, low + 1), low, low + 1)]
         low, high, step = entry.indices(size)
         if step > 1:
             turns = segments.every(low, step)
@@ -268,7 +273,7 @@ class _Interpreter(Meetings):
         if step != 1 or (low, high) == (0, size):
             return None
         dim = place - sum(isinstance(e, int) for e in entries[:place])
-        return [self._cut(segments, low, high, dim)]
+        return [_piece(operand.lineage, self._cut(segments, low, high, dim), low, high)]
 
     def _cut(self, segments: Segments, low: int, high: int, dim: int) -> Lineage:
         """A stretch of a concatenation. Across a seam it is a smaller one, on `dim` of the result."""
@@ -283,6 +288,15 @@ class _Interpreter(Meetings):
         if len({part.home for _, part in parts if part.home}) < 2:
             return whole
         return replace(whole, segments=replace(segments, dim=dim, parts=tuple(parts), rounds=1))
+
+
+def _piece(whole: Lineage, part: Lineage, low: int, high: int) -> Lineage:
+    """`part`, which a call has cut out of the concatenation `whole`."""
+    segments = whole.segments
+    if segments is None or segments.meeting is None or segments.samples or segments.rounds != 1:
+        return part
+    outer = whole.piece or Piece(segments.meeting)
+    return replace(part, piece=outer.part(Fraction(low, segments.size), Fraction(high, segments.size)))
 
 
 def _pools(op: Call, source: TensorInfo, result: TensorInfo) -> bool:

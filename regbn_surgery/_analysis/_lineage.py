@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from ._axes import Movement
 
@@ -72,6 +73,30 @@ class Segments:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A stretch of the concatenation `meeting`, from 0 to 1 along its axis."""
+
+    meeting: int
+    low: Fraction = Fraction(0)
+    high: Fraction = Fraction(1)
+
+    def part(self, low: Fraction, high: Fraction) -> Piece:
+        """A stretch of this one."""
+        size = self.high - self.low
+        return replace(self, low=self.low + low * size, high=self.low + high * size)
+
+
+def whole_again(pieces: Sequence[Piece | None]) -> int | None:
+    """The concatenation that the pieces are, in this order and all of it; None where they are none."""
+    place, first = Fraction(0), pieces[0]
+    for piece in pieces:
+        if piece is None or first is None or (piece.meeting, piece.low) != (first.meeting, place):
+            return None
+        place = piece.high
+    return first.meeting if first is not None and place == 1 else None
+
+
+@dataclass(frozen=True)
 class Lineage:
     """`touched`: all modalities that reached the tensor. `home`: the stream it belongs to.
 
@@ -81,6 +106,7 @@ class Lineage:
     `given`: whose values an attention has put in the place of this stream's own, until a residual connection adds
     these again; `pooled`: its positions are gone since. `codes`: whole numbers
     that were computed from features, which stand for content where a table is read by them, and else for places.
+    `piece`: of which concatenation this is a stretch, and nothing else.
     """
 
     touched: Home
@@ -94,6 +120,7 @@ class Lineage:
     given: Home = NOBODY
     pooled: bool = False
     codes: bool = False
+    piece: Piece | None = None
 
     def plain(self) -> Lineage:
         """Without anything that is bound to the tensor's shape; scores fall to all streams they hold."""
@@ -122,7 +149,9 @@ class Lineage:
             parts = tuple((size, part.settled(last)) for size, part in segments.parts)
             segments = replace(segments, meeting=meeting, parts=parts)
         scores = None if self.scores is None else min(self.scores, last)
-        return replace(self, origins=frozenset(min(i, last) for i in self.origins), scores=scores, segments=segments)
+        piece = None if self.piece is None else replace(self.piece, meeting=min(self.piece.meeting, last))
+        origins = frozenset(min(i, last) for i in self.origins)
+        return replace(self, origins=origins, scores=scores, segments=segments, piece=piece)
 
 
 def fuse(lineages: Iterable[Lineage]) -> Lineage:

@@ -6,18 +6,15 @@ one cross-attention everything after it is touched by both.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 
 from .._ops import Family
-from .._trace import Call, TensorInfo, Trace
+from .._trace import Call, TensorInfo
 from .._types import Kind
 from . import _axes as ax
 from ._contract import contract
 from ._cosine import is_unit
-from ._history import History
 from ._lineage import (
     NOBODY,
     Home,
@@ -25,39 +22,19 @@ from ._lineage import (
     Segments,
     carry_axes,
     comparable,
-    fuse,
     incomparable,
     union,
+    whole_again,
 )
 from ._met import Meeting, Met
+from ._nested import Nested
 from ._parts import alike, inlined
 
 Extents = Mapping[int, tuple[int, ...]]  # shapes of operands, by their position
 
 
-class Meetings(History):
+class Meetings(Nested):
     """The meetings of a run, noted as it is followed. `_flow` tells it of every operation, and of every lineage."""
-
-    def __init__(
-        self,
-        trace: Trace,
-        sources: Mapping[int, Lineage],
-        batch_axes: Mapping[int, int],
-        varying: Mapping[int, tuple[int, ...]],
-    ) -> None:
-        super().__init__(trace)
-        self.lineages: dict[int, Lineage] = dict(sources)
-        self.batch_axes = batch_axes
-        self.varying = varying
-        self.meetings: list[Meeting] = []
-        self.blends: dict[Home, Call] = {}
-        self.op: Call | None = None
-        self.whole: dict[int, Met] = {}  # the operands of a call on stacks, while its parts are followed
-        # Who shares memory, so that a write through one view is seen through the others.
-        self.by_storage: dict[int, list[int]] = {}
-        for info in trace.tensors.values():
-            if info.storage >= 0:
-                self.by_storage.setdefault(info.storage, []).append(info.uid)
 
     def interpret(self, op: Call, operands: tuple[Met, ...]) -> Lineage:
         """The lineage of the results of an operation on several operands."""
@@ -73,44 +50,6 @@ class Meetings(History):
         if kind == "attention":
             return self._attention(op, operands)
         return self._join(op, kind, operands)
-
-    @contextmanager
-    def one_of_many(self, op: Call, operands: tuple[Met, ...]) -> Iterator[None]:
-        """While a call on stacks is followed part by part: the meetings of all parts are one, of the whole tensors."""
-        first, outer = len(self.meetings), self.whole
-        self.whole = outer or {m.position: m for m in operands}
-        yield
-        self.whole, made = outer, self.meetings[first:]
-        if made:
-            self.meetings[first:] = [_as_one(made)]
-
-    def _mixed(self, lineage: Lineage | None) -> None:
-        """Something used the parts of a concatenation together: it counts."""
-        if lineage is None or lineage.segments is None:
-            return
-        segments = lineage.segments
-        if segments.samples and segments.batch:
-            pass  # the samples of a batch, taken together
-        elif segments.meeting is not None:
-            self.meetings[segments.meeting].real = True
-        elif self.op is not None and _is_cut_input(lineage):
-            self.blends.setdefault(lineage.home, self.op)
-        for _, part in lineage.segments.parts:
-            self._mixed(part)
-
-    def _meet(self, op: Call, kind: Kind, operands: tuple[Met, ...], home: Home, **more: object) -> int:
-        for operand in operands:
-            self._mixed(operand.lineage)
-        numbers = all(m.lineage.number for m in operands)
-        if numbers or (kind in ("sum", "product") and not self.trace.tensors[op.outputs[0]].shape):
-            kind, more = "loss", {}
-        self.meetings.append(Meeting(op, kind, operands, home, **more))  # type: ignore[arg-type]
-        return len(self.meetings) - 1
-
-    def _fused(self, operands: tuple[Met, ...], home: Home, meeting: int | None = None) -> Lineage:
-        base = fuse(m.lineage for m in operands)
-        origins = base.origins if meeting is None else frozenset({meeting})
-        return replace(base, home=home, origins=origins)
 
     def _as_given(self, operands: tuple[Met, ...], residuals: bool = True) -> tuple[Met, ...] | None:
         """The operands as streams of the values that an attention gave them, where only then they meet.
@@ -143,7 +82,9 @@ class Meetings(History):
             # Only once what was stacked is laid side by side (`view(2, B, C)`) can something mix the parts.
             self.meetings.append(Meeting(op, "concat", operands, home, real=False))
             meeting = len(self.meetings) - 1
-        elif not on_batch:
+        elif not on_batch and len(operands) == len(op.inputs):
+            meeting = whole_again([m.lineage.piece for m in operands])
+        if not on_batch and meeting is None:
             met = operands if incomparable(homes) else self._as_given(operands, residuals=False)
             if met is None:
                 home, meeting = self._nested(op, "concat", operands)
@@ -174,39 +115,6 @@ class Meetings(History):
             return replace(segments, dim=segments.dim + (dim <= segments.dim))
         return segments if segments.dim != dim else None
 
-    def _nested(self, op: Call, kind: Kind, operands: tuple[Met, ...]) -> tuple[Home, int | None]:
-        """Homes that contain one another: a residual connection, a re-entry, or two mixed streams that re-meet."""
-        homes = {m.home for m in operands}
-        biggest = max(operands, key=lambda m: len(m.home))
-        if len(homes) == 1:
-            if len(biggest.home) > 1 and self._remeets(operands):
-                note = "streams of equal mixed home meet again"
-                return biggest.home, self._meet(op, kind, operands, biggest.home, level="remeeting", note=note)
-            return biggest.home, None
-        if kind == "sum" and self._continues(op, biggest):
-            return biggest.home, None
-        pure = [m for m in operands if m.home != biggest.home]
-        if all(self._is_ancestor(small, biggest) for small in pure):
-            return min((m.home for m in pure), key=len), None
-        note = "a mixed stream meets a pure one again"
-        return biggest.home, self._meet(op, kind, operands, biggest.home, note=note, real=kind != "concat")
-
-    def _remeets(self, operands: tuple[Met, ...]) -> bool:
-        if not all(m.lineage.origins for m in operands):
-            return False
-        return any(
-            not a.lineage.origins & b.lineage.origins and not self._is_ancestor(a, b) and not self._is_ancestor(b, a)
-            for a, b in itertools.combinations(operands, 2)
-        )
-
-    def _continues(self, op: Call, mixed: Met) -> bool:
-        """Whether `op` is the second half of a modulation `gamma * x + beta`, whose product has been counted."""
-        root = self._root(mixed.info.uid)
-        for index, meeting in enumerate(self.meetings):
-            if meeting.kind == "product" and root in meeting.op.outputs and meeting.op.frame == op.frame:
-                return index in mixed.lineage.origins or not mixed.lineage.origins
-        return False
-
     def _elementwise(self, op: Call, kind: Family, operands: tuple[Met, ...]) -> Lineage:
         assert kind in ("sum", "product")
         result = self.trace.tensors[op.outputs[0]]
@@ -233,6 +141,8 @@ class Meetings(History):
             home, meeting = self._nested(op, kind, operands)
             return self._fused(operands, home, meeting)
         home = larger.home if isinstance(larger, Met) else union(homes)
+        if kind == "sum" and larger is None and (stream := self._known_with(op, operands)) is not None:
+            return self._fused(operands, stream.home)
         second = self._modulation(op, kind, operands)
         if second is not None:
             return self._fused(operands, home, second)
@@ -310,11 +220,6 @@ class Meetings(History):
             found.kind = "attention"
         self._belongs(found, op, values)
 
-    def _belongs(self, meeting: Meeting, op: Call, operands: tuple[Met, ...]) -> None:
-        """A later call is a part of the same point; of a call on stacks, the whole tensors."""
-        if all(known is not op for known, _ in meeting.more):
-            meeting.more.append((op, tuple(self.whole.get(m.position, m) for m in operands)))
-
     def _matmul(self, op: Call, operands: tuple[Met, ...]) -> Lineage:
         result = self.trace.tensors[op.outputs[0]]
         outcome = contract(op, operands, result, self.trace)
@@ -364,28 +269,9 @@ class Meetings(History):
         return self._fused(operands, home, self._meet(op, name, operands, home))
 
 
-def _as_one(made: list[Meeting]) -> Meeting:
-    """The meetings of one call in the parts of its stacks as a meeting of the stacks."""
-    first = made[0]
-    met = [[m for each in made for m in each.operands if m.position == one.position] for one in first.operands]
-    homes = [union(m.home for m in same) for same in met]
-    if incomparable(homes):  # else the stacks hold the same streams in another order
-        whole = [fuse(m.lineage for m in same) for same in met]
-        first.operands = tuple(replace(one, lineage=each) for one, each in zip(first.operands, whole, strict=True))
-    first.home = union(each.home for each in made)
-    first.real = any(each.real for each in made)
-    return first
-
-
 def _size_at(shape: tuple[int, ...], axis: int, rank: int) -> int:
     index = axis - (rank - len(shape))
     return shape[index] if index >= 0 else 1
-
-
-def _is_cut_input(lineage: Lineage) -> bool:
-    """Whether this is an input of several modalities, each a stretch of it: a concatenation that no call has made."""
-    parts = lineage.segments.parts if lineage.segments is not None else ()
-    return len(lineage.home) > 1 and not lineage.origins and all(len(part.home) <= 1 for _, part in parts)
 
 
 def _larger(operands: tuple[Met, ...], extents: Extents) -> Met | str | None:

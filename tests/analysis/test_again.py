@@ -1,0 +1,152 @@
+"""What comes again is no new meeting: positions that every layer adds, and a concatenation that was taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from .reading import inputs, points, told
+
+ABC = inputs(a=(5, 8), b=(5, 8), c=(5, 8))
+AB = inputs(a=(8,), b=(8,))
+
+
+class Layer(nn.Module):
+    """A layer of a decoder like DETR's: positions are added to queries and keys, never to values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.cross = (nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+        self.first, self.second, self.third = (nn.LayerNorm(8) for _ in range(3))
+        self.feed = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def forward(
+        self, x: Tensor, places: Tensor | None, memory: Tensor | None = None, at: Tensor | None = None
+    ) -> Tensor:
+        asked = x if places is None else x + places
+        x = self.first(x + self.own(asked, asked, x)[0])
+        if memory is not None:
+            keys = memory if at is None else memory + at
+            x = self.second(x + self.cross(x if places is None else x + places, keys, memory)[0])
+        return self.third(x + self.feed(x))
+
+
+JOINTS: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
+    "tokens": lambda self, a, b, places: torch.cat([a, b], 1),
+    "channels": lambda self, a, b, places: self.down(torch.cat([a, b], -1)),
+    "sum": lambda self, a, b, places: a + b,
+    "with the positions": lambda self, a, b, places: self.down(torch.cat([a + places, b], -1)),
+}
+
+
+def layers(count: int = 3) -> dict[str, nn.Module]:
+    stack = nn.ModuleList([Layer() for _ in range(count)])
+    return {"stack": stack, "down": nn.Linear(16, 8), **{name: nn.Linear(8, 8) for name in ("one", "two", "code")}}
+
+
+@pytest.mark.parametrize("joint", JOINTS)
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut in each layer"])
+def test_positions_of_one_stream_that_every_layer_adds_to_the_joint_one(joint: str, cut: bool) -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        places = self.code(a)
+        x = JOINTS[joint](self, self.one(a), self.two(b), places)
+        if joint == "tokens":
+            places = torch.cat([places, torch.zeros_like(b)], 1)
+        for layer in self.stack:
+            x = layer(x, places[:, : x.shape[1]] if cut else places)
+        return x
+
+    assert told(forward, inputs(a=(5, 8), b=(5, 8)), **layers()) == [
+        ("sum" if joint == "sum" else "concat", {"a", "b"})
+    ]
+
+
+def test_positions_of_the_memory() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        memory, places, x = self.down(torch.cat([self.one(a), self.two(b)], -1)), self.code(a), self.one(c)
+        for layer in self.stack:
+            x = layer(x, None, memory, places)
+        return x
+
+    found = points(forward, ABC, **layers())
+    assert [(p.owner, p.kind) for p in found] == [
+        ("", "concat"), *((f"stack.{i}", "attention") for i in range(3)),
+    ]  # fmt: skip
+
+
+def test_positions_of_another_stream_meet_the_queries_once() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        x, places = self.one(a), self.code(b)
+        for layer in self.stack:
+            x = layer(x, places)
+        return x
+
+    assert [(p.owner, p.kind) for p in points(forward, inputs(a=(5, 8), b=(5, 8)), **layers())] == [("stack.0", "sum")]
+
+
+def test_new_features_of_one_stream_in_every_layer_are_points() -> None:
+    """As in FuseNet: each is a tensor of its own."""
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        x = self.one(a) + self.two(b)
+        for layer in self.stack:
+            b = self.code(b)
+            x = layer(x, None) + b
+        return x
+
+    assert len(told(forward, inputs(a=(5, 8), b=(5, 8)), **layers())) == 4
+
+
+def test_a_stream_that_residual_connections_carry_stays_itself() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        x, y = self.one(a), self.two(b)
+        x = x + self.code(x)
+        for layer in self.stack:
+            x = x + layer(self.down(torch.cat([x, y], -1)), None)
+        return torch.cat([x, y], -1).relu()
+
+    assert told(forward, inputs(a=(5, 8), b=(5, 8)), **layers()) == [("concat", {"a", "b"})] * 4
+
+
+AGAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "chunk": lambda x: torch.cat(x.chunk(2, 1), 1),
+    "split": lambda x: torch.cat(x.split([8, 8], -1), dim=-1),
+    "slices": lambda x: torch.cat([x[:, :8], x[:, 8:]], 1),
+    "three slices": lambda x: torch.hstack([x[:, :4], x[:, 4:8], x[:, 8:]]),
+    "narrow": lambda x: torch.cat([x.narrow(1, 0, 8), x.narrow(1, 8, 8).contiguous()], 1),
+    "unbind": lambda x: torch.stack(x.view(-1, 2, 8).unbind(1), 1).flatten(1),
+    "select": lambda x: torch.cat([x.view(-1, 2, 8)[:, 0], x.view(-1, 2, 8).select(1, 1)], 1),
+    "across the seam": lambda x: torch.cat([x[:, :12], x[:, 12:]], 1),
+}
+
+
+@pytest.mark.parametrize("again", AGAIN)
+def test_a_concatenation_that_is_taken_apart_and_joined_as_it_was_is_one_point(again: str) -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        x = torch.cat([self.one(a), self.two(b)], 1)
+        return self.down(x) + self.up(AGAIN[again](x))
+
+    found = points(forward, AB, **layers(0), up=nn.Linear(16, 8))
+    assert [(point.kind, point.level) for point in found] == [("concat", "late")]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+        lambda x: torch.cat([x[:, :8].relu(), x[:, 8:]], 1),
+        lambda x: torch.cat([x[:, :8], x[:, 12:]], 1).repeat(1, 2)[:, :16],
+    ],
+    ids=["in another order", "with something done to a part", "not all of it"],
+)
+def test_what_is_joined_otherwise_is_another_point(other: Any) -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        x = torch.cat([self.one(a), self.two(b)], 1)
+        return torch.stack([self.down(x).detach(), self.up(other(x))])[0]
+
+    found = points(forward, AB, **layers(0), up=nn.Linear(16, 8))
+    assert [point.kind for point in found if point.level != "remeeting"] == ["concat", "concat"]

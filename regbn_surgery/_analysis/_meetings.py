@@ -42,7 +42,7 @@ class Meetings(Nested):
         if kind == "concat":
             return self._concat(op, operands)
         if kind != "attention" and all(m.lineage.pooled or not m.lineage.given for m in operands):
-            operands = self._as_given(operands) or operands
+            operands = self._as_given(operands, residuals=kind == "sum") or operands
         if kind in ("sum", "product") and len(op.outputs) == 1:
             return self._elementwise(op, kind, operands)
         if kind == "matmul" or op.row.product is not None:
@@ -51,7 +51,7 @@ class Meetings(Nested):
             return self._attention(op, operands)
         return self._join(op, kind, operands)
 
-    def _as_given(self, operands: tuple[Met, ...], residuals: bool = True) -> tuple[Met, ...] | None:
+    def _as_given(self, operands: tuple[Met, ...], residuals: bool = False) -> tuple[Met, ...] | None:
         """The operands as streams of the values that an attention gave them, where only then they meet.
 
         A residual connection (of the kinds of calls that may be one) gives back the stream that asked.
@@ -85,7 +85,7 @@ class Meetings(Nested):
         elif not on_batch and len(operands) == len(op.inputs):
             meeting = whole_again([m.lineage.piece for m in operands])
         if not on_batch and meeting is None:
-            met = operands if incomparable(homes) else self._as_given(operands, residuals=False)
+            met = operands if incomparable(homes) else self._as_given(operands)
             if met is None:
                 home, meeting = self._nested(op, "concat", operands)
             else:

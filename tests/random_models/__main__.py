@@ -15,7 +15,7 @@ from collections import defaultdict
 import torch
 
 from ._check import check_all, check_points
-from ._generate import generate
+from ._more_meetings import generate
 
 
 def main(count: int, first: int, points_only: bool) -> int:

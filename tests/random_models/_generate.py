@@ -80,10 +80,16 @@ class Generated:
 class Writer(Steps):
     """Writes one model from a source of random choices."""
 
+    WAYS: tuple[str, ...] = (
+        "join", "join", "modulate", "attend", "exchange", "apart", "twice", "swapped", "layers", "bias", "return",
+        "compare", "linear_attend",
+    )  # fmt: skip
+
     def __init__(self, rng: random.Random, seed: str = "?") -> None:
         super().__init__(rng)
         self.seed = seed
         self.points: Counter[PointKey] = Counter()
+        self.residuals = True  # whether attention may have a residual connection around it
         self.joins: list[Join] = []
         self.scores: list[str] = []  # of the root's forward, which returns them as they are
         self.auxiliary: list[tuple[str, Value]] = []  # streams that some scope may give a head of their own
@@ -188,23 +194,8 @@ class Writer(Steps):
             return [self._tidy(scope, x), self._tidy(scope, y)]
         if x.home <= y.home or y.home <= x.home:
             return [self._again(scope, *sorted((x, y), key=lambda value: len(value.home)))]
-        ways = [
-            "join",
-            "join",
-            "modulate",
-            "attend",
-            "exchange",
-            "apart",
-            "twice",
-            "swapped",
-            "layers",
-            "bias",
-            "return",
-            "compare",
-            "linear_attend",
-        ]
-        way = self.rng.choice(ways)
-        if way in ("twice", "swapped", "layers", "bias", "return", "compare", "linear_attend"):
+        way = self.rng.choice(self.WAYS)
+        if way not in ("join", "modulate", "attend", "exchange", "apart"):
             made: list[Value] = getattr(self, f"_meet_{way}")(scope, x, y)
             return made
         if way == "join":
@@ -444,9 +435,9 @@ class Writer(Steps):
             attended = self._statement(scope, x, call)
         else:
             attended = self._attention_by_hand(scope, x, y)
-        if self.rng.random() < 0.6:
+        if self.residuals and self.rng.random() < 0.6:
             return self._statement(scope, x, f"{x.name} + {attended.name}")
-        return attended
+        return replace(attended, lent=True)
 
     def _attention_by_hand(self, scope: Scope, x: Value, y: Value) -> Value:
         c = self.channels
@@ -544,8 +535,8 @@ class Writer(Steps):
         self._class(cls, inner, "self, a0, a1")
         scope.init.append(f"self.{name} = {cls}()")
         return [
-            self._statement(scope, x, f"self.{name}({x.name}, {y.name})"),
-            self._statement(scope, y, f"self.{name}({y.name}, {x.name})"),
+            self._statement(scope, replace(x, lent=result.lent), f"self.{name}({x.name}, {y.name})"),
+            self._statement(scope, replace(y, lent=result.lent), f"self.{name}({y.name}, {x.name})"),
         ]
 
     def _meet_layers(self, scope: Scope, x: Value, y: Value) -> list[Value]:
@@ -568,7 +559,7 @@ class Writer(Steps):
         scope.body.append(f"{left}, {right} = {x.name}, {y.name}")
         scope.body.append(f"for stage in self.{name}:")
         scope.body.append(f"    {left}, {right} = stage({left}, {right})")
-        return [replace(x, name=left), replace(y, name=right)]
+        return [replace(x, name=left, lent=first.lent), replace(y, name=right, lent=second.lent)]
 
     def _meet_bias(self, scope: Scope, x: Value, y: Value) -> list[Value]:
         """A vector of one stream is added all over a larger tensor of the other, which stays what it was."""
@@ -715,10 +706,3 @@ def _example(kind: str, batch: int, channels: int, length: int) -> torch.Tensor:
     shape = {"vec": (batch, channels), "seq": (batch, length, channels), "first": (length, batch, channels),
              "map": (batch, channels, 4, 4)}[kind]  # fmt: skip
     return torch.randn(shape)
-
-
-def generate(seed: int | random.Random) -> Generated:
-    """A random model, the same one for the same seed."""
-    if isinstance(seed, int):
-        return Writer(random.Random(seed), str(seed)).write()
-    return Writer(seed).write()

@@ -22,6 +22,7 @@ class Value:
     layout: str
     channels: int
     size: int = 0
+    lent: bool = False  # values of another stream stand in it, by an attention without a residual connection
     squashed: bool = False  # through a sigmoid or the like, and no layer since: as an operand of a product, a gate
 
 

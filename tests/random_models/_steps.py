@@ -49,9 +49,10 @@ class Steps:
             "mapped",
         ]
         special = {
-            "vec": ["slice", "unsqueeze", "loop", "block", "shared", "regroup", "normalize", "batchnorm"],
+            "vec": ["slice", "unsqueeze", "loop", "block", "shared", "regroup", "normalize", "batchnorm", "codes"],
             "seq": ["selfattention", "recurrent", "conv1d", "position", "token", "encoder", "loop", "block", "slice",
-                    "regroup", "flip", "folded", "context", "pool1d", "gather"],
+                    "regroup", "flip", "folded", "context", "pool1d", "gather",
+                    "codes"],
             "first": ["selfattention", "recurrent", "loop", "block", "turn"],
             "map": ["batchnorm", "groupnorm", "pool", "conv_residual", "block", "last_norm", "shared",
                     "interpolate", "patches", "last_linear", "squeeze_excite"],
@@ -275,6 +276,26 @@ class Steps:
             form = "{0}.view(*{0}.shape[:2], 2, {1}).permute(0, 2, 1, 3).transpose(1, 2).flatten(2)"
         grouped = self._statement(scope, v, form.format(v.name, v.channels // 2))
         return self._project(scope, grouped, self.channels, always=True)
+
+    def _step_codes(self, scope: Scope, v: Value) -> Value:
+        """The nearest code of a book stands for the features; gradients go straight through."""
+        c = v.channels
+        book, table = (scope.module(f"nn.Embedding(5, {c})", label) for label in ("book", "table"))
+        codes, found = scope.fresh("codes"), scope.fresh()
+        scores = f"{v.name} @ self.{book}.weight.t()"
+        nearest = self.rng.choice(
+            [f"({scores}).argmax(-1)", f"torch.argmin(-({scores}), dim=-1)", f"({scores}).topk(1, -1).indices[..., 0]",
+             f"({scores}).max(dim=-1).indices", f"({scores}).sort(-1)[1][..., -1]"]
+        )  # fmt: skip
+        looked_up = self.rng.choice(
+            [f"self.{table}({codes})", f"self.{table}.weight[{codes}]",
+             f"F.one_hot({codes}, 5).float() @ self.{table}.weight",
+             f"self.{table}.weight.index_select(0, {codes}.flatten()).view({v.name}.shape)"]
+        )  # fmt: skip
+        scope.body += [f"{codes} = {nearest}", f"{found} = {looked_up}"]
+        if self.rng.random() < 0.7:
+            return self._statement(scope, v, f"{v.name} + ({found} - {v.name}).detach()")
+        return replace(v, name=found, squashed=False)
 
     def _step_normalize(self, scope: Scope, v: Value) -> Value:
         return self._statement(

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ._check import check_all, check_points
-from ._generate import generate
+from ._more_meetings import generate
 
 #: Seeds whose points are compared, and among them those that go through the whole surgery.
 POINTS, SURGERY = 150, 32
@@ -79,7 +79,8 @@ def test_the_generator_reaches_every_kind_of_meeting() -> None:
     text = "\n".join(one.source for one in made)
     for word in ("ModuleList", "einsum", "scaled_dot_product_attention", "batch_first=False", "torch.bmm",
                  "chunk(2, 0)", "+= ", "checkpoint(", "Mapped(torch", "cdist", "summary", "torch.maximum",
-                 "tanh(q[:, :, None]", "for stage in", "def mix", "interpolate", "nn.LSTM", "*, m0"):  # fmt: skip
+                 "tanh(q[:, :, None]", "argmax(-1)", "topk(1", "one_hot", "self.trunk", "torch.tensor_split", "need_weights",
+                 "for stage in", "def mix", "interpolate", "nn.LSTM", "*, m0"):  # fmt: skip
         assert word in text, word
     assert sum(len(one.points) == 0 for one in made) < 60
     assert any(len(homes) > 2 for one in made for _, _, homes in one.points)

@@ -15,7 +15,7 @@ import torch
 
 from .._trace import Call, TensorInfo, Trace, tensor_of
 from . import _axes as ax
-from ._lineage import NOBODY, Home, Lineage, Piece, Segments, carry_axes, fuse
+from ._lineage import NOBODY, Home, Lineage, Piece, Segments, carry_axes, fuse, union
 from ._meetings import Meetings
 from ._met import Meeting, Met
 from ._parts import carry_segments, shared_parts, sized
@@ -31,6 +31,8 @@ class Flow:
     producers: Mapping[int, int]
     noted: tuple[Meeting, ...] = ()  # all that a lineage's origins number, those included that turned out to be none
     blends: tuple[tuple[Home, Call], ...] = ()  # modalities of one input that an operation takes together, unparted
+    stacked: tuple[tuple[Home, Call], ...] = ()  # streams in one batch that an operation takes together
+    ends: tuple[tuple[Home, Call], ...] = ()  # calls that read a stream and make nothing that carries it on
 
 
 def follow(
@@ -61,6 +63,7 @@ class _Interpreter(Meetings):
     """One run being followed."""
 
     def finish(self) -> Flow:
+        ends, stacked = tuple(self.ends), tuple(self.stacked.items())
         for uid in self.trace.frames[0].outputs:
             self._mixed(self.lineages.get(uid))
         return Flow(
@@ -70,6 +73,8 @@ class _Interpreter(Meetings):
             self.producers,
             tuple(self.meetings),
             tuple(self.blends.items()),
+            stacked,
+            ends,
         )
 
     # -- one operation ----------------------------------------------------------------------------------------
@@ -86,6 +91,13 @@ class _Interpreter(Meetings):
                 self._assign(op, uid, self._computed(op, lineage, uid))
         for uid in op.outputs:
             self.producers[uid] = op.index
+        if not any(uid in self.lineages for uid in op.outputs):
+            self._note_end(op)
+
+    def _note_end(self, op: Call) -> None:
+        read = union(self.lineages[uid].touched for uid in op.inputs if uid in self.lineages)
+        if read:
+            self.ends.append((read, op))
 
     def _operands(self, op: Call) -> tuple[Met, ...]:
         met = []
@@ -131,7 +143,7 @@ class _Interpreter(Meetings):
             parted = self._part_by_part(op, operands)
             if parted is not None:
                 return parted
-        if len(operands) == 1 and not stacks:
+        if len(operands) == 1 and not (stacks and self._on_samples(op, operands)):
             return self._pass_on(op, operands[0])
         return [self.interpret(op, operands)] * len(op.outputs)
 

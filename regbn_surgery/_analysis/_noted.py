@@ -29,6 +29,8 @@ class Noted(History):
         self.varying = varying
         self.meetings: list[Meeting] = []
         self.blends: dict[Home, Call] = {}
+        self.stacked: dict[Home, Call] = {}
+        self.ends: list[tuple[Home, Call]] = []
         self.op: Call | None = None
         self.whole: dict[int, Met] = {}  # the operands of a call on stacks, while its parts are followed
         # Who shares memory, so that a write through one view is seen through the others.
@@ -53,7 +55,8 @@ class Noted(History):
             return
         segments = lineage.segments
         if segments.samples and segments.batch:
-            pass  # the samples of a batch, taken together
+            if self.op is not None:  # the samples of a batch, taken together
+                self.stacked.setdefault(lineage.home, self.op)
         elif segments.meeting is not None:
             self.meetings[segments.meeting].real = True
         elif self.op is not None and _is_cut_input(lineage):

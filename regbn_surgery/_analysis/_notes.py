@@ -1,29 +1,48 @@
-"""What a person should know beside the fusion points: on what the findings depend, and what was not found."""
+"""What a person should know beside the fusion points, the most useful first: what was not found, what it rests on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
+from .._trace import Call
 from .._types import FusionPoint
+from ._lineage import Home, union
 from ._points import Found
 from ._runs import Run
 from ._sources import Sources
 
+Pair = frozenset[str]
+
 
 def find_notes(runs: Sequence[Run], sources: Sources, found: Sequence[Found]) -> list[str]:
-    """Guards, effects, gaps, stretches that nothing parts, and branches that never meet."""
-    return [*_guards(runs), *_gaps(runs), *_blends(runs, sources), *_never_met(sources, found)]
+    """Branches that never meet, streams that end, stretches that nothing parts, gaps, effects, and values read."""
+    gaps = _gaps(runs)
+    return [
+        *_never_met(runs, sources, found, bool(gaps)),
+        *_blends(runs, sources),
+        *gaps,
+        *_effects(runs),
+        *_reads(runs),
+    ]
 
 
-def _guards(runs: Sequence[Run]) -> list[str]:
+def _effects(runs: Sequence[Run]) -> list[str]:
+    return sorted({effect for run in runs for effect in run.trace.effects})
+
+
+def _reads(runs: Sequence[Run]) -> list[str]:
+    """One note for all values that the modules of a class read into Python."""
+    places: dict[str, dict[str, set[str]]] = {}
+    for run in runs:
+        for read in run.trace.reads:
+            where = str(read.source) if read.source is not None else "a place out of sight"
+            places.setdefault(read.reader, {}).setdefault(where, set()).add(read.what.strip("_"))
     notes = []
-    reads = {(read.what, str(read.source)) for run in runs for read in run.trace.reads}
-    for what, source in sorted(reads):
-        notes.append(
-            f"a tensor's value is read into Python ({what}) at {source}: what follows may depend on the values"
-        )
-    for effect in sorted({effect for run in runs for effect in run.trace.effects}):
-        notes.append(effect)
+    for reader, found in sorted(places.items()):
+        shown = ", ".join(f"{where} ({', '.join(sorted(what))})" for where, what in sorted(found.items()))
+        who = f"`{reader}` reads values" if reader else "values are read"
+        notes.append(f"{who} of tensors into Python at {shown}: what is found holds for inputs that take the same path")
     return notes
 
 
@@ -31,27 +50,69 @@ def _blends(runs: Sequence[Run], sources: Sources) -> list[str]:
     notes = []
     blends = {home: op for run in reversed(runs) for home, op in run.flow.blends}
     for home, op in blends.items():
-        what = f"{op.name} `{op.module}`" if op.module else f"`{op.name}`"
         names = " and ".join(f"`{m.name}`" for m in sources.modalities if m.name in home)
         notes.append(
-            f"{names} are stretches of one input that {what} at {op.source} takes together: no call parts them"
+            f"{names} are stretches of one input that {_call(op)} at {op.source} takes together: no call parts them"
         )
     return notes
 
 
-def _never_met(sources: Sources, found: Sequence[Found]) -> list[str]:
-    notes = []
-    met: set[frozenset[str]] = set()
-    for f in found:
-        met.update(_pairs(f.point))
+def _call(op: Call) -> str:
+    return f"{op.name} `{op.module}`" if op.module else f"`{op.name}`"
+
+
+def _never_met(runs: Sequence[Run], sources: Sources, found: Sequence[Found], gaps: bool) -> list[str]:
+    """Pairs that no point brings together; "never" only where both streams were followed to the end."""
+    met: set[Pair] = set().union(*(_pairs(f.point) for f in found))
     names = [modality.name for modality in sources.modalities]
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            if frozenset({first, second}) not in met:
-                notes.append(f"`{first}` never meets `{second}`")
+    apart = [pair for pair in itertools.combinations(names, 2) if frozenset(pair) not in met]
+    notes: list[str] = []
+    ended: dict[tuple[str, str], list[str]] = {}
+    for first, second in apart:
+        together = _taken_together(runs, frozenset((first, second)))
+        ends = {name: text for name in (second, first) if not _comes_out(runs, name) and (text := _end(runs, name))}
+        if together is not None:
+            notes.append(
+                f"`{first}` is not seen to meet `{second}`: they stand behind one another in one batch, which "
+                f"{_call(together)} at {together.source} takes as a whole"
+            )
+        elif ends:
+            name, text = next(iter(ends.items()))
+            ended.setdefault((name, text), []).append(first if name == second else second)
+        elif gaps:
+            notes.append(f"`{first}` is not seen to meet `{second}`: some tensors are made out of sight (see below)")
+        else:
+            notes.append(f"`{first}` never meets `{second}`")
+    for (name, text), others in ended.items():
+        notes.append(f"`{name}` is not seen to meet {' or '.join(f'`{other}`' for other in others)}: {text}")
     if len(names) < 2:
         notes.append("fewer than two modalities: nothing can meet; name them with modalities=...")
     return notes
+
+
+def _taken_together(runs: Sequence[Run], pair: Pair) -> Call | None:
+    return next((op for run in runs for home, op in run.flow.stacked if pair <= home), None)
+
+
+def _comes_out(runs: Sequence[Run], name: str) -> bool:
+    """Whether something that the model returns is computed from a modality, as far as can be seen."""
+    return any(name in _touched(run, run.trace.frames[0].outputs) for run in runs)
+
+
+def _touched(run: Run, uids: Iterable[int]) -> Home:
+    return union(run.flow.lineages[uid].touched for uid in uids if uid in run.flow.lineages)
+
+
+def _end(runs: Sequence[Run], name: str) -> str:
+    """Where a modality was lost from which nothing that the model returns is computed; "" where it just is not used."""
+    run = runs[0]
+    ends = [op for touched, op in run.flow.ends if name in touched]
+    if ends:
+        return f"its stream ends at {ends[-1].source}, where {_call(ends[-1])} makes no features of it"
+    places = dict.fromkeys(str(read.source) for read in run.trace.reads)
+    if not places:
+        return ""
+    return f"its stream may go on in values that are read into Python at {', '.join(list(places)[:3])}"
 
 
 def _gaps(runs: Sequence[Run]) -> list[str]:
@@ -71,7 +132,7 @@ def _gaps(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _pairs(point: FusionPoint) -> set[frozenset[str]]:
+def _pairs(point: FusionPoint) -> set[Pair]:
     """The modalities that a point brings together, those that reach it inside another's stream included."""
     meeting = [(i, j) for i in point.operands for j in point.operands if i.home != j.home]
     return {frozenset({a, b}) for i, j in meeting for a in i.modalities for b in j.modalities if a != b}

@@ -12,7 +12,7 @@ from . import work
 from .completing import complete_rules
 from .formats import output_options, write_graph
 from .more_commands import MORE_COMMANDS
-from .options import ModelRequest, modality_option, model_options
+from .options import ModelRequest, modality_option, model_options, verbose_option
 from .output import debuggable, warn, write_text, write_views
 from .rules_commands import RULES_COMMANDS
 from .verify_command import verify
@@ -34,8 +34,9 @@ def cli() -> None:
 @model_options
 @modality_option
 @output_options("table", "tree", "json")
+@verbose_option
 @debuggable
-def inspect(request: ModelRequest, modalities: dict[str, Any], form: str, output: str | None) -> None:
+def inspect(request: ModelRequest, modalities: dict[str, Any], form: str, output: str | None, verbose: bool) -> None:
     """List the fusion points of MODEL: where its modalities meet, and what RegBN would cost there.
 
     MODEL is `package.module:factory` or `path/to/file.py:factory`; the factory returns a model, or a pair of model
@@ -47,7 +48,7 @@ def inspect(request: ModelRequest, modalities: dict[str, Any], form: str, output
     elif form == "table":
         from .._report.tables import inspection_view
 
-        write_views(lambda width: [inspection_view(found.inspection, width)], output)
+        write_views(lambda width: [inspection_view(found.inspection, width, verbose)], output)
     elif form == "tree":
         from .._report.tree import tree_view
 
@@ -70,8 +71,9 @@ def inspect(request: ModelRequest, modalities: dict[str, Any], form: str, output
 @model_options
 @click.argument("rules", shell_complete=complete_rules)
 @output_options("diff", "table", "tree", "json")
+@verbose_option
 @debuggable
-def show(request: ModelRequest, rules: str, form: str, output: str | None) -> None:
+def show(request: ModelRequest, rules: str, form: str, output: str | None, verbose: bool) -> None:
     """Show what RULES do to MODEL: each RegBN module, and the code of its host before and after.
 
     RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed.
@@ -86,7 +88,7 @@ def show(request: ModelRequest, rules: str, form: str, output: str | None) -> No
 
         write_views(
             lambda width: (
-                [plan_view(done.plan, width), *host_views(done.hosts)]
+                [plan_view(done.plan, width, verbose), *host_views(done.hosts)]
                 if form == "diff"
                 else [sites_table(done.plan.sites, width)]
             ),

@@ -48,6 +48,10 @@ class ModelRequest:
         return load_request(self, weights=weights)
 
 
+#: For commands that print notes; the command gets `verbose`.
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show all notes, not only the first ten.")
+
+
 def model_options(command: _Command) -> _Command:
     """Give a command the argument MODEL and its options; the command gets them as one `request`."""
 

@@ -14,7 +14,7 @@ import click
 
 from .._visible import visible
 from .completing import complete_file, complete_preset, complete_rules
-from .options import ModelRequest, modality_option, model_options
+from .options import ModelRequest, modality_option, model_options, verbose_option
 from .output import debuggable, progress, quiet_stdout, warn, write_text, write_views
 
 if TYPE_CHECKING:
@@ -49,8 +49,9 @@ _SUFFIXES = {"json": "json", "yaml": "yaml", "yml": "yaml"}
     shell_complete=complete_file,
     help="Write to a file instead of stdout; FILE.svg is a picture.",
 )
+@verbose_option
 @debuggable
-def plan(request: ModelRequest, rules: str, form: str | None, output: str | None) -> None:
+def plan(request: ModelRequest, rules: str, form: str | None, output: str | None, verbose: bool) -> None:
     """Show what RULES decide on each fusion point of MODEL and why, and the RegBN modules that follow.
 
     RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed. The JSON can be read
@@ -64,7 +65,7 @@ def plan(request: ModelRequest, rules: str, form: str | None, output: str | None
     if form == "text":
         from .._report.tables import plan_view
 
-        write_views(lambda width: [plan_view(planned, width)], output)
+        write_views(lambda width: [plan_view(planned, width, verbose)], output)
     elif form == "json":
         write_text(planned.to_json(), output)
     else:

@@ -57,7 +57,7 @@ def dependence_view(found: Diagnosis, width: int = 80) -> RenderableType:
         words.rstrip()
         bars.rstrip()
         table.add_row(name, words, bars)
-    return Group(head, Text(""), table, *notes_view(found.notes))
+    return Group(head, Text(""), table, *notes_view(found.notes, verbose=True))
 
 
 def _bar(value: float) -> str:

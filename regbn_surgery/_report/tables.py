@@ -13,21 +13,21 @@ from rich.text import Text
 
 from .._types import Decision, FusionPoint, Inspection, Plan, PlannedSite, Site
 from .shapes import mib_text, projection_text, side_text, tensor_text
-from .words import all_notes, count_text
+from .words import FEW, all_notes, count_text
 
 #: Repeats of one call over layers are shown once from this number on.
 _COLLAPSE_FROM = 4
 
 
-def inspection_view(inspection: Inspection, width: int = 80) -> RenderableType:
-    """What was found: the modalities, a table of fusion points, and notes."""
+def inspection_view(inspection: Inspection, width: int = 80, verbose: bool = False) -> RenderableType:
+    """What was found: the modalities, a table of fusion points, and the first notes (`verbose`: all of them)."""
     points = inspection.fusion_points
     head = Text.assemble((inspection.model, "bold"), f": {count_text(len(points), 'fusion point')}")
     modalities = [f"{item.name} ({', '.join(item.roots)})" for item in inspection.modalities]
     parts: list[RenderableType] = [head, Text("modalities: " + (", ".join(modalities) or "none"))]
     if points:
         parts += [Text(""), _points_table(points, width)]
-    return Group(*parts, *notes_view(all_notes(inspection)))
+    return Group(*parts, *notes_view(all_notes(inspection), verbose))
 
 
 def _points_table(points: Sequence[FusionPoint], width: int) -> Table:
@@ -105,8 +105,8 @@ def tier_text(tier: int | None) -> str:
     return _TIERS.get(tier or 0, "")
 
 
-def plan_view(plan: Plan, width: int = 80) -> RenderableType:
-    """What will be done: the modules that go in, the decision on every fusion point, and notes."""
+def plan_view(plan: Plan, width: int = 80, verbose: bool = False) -> RenderableType:
+    """What will be done: the modules that go in, every decision, and the first notes (`verbose`: all of them)."""
     normalised = sum(decision.action == "normalize" for decision in plan.decisions)
     head = (
         f"{count_text(len(plan.sites), 'RegBN module')} to put in; "
@@ -122,7 +122,7 @@ def plan_view(plan: Plan, width: int = 80) -> RenderableType:
             name = Text(broken_path(decision.point, width))
             table.add_row(name, Text(decision.action, style=style), _why(decision))
         parts += [Text(""), table]
-    return Group(*parts, *notes_view((*plan.warnings, *plan.notes)))
+    return Group(*parts, *notes_view((*plan.warnings, *plan.notes), verbose))
 
 
 def _why(decision: Decision) -> Text:
@@ -167,10 +167,14 @@ def _near(note: str) -> str:
     return note
 
 
-def notes_view(notes: Sequence[str]) -> Iterator[RenderableType]:
+def notes_view(notes: Sequence[str], verbose: bool = False) -> Iterator[RenderableType]:
     if notes:
         yield Text("\nnotes:")
-        for note in notes:
+        left = 0 if verbose else max(len(notes) - FEW, 0)
+        shown = list(notes[: len(notes) - left])
+        if left:
+            shown.append(f"and {count_text(left, 'more note')} (`--verbose` shows them, `to_dict()` has them)")
+        for note in shown:
             grid = Table.grid(padding=(0, 1))
             grid.add_column()
             grid.add_column(overflow="fold")

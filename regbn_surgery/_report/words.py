@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from .._types import Inspection
+
+#: So many names are listed before a note that holds for all of them.
+_NAMED = 4
+
+
+#: So many notes are shown to who does not ask for all.
+FEW = 10
 
 
 def all_notes(inspection: Inspection) -> list[str]:
-    """Everything said about an inspection beside its points: inputs left out, what was noted, what is in the way."""
-    notes = [f"input `{item.name}` counts for no modality: {item.reason}" for item in inspection.excluded]
-    notes += inspection.notes
-    for point in inspection.fusion_points:
-        if point.note:
-            notes.append(f"`{point.id}`: {point.note}")
-        for obstacle in dict.fromkeys(site.obstacle for site in point.sites if site.obstacle):
-            notes.append(f"`{point.id}`: RegBN cannot go there: {obstacle}")
-    return notes
+    """Everything said about an inspection beside its points, the most useful first, alike notes as one.
+
+    What is in the way of RegBN; what was noted of the run; what is said of single points; inputs left out.
+    """
+    points = inspection.fusion_points
+    obstacles = [(s.obstacle, f"`{p.id}`") for p in points for s in p.sites if s.obstacle]
+    remarks = [(p.note, f"`{p.id}`") for p in points if p.note]
+    excluded = [(item.reason, f"`{item.name}`") for item in inspection.excluded]
+    return [
+        *(f"{names}: RegBN cannot go there: {obstacle}" for obstacle, names, _ in _together(obstacles)),
+        *inspection.notes,
+        *(f"{names}: {remark}" for remark, names, _ in _together(remarks)),
+        *(
+            f"{'inputs' if many else 'input'} {names} {'count' if many else 'counts'} for no modality: {reason}"
+            for reason, names, many in _together(excluded)
+        ),
+    ]
+
+
+def _together(told: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, bool]]:
+    """What is told, each once, with the names of all of whom it is, and whether these are many."""
+    whose: dict[str, dict[str, None]] = {}
+    for what, name in told:
+        whose.setdefault(what, {})[name] = None
+    for what, names in whose.items():
+        first, rest = list(names)[:_NAMED], len(names) - _NAMED
+        yield what, ", ".join(first) + (f" and {rest} more" if rest > 0 else ""), len(names) > 1
 
 
 def count_text(number: int, noun: str, plural: str = "") -> str:

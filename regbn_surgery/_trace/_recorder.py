@@ -302,7 +302,8 @@ class Recorder(Objects):
     def _on_read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> None:
         """What follows holds for this value only: noted, and in strict captures looked at again in every run."""
         source = current_source()
-        self._reads.append(ValueRead(name, source))
+        reader = self._frames[self._stack[-1]].class_name if self._stack else ""
+        self._reads.append(ValueRead(name, source, reader))
         if self.strict:
             read = self.graph.call_method(name, *self._arguments(args, kwargs))
             where = str(source) if source else self._where()

@@ -42,6 +42,7 @@ class ValueRead:
 
     what: str
     source: Source | None
+    reader: str = ""  # class of the module whose forward read it
 
 
 @dataclass(frozen=True)

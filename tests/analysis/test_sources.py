@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -277,7 +278,67 @@ def test_a_detour_through_numpy_is_reported_with_its_line_and_constants_are_not(
     (gap,) = [note for note in found.notes if "out of sight" in note]
     assert "test_sources.py:" in gap
     assert "(2, 6)" in gap
-    assert "`x` never meets `y`" in found.notes
+    assert not [note for note in found.notes if "never meets" in note], "that is not known"
+    (apart,) = [note for note in found.notes if "is not seen to meet" in note]
+    assert re.search(
+        r"^`x` is not seen to meet `y`: its stream may go on in values .* at .*test_sources.py:\d+$", apart
+    )
+
+
+ENDS: dict[str, Any] = {
+    "its stream ends at .*, where `gt` makes no features of it$": lambda self, a, b: a.masked_fill(
+        self.two(b) > 0, 0.0
+    ),
+    "its stream ends at .*, where `nonzero` makes no features of it$": (
+        lambda self, a, b: a[:, torch.nonzero(self.two(b)[0]).flatten()]
+    ),
+    "its stream may go on in values that are read into Python at ": (
+        lambda self, a, b: a * (2 if self.two(b).sum().item() > 0 else 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("words", ENDS)
+def test_the_line_at_which_a_stream_ends_is_told(words: str) -> None:
+    found = inspected(ENDS[words], {"a": normal(4, 6), "b": normal(4, 6)}, two=nn.Linear(6, 6))
+    (note,) = [note for note in found.notes if "meet" in note]
+    assert re.search("^`b` is not seen to meet `a`: " + words, note)
+    assert "test_sources.py:" in note
+
+
+def test_a_stream_that_ends_is_told_once_for_all_that_it_does_not_meet() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor, c: Tensor) -> Any:
+        return a.masked_fill(b > 0, 0.0), c
+
+    found = inspected(forward, {name: normal(4, 6) for name in "abc"})
+    assert [note.split(":")[0] for note in found.notes] == ["`a` never meets `c`", "`b` is not seen to meet `a` or `c`"]
+
+
+def test_streams_that_a_call_takes_together_as_one_batch_are_told() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        both = self.two(torch.cat([a, b]))
+        return both @ both.t()
+
+    (note,) = inspected(forward, {"a": normal(4, 6), "b": normal(4, 6)}, two=nn.Linear(6, 6)).notes
+    assert "`a` is not seen to meet `b`: they stand behind one another in one batch, which `matmul` at" in note
+
+
+def test_values_read_by_the_modules_of_a_class_are_one_note() -> None:
+    class Asks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.mean() > 100:
+                return x
+            return x * float(x.max())
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        for module in (self.one, self.two):
+            a, b = module(a), module(b)
+        return a + b
+
+    found = inspected(forward, {"a": normal(4, 6), "b": normal(4, 6)}, one=Asks(), two=Asks())
+    (note,) = found.notes
+    assert note.startswith("`Asks` reads values of tensors into Python at ")
+    assert note.count("test_sources.py:") == 2
 
 
 @pytest.mark.parametrize(

@@ -49,10 +49,11 @@ class Steps:
             "mapped",
         ]
         special = {
-            "vec": ["slice", "unsqueeze", "loop", "block", "shared", "regroup", "normalize", "batchnorm", "codes"],
+            "vec": ["slice", "unsqueeze", "loop", "block", "shared", "regroup", "normalize", "batchnorm", "codes",
+                    "levels"],
             "seq": ["selfattention", "recurrent", "conv1d", "position", "token", "encoder", "loop", "block", "slice",
                     "regroup", "flip", "folded", "context", "pool1d", "gather",
-                    "codes"],
+                    "codes", "levels"],
             "first": ["selfattention", "recurrent", "loop", "block", "turn"],
             "map": ["batchnorm", "groupnorm", "pool", "conv_residual", "block", "last_norm", "shared",
                     "interpolate", "patches", "last_linear", "squeeze_excite"],
@@ -293,9 +294,23 @@ class Steps:
              f"self.{table}.weight.index_select(0, {codes}.flatten()).view({v.name}.shape)"]
         )  # fmt: skip
         scope.body += [f"{codes} = {nearest}", f"{found} = {looked_up}"]
-        if self.rng.random() < 0.7:
-            return self._statement(scope, v, f"{v.name} + ({found} - {v.name}).detach()")
-        return replace(v, name=found, squashed=False)
+        return self._statement(scope, v, f"{v.name} + 0.5 * ({found} - {v.name}).detach()")
+
+    def _step_levels(self, scope: Scope, v: Value) -> Value:
+        """Each feature by its level alone, as a table has it."""
+        table, codes = scope.module("nn.Embedding(6, 1)", "levels"), scope.fresh("codes")
+        made = self.rng.choice(
+            [f"torch.bucketize({v.name}.detach(), torch.linspace(-1, 1, 5))",
+             f"(3 + 2 * {v.name}.tanh()).round().long()",
+             f"({v.name}[..., None] * torch.linspace(-1, 1, 6)).argmax(-1)"]
+        )  # fmt: skip
+        scope.body.append(f"{codes} = {made}")
+        looked_up = self.rng.choice(
+            ["self.{0}({1}).squeeze(-1)", "self.{0}.weight[{1}, 0]",
+             "(F.one_hot({1}, 6).float() @ self.{0}.weight)[..., 0]",
+             "torch.take(self.{0}.weight, {1})"]
+        )  # fmt: skip
+        return replace(self._statement(scope, v, looked_up.format(table, codes)), squashed=False)
 
     def _step_normalize(self, scope: Scope, v: Value) -> Value:
         return self._statement(

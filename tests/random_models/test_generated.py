@@ -79,7 +79,7 @@ def test_the_generator_reaches_every_kind_of_meeting() -> None:
     text = "\n".join(one.source for one in made)
     for word in ("ModuleList", "einsum", "scaled_dot_product_attention", "batch_first=False", "torch.bmm",
                  "chunk(2, 0)", "+= ", "checkpoint(", "Mapped(torch", "cdist", "summary", "torch.maximum",
-                 "tanh(q[:, :, None]", "argmax(-1)", "topk(1", "one_hot", "self.trunk", "torch.tensor_split", "need_weights",
+                 "tanh(q[:, :, None]", "argmax(-1)", "topk(1", "one_hot", "self.trunk", "bucketize", "torch.take(",
                  "for stage in", "def mix", "interpolate", "nn.LSTM", "*, m0"):  # fmt: skip
         assert word in text, word
     assert sum(len(one.points) == 0 for one in made) < 60

@@ -69,8 +69,21 @@ def test_content():
     assert odd["source"] is None
     assert odd["operands"][0]["channel_dim"] is None
     assert data["notes"] == [
-        "input `mask` counts for no modality: its name says mask",
+        "`odd`: RegBN cannot go there: a folded batch",
         "`gray` never meets `sound`",
         "`odd`: seen in train only",
-        "`odd`: RegBN cannot go there: a folded batch",
+        "input `mask` counts for no modality: its name says mask",
     ]
+
+
+def test_what_is_the_same_of_many_is_told_once_with_their_names():
+    obstacle = "a folded batch"
+    points = [
+        point(f"layer.{i}.cat", side("gray"), side("colored"), note="seen in train only",
+              sites=(site(side("gray"), side("colored"), obstacle=obstacle),))
+        for i in range(6)
+    ]  # fmt: skip
+    names = "`layer.0.cat`, `layer.1.cat`, `layer.2.cat`, `layer.3.cat` and 2 more"
+    assert inspection(*points).to_dict()["notes"][:2] == [
+        f"{names}: RegBN cannot go there: {obstacle}", f"{names}: seen in train only",
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ from regbn_surgery._plan import decide
 from regbn_surgery._report.diff import coloured, diff_of, host_views, unified
 from regbn_surgery._report.jsonout import hosts_to_list
 from regbn_surgery._report.shapes import mib_text, roles_text, side_text
-from regbn_surgery._report.tables import notes_view
+from regbn_surgery._report.tables import inspection_view, notes_view
 from regbn_surgery._report.text import inspection_to_text, plain, plan_to_text
 from regbn_surgery._rules import Rules
 from regbn_surgery._types import Layout
@@ -257,3 +257,13 @@ def test_notes_name_files_from_here_or_from_where_packages_lie(monkeypatch, tmp_
 @pytest.mark.parametrize(("m", "n", "text"), [(8, 16, "8×16, 0.5 KiB"), (96, 96, "96×96, 0.04 MiB")])
 def test_a_small_projection_is_not_said_to_hold_nothing(m: int, n: int, text: str) -> None:
     assert mib_text(m, n) == text
+
+
+def test_ten_notes_are_shown_and_all_where_someone_asks_for_them():
+    found = inspection(point("cat", side("gray"), side("colored")), notes=tuple(f"note {i}" for i in range(15)))
+    few, everything = plain(inspection_view(found)), plain(inspection_view(found, verbose=True))
+    assert [f"note {i}" in few for i in range(15)] == [True] * 10 + [False] * 5
+    assert "and 6 more notes (`--verbose` shows them" in few, "with that on the input `mask`"
+    assert all(f"note {i}" in everything for i in range(15))
+    assert "more note" not in everything
+    assert "note 14" in str(found.to_dict()["notes"])

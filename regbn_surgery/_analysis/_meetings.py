@@ -164,6 +164,8 @@ class Meetings(Nested):
             return None
         for operand, other in (operands, operands[::-1]):
             root = self._root(operand.info.uid)
+            if self.trace.tensors[root].shape != operand.info.shape:
+                continue  # a part of the product: what it is added to is no shift of it
             for index, meeting in enumerate(self.meetings):
                 same = meeting.kind == "product" and meeting.op.frame == op.frame and root in meeting.op.outputs
                 if same and any(comparable(other.home, m.home) for m in meeting.operands if m.home != operand.home):

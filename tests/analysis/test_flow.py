@@ -231,6 +231,16 @@ def test_scale_and_shift_are_one_point() -> None:
     assert homes(forward, MAPS, film=nn.Linear(4, 8)) == ["a"]
 
 
+def test_what_is_added_to_a_part_of_a_product_is_no_shift() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        return (a * torch.sigmoid(self.gate(b))[:, None])[:, 0] + self.other(b)
+
+    example = inputs(a=(5, 8), b=(8,))
+    assert told(forward, example, gate=nn.Linear(8, 8), other=nn.Linear(8, 8)) == [
+        ("product", {"a", "b"}), ("sum", {"a", "b"}),
+    ]  # fmt: skip
+
+
 def test_an_outer_sum_gives_each_axis_its_home() -> None:
     def forward(self: Any, a: Tensor, b: Tensor) -> Any:
         grid = torch.tanh(a[:, :, None] + b[:, None])

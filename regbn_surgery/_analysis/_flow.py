@@ -166,7 +166,7 @@ class _Interpreter(Meetings):
             segments = sized(stack, [(share, lineage.settled(known)) for share, lineage in parts])
             if segments is None:
                 return None
-            made.append(replace(fuse(part for _, part in segments.parts), segments=segments))
+            made.append(replace(fuse(part for _, part in segments.parts), segments=segments).changed())
         return [lineage.after_layers(any(m.lineage.parametrised for m in operands)) for lineage in made]
 
     def _of_part(self, op: Call, operands: tuple[Met, ...], own: tuple[Lineage | None, ...]) -> list[Lineage]:
@@ -224,15 +224,13 @@ class _Interpreter(Meetings):
         for uid in op.outputs:
             move = _movement(op, operand, self.trace.tensors[uid])
             new = carry_axes(lineage, move)
-            if lineage.piece is not None and not op.row.does("reshapes", "permutes", "casts", "drops_out"):
-                new = replace(new, piece=None)
             if lineage.given and lineage.axes is None and _pools(op, operand.info, self.trace.tensors[uid]):
                 new = replace(new, pooled=True)
             if lineage.segments is not None:
                 new = replace(new, segments=self._carried(lineage.segments, move, operand.info, uid))
                 if new.segments is None:
                     self._mixed(lineage)
-            made.append(new)
+            made.append(new if op.row.does("reshapes", "permutes", "casts", "drops_out") else new.changed())
         return made
 
     def _carried(self, segments: Segments, move: ax.Movement | None, source: TensorInfo, uid: int) -> Segments | None:
@@ -305,7 +303,7 @@ class _Interpreter(Meetings):
 def _piece(whole: Lineage, part: Lineage, low: int, high: int) -> Lineage:
     """`part`, which a call has cut out of the concatenation `whole`."""
     segments = whole.segments
-    if segments is None or segments.meeting is None or segments.samples or segments.rounds != 1:
+    if segments is None or segments.meeting is None or not segments.fresh or segments.rounds != 1:
         return part
     outer = whole.piece or Piece(segments.meeting)
     return replace(part, piece=outer.part(Fraction(low, segments.size), Fraction(high, segments.size)))

@@ -33,7 +33,7 @@ class Segments:
     `meeting` is the concatenation itself, which counts as a fusion point once something mixes the parts; None where no
     call has made it. `samples`: whole samples stand behind one another. While their axis is the one that counts
     samples (`batch`), parts stay apart by nature. The parts come `rounds` times, as those of a stack that was folded
-    into the batch from behind (`[B, 2, C]` as `[B * 2, C]`).
+    into the batch from behind (`[B, 2, C]` as `[B * 2, C]`). `fresh`: nothing was done to them since.
     """
 
     dim: int
@@ -42,6 +42,7 @@ class Segments:
     batch: bool = False
     samples: bool = False
     rounds: int = 1
+    fresh: bool = True
 
     @property
     def period(self) -> int:
@@ -133,6 +134,13 @@ class Lineage:
 
     def as_number(self) -> Lineage:
         return self if self.number else replace(self, number=True)
+
+    def changed(self) -> Lineage:
+        """The same once something was done to the values."""
+        if self.piece is None and (self.segments is None or not self.segments.fresh):
+            return self
+        segments = None if self.segments is None else replace(self.segments, fresh=False)
+        return replace(self, piece=None, segments=segments)
 
     def giving(self, values: Home) -> Lineage:
         """The result of an attention to `values`, which are not of the stream that asked."""

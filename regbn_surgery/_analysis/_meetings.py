@@ -60,7 +60,7 @@ class Meetings(Nested):
         if incomparable(m.home for m in operands) or not incomparable(m.home for m in taken):
             return None
         own, given = ([m for m in operands if bool(m.lineage.given) is far] for far in (False, True))
-        if residuals and any(self._is_ancestor(small, big) for small in own for big in given):
+        if residuals and any(self._is_ancestor(*pair) for x in own for y in given for pair in ((x, y), (y, x))):
             return None
         return taken
 
@@ -153,7 +153,7 @@ class Meetings(Nested):
         lineage = self._fused(operands, operands[0].home)
         segments = alike([m.lineage.segments for m in operands])
         if segments is not None and all(m.info.shape == result.shape for m in operands):
-            return replace(lineage, segments=segments)
+            return replace(lineage, segments=segments).changed()
         for m in operands:
             self._mixed(m.lineage)
         return lineage

@@ -150,3 +150,12 @@ def test_what_is_joined_otherwise_is_another_point(other: Any) -> None:
 
     found = points(forward, AB, **layers(0), up=nn.Linear(16, 8))
     assert [point.kind for point in found if point.level != "remeeting"] == ["concat", "concat"]
+
+
+def test_a_stack_that_went_through_a_trunk_is_joined_anew() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        x = self.one(torch.stack([a, b]).flatten(0, 1))
+        return self.down(torch.cat(x.chunk(2), 1))
+
+    (point,) = points(forward, AB, **layers(0))
+    assert (point.op, point.level) == ("cat", "late")

@@ -107,6 +107,17 @@ def test_two_results_of_attention_to_one_stream_do_not_meet(attend: str) -> None
     assert {kind for kind, _ in told(forward, AB, **layers())} == {"attention"}
 
 
+def test_a_residual_connection_around_what_comes_after_the_attention() -> None:
+    """The one that carries the stream has been given values before; it stays what it is."""
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        seen = ATTEND["by hand"](self, a, b).amax(1)
+        deeper = self.k(seen)[:, None] @ self.q(b).transpose(1, 2).softmax(-1) @ self.v(b)
+        return torch.cat([seen + deeper[:, 0], b.mean(1)], 1).relu()
+
+    assert told(forward, AB, **layers())[-1][0] == "concat"
+
+
 def test_a_decoder_layer_of_torch_adds_what_asks() -> None:
     def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
         return torch.cat([self.layer(a, b).mean(1), a.mean(1)], 1).relu()

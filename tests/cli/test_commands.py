@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -29,6 +30,14 @@ class TestInspect:
     def test_json(self, run, library):
         result = run("inspect", MODEL, "--format", "json")
         assert json.loads(result.stdout) == library.found.to_dict()
+
+    def test_all_notes_are_shown_to_who_asks_for_them(self, run, library):
+        library.found = dataclasses.replace(library.found, notes=tuple(f"note {i}." for i in range(12)))
+        few, every = run("inspect", MODEL).stdout, run("inspect", MODEL, "--verbose").stdout
+        assert "note 9." in few
+        assert "note 10." not in few
+        assert "more notes" in few
+        assert "note 11." in every
 
     def test_modalities_are_grouped_by_name(self, run, library):
         run("inspect", MODEL, "--modality", "image=a", "--modality", "text=b,c", "--modality", "image=d.e")

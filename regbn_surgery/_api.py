@@ -198,7 +198,7 @@ def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) 
     modules = [path for path, _ in model.named_modules()]
     analysis = analyse(model, batches, _spelt(rules.resolve_modalities(shapes, modules).values()))
     streams = streams_of(model, analysis)
-    facts = find_facts(model, analysis, example, streams)
+    facts = find_facts(model, analysis, streams)
     made = decide(rules, analysis.inspection, _resolver(analysis, streams), facts)
     for text in made.warnings:
         warnings.warn(text, RegBNWarning, stacklevel=3)

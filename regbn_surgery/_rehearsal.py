@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import _tree
 from ._analysis import MODEL_ERRORS, Analysis
 from ._errors import RegBNError
-from ._inputs import Inputs, InputsLike, as_inputs, shared_axis
+from ._inputs import InputsLike, as_inputs, is_function, shared_axis
 from ._plan.advice import site_path
 from ._state import preserved, seeded
 from ._surgery import RegBNSite, explain, identity, perform
@@ -52,7 +52,7 @@ def rehearse(
 
 
 def _independent(twin: nn.Module, plan: Plan, example: InputsLike | None, writes_parameters: bool) -> Iterator[str]:
-    if example is None or (callable(example) and not isinstance(example, Inputs | Tensor | Mapping)):
+    if example is None or is_function(example):
         return
     inputs = as_inputs(example)
     axis = shared_axis(twin, inputs)

@@ -120,20 +120,25 @@ def rebuild(
     depth: int = 0,
     *,
     objects: bool = False,
+    whole: Callable[[str], bool] | None = None,
     made: dict[int, Any] | None = None,
 ) -> Any:
     """The same structure with every leaf replaced by `change(dotted name, leaf)`; containers are new objects.
 
-    `objects` as for `items`; an object that is there twice is one object in the result, too. `made` holds those.
+    `objects` as for `items`; containers whose name `whole` says are leaves as well. An object that is there twice is
+    one object in the result, too. `made` holds those.
     """
     made = {} if made is None else made
     if id(value) in made:
         return made[id(value)]
-    children = items(value, objects=objects) if depth < MAX_DEPTH else None
+    is_leaf = depth >= MAX_DEPTH or (whole is not None and whole(name))
+    children = None if is_leaf else items(value, objects=objects)
     if children is None:
         return change(name, value)
     new = {
-        key: rebuild(child, change, f"{name}.{key}" if name else str(key), depth + 1, objects=objects, made=made)
+        key: rebuild(
+            child, change, f"{name}.{key}" if name else str(key), depth + 1, objects=objects, whole=whole, made=made
+        )
         for key, child in children
     }
     if isinstance(value, tuple):

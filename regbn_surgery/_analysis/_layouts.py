@@ -52,13 +52,15 @@ def compare_batches(small: Trace, large: Trace | None, sizes: tuple[int, int]) -
             continue
         differing = tuple(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
         varying[uid] = differing
-        if len(differing) != 1:
+        # Two examples may differ in length as well: the batch axis is the one that follows the batch size.
+        following = [dim for dim in differing if a[dim] * sizes[1] == b[dim] * sizes[0]]
+        if len(following) != 1:
             continue
-        dim = differing[0]
-        if a[dim] == sizes[0] and b[dim] == sizes[1]:
-            axis[uid] = dim
-        elif a[dim] % sizes[0] == 0 and a[dim] // sizes[0] * sizes[1] == b[dim]:
+        dim = following[0]
+        if len(differing) == 1 and a[dim] % sizes[0] == 0 and a[dim] != sizes[0]:
             folded[uid] = (dim, a[dim] // sizes[0])
+        elif a[dim] == sizes[0] or (len(differing) == 1 and sizes[0] % a[dim] == 0):  # samples, or groups of them
+            axis[uid] = dim
     return BatchAxes(axis, folded, varying, True)
 
 

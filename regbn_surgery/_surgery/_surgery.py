@@ -64,7 +64,7 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
     if not plan.sites:
         return
     _refuse_meta(model)
-    runs = [(inputs, training) for training in (False, True) for inputs in analysis.batches.each()]
+    runs = [(inputs, training) for training in analysis.modes for inputs in analysis.batches.each()]
     writes = analysis.writes_parameters
     expected = [run(model, inputs, training, writes) for inputs, training in runs]
     problems: list[str] = []

@@ -17,7 +17,7 @@ from ._analysis._causal import Streams
 from ._copying import deep_copy
 from ._errors import RegBNWarning, RewriteError
 from ._facts import find_facts, needs, pair_sides, streams_of
-from ._inputs import InputsLike, find_inputs, make_batches, named_tensors
+from ._inputs import InputsLike, find_inputs, make_batches, named_shapes
 from ._inspecting import refuse_wrapped
 from ._plan import PairSides, ResolvePair, decide, rebind
 from ._rehearsal import rehearse as rehearsed
@@ -194,9 +194,11 @@ def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) 
         _check_section(model, rules)
     example = find_inputs(model, example_inputs, rules.inputs)
     batches = make_batches(model, example)
-    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model, batches.small)}
+    second = {} if batches.longer is None else named_shapes(model, batches.longer)
+    shapes = {**second, **named_shapes(model, batches.small)}
     modules = [path for path, _ in model.named_modules()]
-    analysis = analyse(model, batches, _spelt(rules.resolve_modalities(shapes, modules).values()))
+    rules.resolve_modalities(shapes, modules)  # every name fits
+    analysis = analyse(model, batches, _spelt(rules.spelt_modalities()))
     streams = streams_of(model, analysis)
     facts = find_facts(model, analysis, streams)
     made = decide(rules, analysis.inspection, _resolver(analysis, streams), facts)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from . import _resizing, _tree
 from ._errors import InputsError
@@ -76,7 +77,8 @@ BATCH_SIZES = (2, 3)
 class Batches:
     """The example inputs at two batch sizes; `large` is None where a second size cannot be made from the example.
 
-    `longer` is a second example, of other lengths or for another path, where there is one. `given` is the example as
+    `longer` is a second example, of other lengths or for another path, where there is one, and `longer_large` the same
+    with more samples. `given` is the example as
     the user has it (None where a function makes it), of `samples` samples. `others` are further readings of it, for a
     model that does not bear this one, the best first; the last one takes it as it is.
     """
@@ -86,8 +88,11 @@ class Batches:
     sizes: tuple[int, int]
     notes: tuple[str, ...] = field(default=())
     longer: Inputs | None = None
+    longer_large: Inputs | None = None
+    longer_sizes: tuple[int, int] = (0, 0)
     given: Inputs | None = None
     samples: int | None = None
+    lists: tuple[str, ...] = ()  # names of the lists that have one item for each sample
     others: tuple[Batches, ...] = ()
 
     def each(self) -> list[Inputs]:
@@ -173,6 +178,14 @@ def is_function(example: InputsLike) -> bool:
     return callable(example) and not isinstance(example, Inputs | torch.Tensor | Mapping)
 
 
+def _list_names(model: nn.Module, inputs: Inputs, way: Way) -> tuple[str, ...]:
+    """The names that a person would use of the lists that have an item for each sample."""
+    call = (inputs.args, inputs.kwargs)
+    lists = [_resizing.at(call, name) for name, part in way.parts.items() if part.kind == "items"]
+    named = _tree.bind(model.forward, inputs.args, inputs.kwargs)
+    return tuple(name for name, value in _tree.containers(named) if any(value is items for items in lists))
+
+
 def _readings(model: nn.Module, inputs: Inputs) -> list[Batches]:
     """The example at two batch sizes in every way in which it can be read, the likeliest first."""
     named = named_leaves(model, inputs)
@@ -188,7 +201,7 @@ def _readings(model: nn.Module, inputs: Inputs) -> list[Batches]:
         ways += [_resizing.by_segments(call)]
     ways += [_resizing.by_items(call), _resizing.by_multiples(call)]
     distinct = [way for i, way in enumerate(ways) if way is not None and way not in ways[:i]]
-    found = [batches for way in distinct for batches in _sized(inputs, way)]
+    found = [batches for way in distinct for batches in _sized(model, inputs, way)]
     if axis is not None and axis[1] < 2 and not found:
         raise InputsError(
             f"The example inputs have batch size {axis[1]} ({shapes}). An axis of size 1 cannot be told from one that "
@@ -203,10 +216,10 @@ def _readings(model: nn.Module, inputs: Inputs) -> list[Batches]:
 SECOND_SIZE = "give a second example of another batch size, [one, other]"
 
 
-def _sized(inputs: Inputs, way: Way) -> Iterator[Batches]:
+def _sized(model: nn.Module, inputs: Inputs, way: Way) -> Iterator[Batches]:
     for sizes in way.counts():
         small, large = (_resized(inputs, way, size) for size in sizes)
-        yield Batches(small, large, sizes, given=inputs, samples=way.samples)
+        yield Batches(small, large, sizes, given=inputs, samples=way.samples, lists=_list_names(model, inputs, way))
 
 
 def _resized(inputs: Inputs, way: Way, count: int) -> Inputs:
@@ -227,11 +240,15 @@ def _with_second(model: nn.Module, first: Inputs, second: Inputs) -> Batches:
     """Two examples: of other lengths or for another path, or of another batch size and nothing else."""
     readings, others = _readings(model, first), _readings(model, second)
     one, other = readings[0], others[0]
-    together = [replace(reading, longer=other.small) for reading in readings]
+    together = [
+        replace(reading, longer=further.small, longer_large=further.large, longer_sizes=further.sizes)
+        for further in others
+        for reading in readings
+    ]
     sizes = one.samples, other.samples
     if sizes[0] is not None and sizes[1] is not None and _differ_in_size_alone(model, one, other):
         together.insert(0, Batches(first, second, (sizes[0], sizes[1]), given=first, samples=sizes[0]))
-    elif one.large is None and _names(model, first) == _names(model, second):
+    elif one.large is None and named_shapes(model, first).keys() == named_shapes(model, second).keys():
         pair = _other_sizes(model, first, second)
         together[:0] = [] if pair is None else [Batches(first, second, pair, given=first, samples=pair[0])]
     return replace(together[0], others=tuple(together[1:]))
@@ -241,22 +258,20 @@ def _differ_in_size_alone(model: nn.Module, one: Batches, other: Batches) -> boo
     """Whether two examples have other batch sizes, and the same shapes beside them."""
     if one.samples == other.samples or one.sizes != other.sizes:
         return False
-    return _shapes(model, one.small) == _shapes(model, other.small)
+    return named_shapes(model, one.small) == named_shapes(model, other.small)
 
 
 def _other_sizes(model: nn.Module, first: Inputs, second: Inputs) -> tuple[int, int] | None:
     """The batch sizes of two examples that share no batch axis: how the first axis of most inputs differs."""
-    shapes = zip(_shapes(model, first), _shapes(model, second), strict=True)
-    pairs = Counter((a[0], b[0]) for (_, a), (_, b) in shapes if a and b and a[0] != b[0])
+    shapes = zip(named_shapes(model, first).values(), named_shapes(model, second).values(), strict=True)
+    pairs = Counter((a[0], b[0]) for a, b in shapes if a and b and a[0] != b[0])
     return None if not pairs else max(pairs, key=lambda pair: (pairs[pair], -pair[0]))
 
 
-def _shapes(model: nn.Module, inputs: Inputs) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, shape) for name, leaf in named_leaves(model, inputs) if (shape := _resizing.shape_of(leaf))]
-
-
-def _names(model: nn.Module, inputs: Inputs) -> list[str]:
-    return [name for name, _ in _shapes(model, inputs)]
+def named_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor and array of the inputs by its name; () for a number."""
+    kinds = (torch.Tensor, np.ndarray, PackedSequence)
+    return {name: _resizing.shape_of(leaf) for name, leaf in named_leaves(model, inputs) if isinstance(leaf, kinds)}
 
 
 def shared_axis(model: nn.Module, inputs: Inputs) -> tuple[int, int] | None:

@@ -167,6 +167,14 @@ def _lists(call: Call) -> Iterator[tuple[str, Sequence[Any]]]:
             yield from below(child, f"{place}.{key}", 2)
 
 
+def at(call: Call, name: str) -> Any:
+    """What stands in the call under a dotted name."""
+    value: Any = call
+    for part in name.split("."):
+        value = next(child for key, child in _tree.items(value, objects=True) or () if str(key) == part)
+    return value
+
+
 def _holds_arrays(value: Any) -> bool:
     return any(shape_of(leaf) for _, leaf in _tree.leaves(value, objects=True))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
@@ -88,6 +89,15 @@ def leaves(value: object, name: str = "", depth: int = 0, *, objects: bool = Fal
         return
     for key, child in children:
         yield from leaves(child, f"{name}.{key}" if name else str(key), depth + 1, objects=objects)
+
+
+def containers(value: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every container within another one, with its dotted name."""
+    for key, child in (items(value, objects=True) if depth < MAX_DEPTH else None) or ():
+        below = f"{name}.{key}" if name else str(key)
+        if items(child, objects=True) is not None:
+            yield below, child
+            yield from containers(child, below, depth + 1)
 
 
 def tensors(value: object) -> list[torch.Tensor]:
@@ -222,6 +232,8 @@ def cloned(value: Any) -> Any:
     made: dict[int, torch.Tensor] = {}
 
     def change(_: str, leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray):
+            return leaf.copy()
         if not isinstance(leaf, torch.Tensor) or isinstance(leaf, torch.nn.Parameter):
             return leaf
         return made.setdefault(id(leaf), leaf.clone() if leaf.requires_grad else leaf.detach().clone())

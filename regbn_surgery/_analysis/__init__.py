@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.fx
 from torch import nn
@@ -22,7 +22,7 @@ from ._pairs import Pair, resolve_pair
 from ._points import find_points
 from ._runs import Run
 from ._sites import Recipe
-from ._sources import ModalityLike, Sources, find_sources, input_lineages, module_lineages
+from ._sources import ModalityLike, Sources, by_lists, find_sources, input_lineages, module_lineages
 
 __all__ = [
     "MODEL_ERRORS",
@@ -99,15 +99,18 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Modalit
     """
     got = captured(model, batches)
     batches = got.batches
-    sources = find_sources(got.small, modalities)
+    sources = find_sources(got.small, modalities, batches.lists, got.other_path)
     order = tuple(modality.name for modality in sources.modalities)
     runs = [_analysed("eval", got.small, (got.large, got.longer), batches, sources, order)]
     if got.train is not None:
         runs.append(_analysed("train", got.train, (got.large_train, got.longer), batches, sources, order))
+    if got.other_path is not None:
+        others = replace(batches, sizes=batches.longer_sizes)
+        runs.append(_analysed("second", got.other_path, (got.other_path_large, None), others, sources, order))
     found = find_points(runs)
     inspection = Inspection(
         model=type(model).__name__,
-        modalities=sources.modalities,
+        modalities=tuple(by_lists(modality, batches.lists) for modality in sources.modalities),
         inputs=_inputs(runs[0]),
         excluded=sources.excluded,
         fusion_points=tuple(f.point for f in found),
@@ -126,7 +129,7 @@ def follow_streams(
         CaptureError, InputsError: as `analyse`.
     """
     small, large, batches = captured_in(model, batches, training=training, writes=writes)
-    sources = find_sources(small, modalities)
+    sources = find_sources(small, modalities, partly=True)
     order = tuple(modality.name for modality in sources.modalities)
     return _analysed("train" if training else "eval", small, (large, None), batches, sources, order)
 

@@ -21,7 +21,7 @@ from .._fakes import META, REAL, Fakes, runs_on_meta, standing_in, wants_values
 from .._inputs import SECOND_SIZE, Batches, Inputs
 from .._state import preserved, seeded, watching_parameters
 from .._trace import Trace, capture, is_user_file
-from ._layouts import same_calls
+from ._layouts import makes_more, same_calls
 
 _Result = TypeVar("_Result")
 
@@ -46,6 +46,8 @@ class Captured:
     train: Trace | None
     large_train: Trace | None
     writes: bool
+    other_path: Trace | None = None  # the second example, where it makes calls that the first does not make
+    other_path_large: Trace | None = None
 
 
 def captured(model: nn.Module, batches: Batches) -> Captured:
@@ -91,7 +93,11 @@ def _captured_as(model: nn.Module, batches: Batches, fakes: Fakes) -> Captured:
     large_train = large
     if train is not None and batches.large is not None and not same_calls(small, train):
         large_train = run(batches.large, training=True)  # else axes follow the batch size alike
-    return Captured(replace(batches, notes=notes), small, large, longer, train, large_train, bool(written))
+    found = Captured(replace(batches, notes=notes), small, large, longer, train, large_train, bool(written))
+    if longer is None or not makes_more(longer, small):
+        return found
+    other = None if batches.longer_large is None else run(batches.longer_large, training=False)
+    return replace(found, other_path=longer, other_path_large=other)
 
 
 def _trains_as_given(model: nn.Module, batches: Batches, fakes: Fakes) -> bool:

@@ -97,6 +97,13 @@ def same_calls(a: Trace, b: Trace) -> bool:
     )
 
 
+def makes_more(run: Trace, known: Trace) -> bool:
+    """Whether a run makes calls at lines of code to which the other run did not come."""
+    places = _places(known), _places(run)
+    lines = {(places[0][op.frame], op.key[:3]) for op in known.calls}
+    return any((places[1][op.frame], op.key[:3]) not in lines for op in run.calls)
+
+
 def _places(trace: Trace) -> list[tuple[Any, ...]]:
     """For each frame the keys of the calls that lead to it: its identity across runs."""
     places: list[tuple[Any, ...]] = []

@@ -169,6 +169,13 @@ class Rules:
             for name, spec in self.modalities.items()
         }
 
+    def spelt_modalities(self) -> tuple[Modality, ...]:
+        """Each modality as the file has it, with the patterns for its inputs."""
+        return tuple(
+            Modality(name, spec.inputs, spec.modules, None if spec.slice is None else _cut(spec.slice))
+            for name, spec in self.modalities.items()
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values, fit for JSON, YAML and `from_dict`."""
         return self.document.model_dump(mode="json", exclude_unset=True)

@@ -19,6 +19,7 @@ from ._errors import RegBNWarning, RewriteError
 from ._facts import find_facts, needs, pair_sides, streams_of
 from ._inputs import InputsLike, find_inputs, make_batches, named_shapes
 from ._inspecting import refuse_wrapped
+from ._leaving_out import perform_borne
 from ._plan import PairSides, ResolvePair, decide, rebind
 from ._rehearsal import rehearse as rehearsed
 from ._rules import InputSpec, Rules
@@ -28,7 +29,6 @@ from ._surgery import (
     carried_in,
     forward_digests,
     operations_of,
-    perform,
     refuse_changed,
     refuse_second,
     undo,
@@ -63,7 +63,10 @@ def plan(
     """
     made, analysis = _planned(model, Rules.load(rules), example_inputs)
     weightless = any(has_no_values(tensor) for tensor in (*model.parameters(), *model.buffers()))
-    return made if weightless or not rehearse else rehearsed(model, made, analysis, example_inputs, _copied)
+    if weightless or not rehearse:
+        return made
+    strict = Rules.load(rules).wants_all
+    return rehearsed(model, made, analysis, example_inputs, _copied, strict=strict)
 
 
 def regbnify(
@@ -77,7 +80,9 @@ def regbnify(
 
     Args:
         model: any `nn.Module`.
-        rules: as for `plan`, or a `Plan` that was made for this model (or one built alike).
+        rules: as for `plan`, or a `Plan` that was made for this model (or one built alike). A point that RegBN cannot
+            go to is left out with a RegBNWarning; it is an error where the rules say `strict: true`, where nothing
+            would be left, and for a `Plan`, which is done as it is.
         example_inputs: as for `plan`.
         inplace: change `model` itself instead of a deep copy.
 
@@ -107,9 +112,12 @@ def operate(
         made, analysis = _planned(model, loaded, example_inputs)
     target = model if inplace else _copied(model)
     change = later(Snapshot(target).restore)
-    perform(target, made, analysis)
+    strict = isinstance(loaded, Plan) or loaded.wants_all
+    done = perform_borne(target, made, analysis, strict=strict)
     forget(change)
-    return made, analysis, target
+    for text in done.warnings[len(made.warnings) :]:
+        warnings.warn(text, RegBNWarning, stacklevel=3)
+    return done, analysis, target
 
 
 @guarding

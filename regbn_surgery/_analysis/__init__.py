@@ -11,7 +11,7 @@ from torch import nn
 
 from .._inputs import Batches
 from .._trace import Trace
-from .._types import InputTensor, Inspection, Plan, PlannedSite
+from .._types import FusionPoint, InputTensor, Inspection, Plan, PlannedSite, Site
 from ._anchors import Take
 from ._capturing import MODEL_ERRORS, captured, captured_in, run_model
 from ._flow import follow
@@ -32,6 +32,7 @@ __all__ = [
     "Take",
     "analyse",
     "follow_streams",
+    "index_of",
     "insert_regbn",
     "run_model",
 ]
@@ -63,11 +64,16 @@ class Analysis:
             return self.pair(*planned.pair).recipe
         point = next(point for point in self.inspection.fusion_points if point.id == planned.point)
         assert planned.site is not None, "a planned site is at a point or at a pair"
-        return self.recipes[point.id, point.sites.index(planned.site)]
+        return self.recipes[point.id, index_of(planned.site, point)]
 
     def pair(self, f: str, g: str) -> Pair:
         """The two places of a pair rule; see `resolve_pair`."""
         return resolve_pair(self.runs[0], f, g)
+
+
+def index_of(site: Site, point: FusionPoint) -> int:
+    """Which of the sites of a point a planned one is, with their rows for samples or without."""
+    return next(i for i, found in enumerate(point.sites) if site in (found, found.by_rows()))
 
 
 def insert_regbn(graph: torch.fx.Graph, plan: Plan, analysis: Analysis) -> torch.fx.Graph:

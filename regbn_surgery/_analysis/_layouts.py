@@ -298,7 +298,7 @@ def layout_of(
     for axis in varying:
         evidence.append(f"axis {axis} varies in length: {info.shape[axis]} in one example, {other[axis]} in the other")
         sequence = sequence or axis in spatial
-    return Layout(batch, dim, spatial, sequence, tuple(evidence))
+    return Layout(batch, dim, spatial, sequence, tuple(evidence), batches.folded.get(uid))
 
 
 def _numel(shape: tuple[int, ...]) -> int:

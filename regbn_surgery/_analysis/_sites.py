@@ -160,7 +160,7 @@ def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role:
         dtype = str(met.info.dtype).removeprefix("torch.")
         sides.append(Side(ordered(run, met.home), shape, dtype, layout, anchor))
         if not layout.known:
-            obstacle = obstacle or f"the layout of {anchor} is not known: {'; '.join(layout.evidence)}"
+            obstacle = obstacle or unknown_axis(sides[-1])
         at = (op.key, met.position)
         takes.append(view.taken(met.info.uid, at, (at,)))
     if host == "?":
@@ -200,15 +200,14 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
         if not take.readers:
             gate = i
     sides = tuple(_side(run, view, take, event, side) for take, side in zip(takes, pair, strict=True))
-    for found in sides:
-        if not found.layout.known:
-            obstacle = obstacle or f"the layout of {found.anchor} is not known: {'; '.join(found.layout.evidence)}"
     host = view.frame.path
     if meeting.op.name == "vmap":
         obstacle = "the streams meet inside a function under torch.vmap, which is called for all samples at once"
     if host == "?":
         obstacle = "the owner is made inside forward, so that nothing could be put into it for good"
-    site = Site(host, (sides[0], sides[1]), _reduce(meeting, sides), role, gate, obstacle)
+    site = _with_samples(Site(host, (sides[0], sides[1]), "flatten", role, gate, obstacle))
+    sides = site.sides
+    site = replace(site, reduce=_reduce(meeting, sides))
     arguments = _leaf_arguments(meeting, pair) if leaf is not None else None
     whole = tuple(
         take.argument is not None
@@ -233,6 +232,30 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
         mask_leaves_out=mask is not None and mask.leaves_out,
     )
     return site, recipe
+
+
+def _with_samples(site: Site) -> Site:
+    """The site with what keeps its samples from being known. Rows that fold time into both sides alike are samples."""
+    strange = next((side for side in site.sides if not side.layout.known), None)
+    if site.obstacle is not None or strange is None:
+        return site
+    open_site = replace(site, unknown=True)
+    by_rows = open_site.by_rows()
+    folds = {side.layout.folded for side in site.sides}
+    if by_rows is not None and len(folds) == 1 and None not in folds:
+        return by_rows
+    remedy = "" if by_rows is None else "; if each of its rows is a sample, say `samples: rows` in the rule"
+    return replace(open_site, obstacle=unknown_axis(strange) + remedy)
+
+
+def unknown_axis(side: Side) -> str:
+    """Which axis of a side is not known, and why."""
+    what = "batch" if side.layout.batch_dim is None else "channel"
+    shape = "×".join(map(str, side.shape))
+    # What is known of the batch axis stands first, then what is known of the channels.
+    why = side.layout.evidence[:1] if what == "batch" else side.layout.evidence[1:]
+    words = "; ".join(why).removeprefix(f"{what} axis unknown: ")
+    return f"the {what} axis of {side.anchor} ({shape}) is not known: {words}"
 
 
 def _take(

@@ -89,6 +89,8 @@ class Side:
     anchor: str  # where it is taken, for people: "argument `context`", "operand 0 of cat"
     # Whether its earlier positions never see its later ones (a decoder's own tokens); None where nobody looked.
     causal: bool | None = field(default=None, compare=False)
+    #: Why the values must stay in a range that RegBN may leave (a variance of which a root is taken); else None.
+    bounded: str | None = field(default=None, compare=False)
 
     @property
     def channels(self) -> int | None:

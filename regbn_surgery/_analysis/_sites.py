@@ -13,6 +13,7 @@ from ._axes import concat_dim
 from ._flow import Meeting, Met
 from ._lineage import comparable
 from ._masks import find_mask
+from ._ranges import why_bounded
 from ._rounds import Rounds
 from ._runs import Run, layer_behind, ordered, producer
 from ._scatter import Scatter, scatter_sides
@@ -199,7 +200,13 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
         obstacle = obstacle or reason
         if not take.readers:
             gate = i
-    sides = tuple(_side(run, view, take, event, side) for take, side in zip(takes, pair, strict=True))
+    joint = [uid for op in (meeting.op, *(op for op, _ in meeting.more)) for uid in op.outputs]
+    sides = tuple(
+        replace(
+            _side(run, view, take, event, side), bounded=why_bounded(run, take.uid, joint) if take.readers else None
+        )
+        for take, side in zip(takes, pair, strict=True)
+    )
     host = view.frame.path
     if meeting.op.name == "vmap":
         obstacle = "the streams meet inside a function under torch.vmap, which is called for all samples at once"

@@ -20,6 +20,7 @@ from .._types import Decision, FusionPoint, Inspection, Plan
 from .advice import advise
 from .binding import described_points
 from .facts import Facts, with_causality
+from .hazards import out_of_range, too_large_in_all
 from .placing import Order, Placer, ResolvePair, count, within
 
 
@@ -74,6 +75,7 @@ class _Planner:
         self._raise()
         sites = tuple(self.placer.sites)
         self.warnings += [f"left out: {text}" for texts in self.placer.refused.values() for text in texts]
+        self.warnings += [*out_of_range(sites), *too_large_in_all(sites)]
         return Plan(
             decisions=tuple(self._decision(point) for point in self.inspection.fusion_points),
             sites=sites,

@@ -72,9 +72,14 @@ def find_sites(run: Run, meeting: Meeting, role: int, view: FrameView | None = N
         pairs = _attention_pairs(meeting)
     else:
         pairs = _operand_pairs(meeting)
-    sites = [_site(run, meeting, view, event, pair, role) for pair in pairs]
-    found = [(site, placed(view, recipe, event)) for site, recipe in sites]
-    return [(site, replace(recipe, outer=from_caller(run, view, recipe))) for site, recipe in found]
+    found = []
+    for pair in pairs:
+        heads = _around_heads(run, meeting, view, event, pair)
+        host, call, takes = heads or (view, event, None)
+        site, recipe = _site(run, meeting, host, call, pair, role, takes)
+        recipe = placed(host, recipe, call)
+        found.append((site, replace(recipe, outer=from_caller(run, host, recipe))))
+    return found
 
 
 def _is_item(take: Take) -> bool:
@@ -189,13 +194,56 @@ def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role:
     return site, recipe
 
 
-def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair, role: int) -> tuple[Site, Recipe]:
+def _around_heads(
+    run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair
+) -> tuple[FrameView, Event, tuple[Take, Take]] | None:
+    """For an attention whose owner is given heads: the module around it that has the tokens of both sides before they
+    are projected, its call of the attention, and these tokens. None where the owner has them, and where none has."""
+    if meeting.kind != "attention" or meeting.op.module is not None:
+        return None
+    starts = [tuple(met.info.uid for met in side) for side in pair]
+    projected = [False, False]
+    inner, call = view, event
+    while True:
+        streams = [inner.stream_before_projection(uids, done) for uids, done in zip(starts, projected, strict=True)]
+        if None not in streams:
+            break
+        apart = [uids for uids, stream in zip(starts, streams, strict=True) if stream is None and len(set(uids)) > 1]
+        if inner is view and any(inner.stream_before_projection(uids[:1]) is not None for uids in apart):
+            return None  # fitted on the keys alone
+        for side, stream in enumerate(streams):
+            if stream is not None:
+                starts[side], projected[side] = (stream[0],), stream[1]
+        given = [[inner.given_as(uid) for uid in uids] for uids in starts]
+        parent = inner.frame.parent
+        if parent is None or run.trace.frames[parent].path == "?" or any(None in uids for uids in given):
+            return None
+        starts = [tuple(dict.fromkeys(uid for uid in uids if uid is not None)) for uids in given]
+        key = inner.frame.key
+        inner = FrameView(run.trace.frames[parent], run.trace, run.flow, run.layout)
+        call = next(each for each in inner.events if each.key == key)
+    if inner is view:
+        return None
+    takes = [inner.take(s[0], uids, call) for s, uids in zip(streams, starts, strict=True) if s is not None]
+    return inner, call, (takes[0], takes[1])
+
+
+def _site(
+    run: Run,
+    meeting: Meeting,
+    view: FrameView,
+    event: Event,
+    pair: Pair,
+    role: int,
+    known: tuple[Take, Take] | None = None,
+) -> tuple[Site, Recipe]:
+    """`known` are the sides where `view` is not the owner's call, but that of a module around it."""
     if meeting.kind == "scatter":
         return _scatter_site(run, meeting, view, pair, role)
     leaf = meeting.op.module
     takes, gate, obstacle = [], None, None
     for i, side in enumerate(pair):
-        take, reason = _take(meeting, view, event, side, leaf, pair[1 - i])
+        take, reason = (known[i], None) if known else _take(meeting, view, event, side, leaf, pair[1 - i])
         takes.append(take)
         obstacle = obstacle or reason
         if not take.readers:
@@ -224,7 +272,7 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
     mask = find_mask(meeting, view, sides)
     recipe = Recipe(
         owner=host,
-        key=meeting.op.key,
+        key=event.key,
         takes=(takes[0], takes[1]),
         leaf=leaf if arguments else None,
         leaf_arguments=arguments,
@@ -270,22 +318,26 @@ def _take(
 ) -> tuple[Take, str | None]:
     uids = tuple(met.info.uid for met in side)
     if meeting.kind == "attention" and leaf is None:
-        stream = view.stream_before_projection(uids)
-        if stream is None and len(set(uids)) > 1:
+        found = view.stream_before_projection(uids)
+        if found is None and len(set(uids)) > 1:
             # Keys and values come by ways of their own (a position code on the keys alone): fit on the keys, replace
             # neither, as for torch's own attention.
             keys = view.stream_before_projection(uids[:1])
             if keys is not None:
-                return view.read_only(keys), None
-        if stream is None:
+                return view.read_only(keys[0]), None
+        if found is None:
             first = Take(uids[0], (event.key, side[0].position), (), None)
             return first, "no [B, L, C] stream before the attention's projections was found in its owner"
-        return view.take(stream, uids, event), None
+        return view.take(found[0], uids, event), None
     if leaf is not None and len(set(uids)) > 1:
         # Key and value are different tensors (a position code on the keys alone): fit on the keys, replace neither.
         return view.read_only(uids[0]), None
     if meeting.gate is not None and side[0].position == meeting.gate:
         return view.read_only(view.before_squash(uids[0])), None
+    if meeting.kind in ("matmul", "product", "bilinear") and leaf is None:
+        behind = view.before_column(uids[0])
+        if behind is not None:
+            return view.take(behind, uids, event), None
     if meeting.kind in ("matmul", "bilinear") and leaf is None:
         behind = view.argument_behind(uids[0])
         if behind is not None:

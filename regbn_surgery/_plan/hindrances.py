@@ -16,13 +16,17 @@ _BYTES = 4  # of one float32 of W
 def obstacles(site: Site, f: int, g: int) -> list[str]:
     if site.obstacle is not None:
         return [f"RegBN cannot go there: {site.obstacle}; leave it out with a rule `action: skip`"]
-    if site.gate == f:
-        gate, other = (spell_homes([site.sides[side].home]) for side in (f, g))
-        return [
-            f"`{gate}` only gates `{other}` there and cannot be normalised; the other way round works: "
-            f"`normalize: {site.sides[g].home[0]}`"
-        ]
     return [text for side in (f, g) for text in unknown_layout(site.sides[side], site.sides[side].anchor)]
+
+
+def gate_problems(site: Site, f: int, g: int) -> list[str]:
+    if site.obstacle is not None or site.gate != f:
+        return []
+    gate, other = (spell_homes([site.sides[side].home]) for side in (f, g))
+    return [
+        f"`{gate}` only gates `{other}` there and cannot be normalised; the other way round works: "
+        f"`normalize: {site.sides[g].home[0]}`"
+    ]
 
 
 def unknown_layout(side: Side, name: str) -> list[str]:

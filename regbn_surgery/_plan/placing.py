@@ -22,6 +22,7 @@ from .facts import Facts, mark_causal
 from .hindrances import (
     causal_problems,
     cycle_problems,
+    gate_problems,
     obstacles,
     option_problems,
     size_problems,
@@ -90,9 +91,12 @@ class Placer:
             self._refuse(point.id, [f"{start}: no place for RegBN is known there{note}"])
         for found, f, g in chosen:
             site = (found.by_rows() if self._said(order, "samples") == "rows" else None) or found
-            hindered = obstacles(site, f, g)
+            gated = gate_problems(site, f, g)
+            self.problems += [f"{start}: {text}" for text in gated]
+            hindered = [] if gated else obstacles(site, f, g)
             if hindered:
                 self._refuse(point.id, [f"{start}: {text}" for text in hindered])
+            if gated or hindered:
                 continue
             reduce = self._said(order, "reduce") or site.reduce
             self._add(order, site.host, site.sides[f], site.sides[g], reduce, where, point=point.id, site=site)
@@ -182,9 +186,9 @@ class Placer:
         )
         at = f"at `{site.point}`" if site.point is not None else f"for {' with '.join(site.pair or ())}"
         start = f"{where}: rule `{order.rule.id}` {at}"
-        wrong = [*size_problems(site, stated), *option_problems(site)]
+        allowed = bool(self._said(order, "allow_noncausal"))
+        wrong = [*size_problems(site, stated), *option_problems(site), *causal_problems(site, allowed=allowed)]
         hindered = [] if wrong else too_large(site)
-        hindered += causal_problems(site, allowed=bool(self._said(order, "allow_noncausal")))
         self.problems += [f"{start}: {text}" for text in wrong]
         if hindered:
             self._names.discard((host, site.name))

@@ -191,7 +191,7 @@ def fold(model: nn.Module, example_inputs: InputsLike | None = None, *, inplace:
     """
     target = model if inplace else _copied(model)
     change = later(Snapshot(target).restore)
-    fold_sites(target, make_batches(target, find_inputs(target, example_inputs)).small)
+    fold_sites(target, make_batches(target, find_inputs(target, example_inputs)).first)
     forget(change)
     return target
 

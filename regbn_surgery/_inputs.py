@@ -95,6 +95,11 @@ class Batches:
     lists: tuple[str, ...] = ()  # names of the lists that have one item for each sample
     others: tuple[Batches, ...] = ()
 
+    @property
+    def first(self) -> Inputs:
+        """A call that the model is known to bear: the example as it was given, where no function makes it."""
+        return self.given or self.small
+
     def each(self) -> list[Inputs]:
         return [inputs for inputs in (self.small, self.large, self.longer) if inputs is not None]
 
@@ -199,7 +204,9 @@ def _readings(model: nn.Module, inputs: Inputs) -> list[Batches]:
         ways += [_resizing.along(call, *axis, lists=False), _resizing.along(call, *axis, lists=True)]
     else:
         ways += [_resizing.by_segments(call)]
-    ways += [_resizing.by_items(call), _resizing.by_multiples(call)]
+    # One row each may also be a batch of one, in a list of modalities; maps with one channel are images.
+    rank = 3 if axis is not None and axis[1] < 2 else 1
+    ways += [_resizing.by_items(call, rank), _resizing.by_multiples(call)]
     distinct = [way for i, way in enumerate(ways) if way is not None and way not in ways[:i]]
     found = [batches for way in distinct for batches in _sized(model, inputs, way)]
     if axis is not None and axis[1] < 2 and not found:

@@ -134,10 +134,10 @@ def along(call: Call, dim: int, samples: int, *, lists: bool) -> Way:
     return Way(samples, {**_with_lists(parts, found, samples)})
 
 
-def by_items(call: Call) -> Way | None:
-    """The reading in which a list of tensors has one item for each sample."""
+def by_items(call: Call, rank: int = 1) -> Way | None:
+    """The reading in which a list of tensors, of `rank` axes or more, has one item for each sample."""
     found = dict(_lists(call))
-    lengths = Counter(len(items) for items in found.values() if _holds_arrays(items))
+    lengths = Counter(len(items) for items in found.values() if _holds_arrays(items, rank))
     if not lengths:
         return None
     samples = lengths.most_common(1)[0][0]
@@ -175,8 +175,8 @@ def at(call: Call, name: str) -> Any:
     return value
 
 
-def _holds_arrays(value: Any) -> bool:
-    return any(shape_of(leaf) for _, leaf in _tree.leaves(value, objects=True))
+def _holds_arrays(value: Any, rank: int) -> bool:
+    return any(len(shape_of(leaf)) >= rank for _, leaf in _tree.leaves(value, objects=True))
 
 
 def by_multiples(call: Call) -> Way | None:

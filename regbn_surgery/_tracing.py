@@ -60,7 +60,7 @@ def trace(model: nn.Module, example_inputs: InputsLike | None = None, *, trainin
 def _example(given: InputsLike, model: nn.Module) -> Inputs:
     """The example as it was given; where it gives several, the first one that `inspect` runs."""
     if isinstance(given, list) or is_function(given):
-        return make_batches(model, given).small
+        return make_batches(model, given).first
     inputs = as_inputs(given)
     named_leaves(model, inputs)  # they fit
     return inputs

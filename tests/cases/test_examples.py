@@ -491,3 +491,16 @@ def test_images_and_videos_are_two_examples(build: Callable[[], nn.Module]) -> N
     video = processed([(4, 4, 4)], [(2, 4, 8)], [(2, 4, 4)], video=True)
     with torch.no_grad(), identity():
         torch.testing.assert_close(result(**video).logits, model(**video).logits)
+
+
+class GrayImages(RaggedImages):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3)
+
+
+def test_a_ragged_list_of_images_with_one_channel_is_no_batch_of_one() -> None:
+    def inputs(*sizes: int) -> Inputs:
+        return Inputs([torch.randn(1, 7, size) for size in sizes], torch.randint(0, 30, (len(sizes), 5)))
+
+    rewritten(GrayImages(), inputs(8, 6, 7), "images", inputs(5, 9))

@@ -17,7 +17,7 @@ from ._analysis._causal import Streams
 from ._copying import deep_copy
 from ._errors import RegBNWarning, RewriteError
 from ._facts import find_facts, needs, pair_sides, streams_of
-from ._inputs import InputsLike, find_inputs, make_batches, named_shapes
+from ._inputs import InputsLike, are_two, find_inputs, make_batches, named_shapes
 from ._inspecting import refuse_wrapped
 from ._leaving_out import perform_borne
 from ._plan import PairSides, ResolvePair, decide, rebind
@@ -129,7 +129,7 @@ def verify(model: nn.Module, example_inputs: InputsLike, *, training: bool | Non
 
     Args:
         model: a model that `regbnify` has rewritten.
-        example_inputs: as for `inspect`.
+        example_inputs: as for `inspect`. With two calls in a list, each RegBN has to run in one of them.
         training: the mode to run it in; None takes the one it is in.
 
     Returns:
@@ -143,9 +143,25 @@ def verify(model: nn.Module, example_inputs: InputsLike, *, training: bool | Non
         raise RewriteError(
             f"{type(model).__name__} carries no RegBN put in by regbnify, so there is nothing to verify."
         )
-    batches = make_batches(model, find_inputs(model, example_inputs))
     mode = model.training if training is None else training
-    return carried_in(model, batches, training=mode)
+    example = find_inputs(model, example_inputs)
+    first, *others = (
+        carried_in(model, make_batches(model, call), training=mode)
+        for call in (example if are_two(example) else [example])
+    )
+    return _together(first, others[0]) if others else first
+
+
+def _together(one: Verification, other: Verification) -> Verification:
+    """Two calls as one: what ran in neither did not run, and what is wrong in one is wrong."""
+    sites = []
+    for first, second in zip(one.sites, other.sites, strict=True):
+        wrong = [site.problem for site in (first, second) if site.problem and site.runs]
+        runs = first.runs + second.runs
+        carried = tuple(dict.fromkeys((*first.carried, *second.carried)))
+        problem = wrong[0] if wrong else "" if runs else first.problem
+        sites.append(dataclasses.replace(first, carried=carried, runs=runs, problem=problem))
+    return dataclasses.replace(one, sites=tuple(sites))
 
 
 def unregbnify(model: nn.Module) -> nn.Module:

@@ -112,7 +112,7 @@ def as_inputs(example: InputsLike) -> Inputs:
     """
     if isinstance(example, Inputs):
         return example
-    if _are_two(example):
+    if are_two(example):
         return as_inputs(example[0])
     if isinstance(example, torch.Tensor):
         return Inputs(example)
@@ -167,7 +167,7 @@ def make_batches(model: nn.Module, example: InputsLike) -> Batches:
     Raises:
         InputsError: for a batch of one sample, or inputs that do not fit the model.
     """
-    if _are_two(example):
+    if are_two(example):
         return _with_second(model, *map(as_inputs, example))
     if is_function(example):
         small, large = (as_inputs(example(size)) for size in BATCH_SIZES)
@@ -236,7 +236,7 @@ def _resized(inputs: Inputs, way: Way, count: int) -> Inputs:
     return Inputs(*args, **kwargs)
 
 
-def _are_two(example: InputsLike) -> bool:
+def are_two(example: InputsLike) -> bool:
     """Whether an example is a list of two calls. Two tensors in a list may also be one argument, and are none."""
     if type(example) is not list or len(example) != 2:
         return False

@@ -374,6 +374,10 @@ def test_a_second_example_goes_another_path(modalities: Any) -> None:
             torch.testing.assert_close(call(result, Inputs(**inputs)), call(model, Inputs(**inputs)))
             ran = verify(result, inputs)
             assert sorted(site.runs for site in ran.sites) == [0, 1]
+        both = verify(result, example)
+        assert both.ok
+        assert [site.runs for site in both.sites] == [1, 1]
+        assert not verify(result, [seen(3), seen(4)]).ok
 
 
 # -- vision-language models with flattened patches --------------------------------------------------------------------

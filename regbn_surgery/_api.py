@@ -17,8 +17,9 @@ from ._analysis._causal import Streams
 from ._copying import deep_copy
 from ._errors import RegBNWarning, RewriteError
 from ._facts import find_facts, needs, pair_sides, streams_of
-from ._inputs import InputsLike, find_inputs, make_batches, named_tensors
+from ._inputs import InputsLike, are_two, find_inputs, make_batches, named_shapes
 from ._inspecting import refuse_wrapped
+from ._leaving_out import perform_borne
 from ._plan import PairSides, ResolvePair, decide, rebind
 from ._rehearsal import rehearse as rehearsed
 from ._rules import InputSpec, Rules
@@ -28,7 +29,6 @@ from ._surgery import (
     carried_in,
     forward_digests,
     operations_of,
-    perform,
     refuse_changed,
     refuse_second,
     undo,
@@ -63,7 +63,10 @@ def plan(
     """
     made, analysis = _planned(model, Rules.load(rules), example_inputs)
     weightless = any(has_no_values(tensor) for tensor in (*model.parameters(), *model.buffers()))
-    return made if weightless or not rehearse else rehearsed(model, made, analysis, example_inputs, _copied)
+    if weightless or not rehearse:
+        return made
+    strict = Rules.load(rules).wants_all
+    return rehearsed(model, made, analysis, example_inputs, _copied, strict=strict)
 
 
 def regbnify(
@@ -77,7 +80,9 @@ def regbnify(
 
     Args:
         model: any `nn.Module`.
-        rules: as for `plan`, or a `Plan` that was made for this model (or one built alike).
+        rules: as for `plan`, or a `Plan` that was made for this model (or one built alike). A point that RegBN cannot
+            go to is left out with a RegBNWarning; it is an error where the rules say `strict: true`, where nothing
+            would be left, and for a `Plan`, which is done as it is.
         example_inputs: as for `plan`.
         inplace: change `model` itself instead of a deep copy.
 
@@ -107,9 +112,12 @@ def operate(
         made, analysis = _planned(model, loaded, example_inputs)
     target = model if inplace else _copied(model)
     change = later(Snapshot(target).restore)
-    perform(target, made, analysis)
+    strict = isinstance(loaded, Plan) or loaded.wants_all
+    done = perform_borne(target, made, analysis, strict=strict)
     forget(change)
-    return made, analysis, target
+    for text in done.warnings[len(made.warnings) :]:
+        warnings.warn(text, RegBNWarning, stacklevel=3)
+    return done, analysis, target
 
 
 @guarding
@@ -121,7 +129,7 @@ def verify(model: nn.Module, example_inputs: InputsLike, *, training: bool | Non
 
     Args:
         model: a model that `regbnify` has rewritten.
-        example_inputs: as for `inspect`.
+        example_inputs: as for `inspect`. With two calls in a list, each RegBN has to run in one of them.
         training: the mode to run it in; None takes the one it is in.
 
     Returns:
@@ -135,9 +143,25 @@ def verify(model: nn.Module, example_inputs: InputsLike, *, training: bool | Non
         raise RewriteError(
             f"{type(model).__name__} carries no RegBN put in by regbnify, so there is nothing to verify."
         )
-    batches = make_batches(model, find_inputs(model, example_inputs))
     mode = model.training if training is None else training
-    return carried_in(model, batches, training=mode)
+    example = find_inputs(model, example_inputs)
+    first, *others = (
+        carried_in(model, make_batches(model, call), training=mode)
+        for call in (example if are_two(example) else [example])
+    )
+    return _together(first, others[0]) if others else first
+
+
+def _together(one: Verification, other: Verification) -> Verification:
+    """Two calls as one: what ran in neither did not run, and what is wrong in one is wrong."""
+    sites = []
+    for first, second in zip(one.sites, other.sites, strict=True):
+        wrong = [site.problem for site in (first, second) if site.problem and site.runs]
+        runs = first.runs + second.runs
+        carried = tuple(dict.fromkeys((*first.carried, *second.carried)))
+        problem = wrong[0] if wrong else "" if runs else first.problem
+        sites.append(dataclasses.replace(first, carried=carried, runs=runs, problem=problem))
+    return dataclasses.replace(one, sites=tuple(sites))
 
 
 def unregbnify(model: nn.Module) -> nn.Module:
@@ -183,7 +207,7 @@ def fold(model: nn.Module, example_inputs: InputsLike | None = None, *, inplace:
     """
     target = model if inplace else _copied(model)
     change = later(Snapshot(target).restore)
-    fold_sites(target, make_batches(target, find_inputs(target, example_inputs)).small)
+    fold_sites(target, make_batches(target, find_inputs(target, example_inputs)).first)
     forget(change)
     return target
 
@@ -194,11 +218,13 @@ def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) 
         _check_section(model, rules)
     example = find_inputs(model, example_inputs, rules.inputs)
     batches = make_batches(model, example)
-    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model, batches.small)}
+    second = {} if batches.longer is None else named_shapes(model, batches.longer)
+    shapes = {**second, **named_shapes(model, batches.small)}
     modules = [path for path, _ in model.named_modules()]
-    analysis = analyse(model, batches, _spelt(rules.resolve_modalities(shapes, modules).values()))
+    rules.resolve_modalities(shapes, modules)  # every name fits
+    analysis = analyse(model, batches, _spelt(rules.spelt_modalities()))
     streams = streams_of(model, analysis)
-    facts = find_facts(model, analysis, example, streams)
+    facts = find_facts(model, analysis, streams)
     made = decide(rules, analysis.inspection, _resolver(analysis, streams), facts)
     for text in made.warnings:
         warnings.warn(text, RegBNWarning, stacklevel=3)

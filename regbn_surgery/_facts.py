@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,19 +11,18 @@ from torch import nn
 from ._analysis import Analysis
 from ._analysis._causal import Streams
 from ._analysis._pairs import Pair
-from ._inputs import Inputs, InputsLike, as_inputs, shared_axis
 from ._plan import Facts
 from ._state import has_no_values
 from ._trace import Trace
 from ._types import Side
 
 
-def find_facts(model: nn.Module, analysis: Analysis, example: InputsLike, streams: Streams | None = None) -> Facts:
-    """Look at the model, its weights and the example; runs the model where streams of tokens meet others."""
+def find_facts(model: nn.Module, analysis: Analysis, streams: Streams | None = None) -> Facts:
+    """Look at the model and its weights; runs the model where streams of tokens meet others."""
     causal, sides = _causality(analysis, streams or streams_of(model, analysis))
     return Facts(
         references=references_of(analysis),
-        batch=batch_of(model, example),
+        batch=analysis.batches.samples,
         weights_seen=True,
         trained=why_trained(model),
         causal=causal,
@@ -116,14 +114,6 @@ def _leads(trace: Trace, start: int, end: int) -> bool:
             # What a layer only hands on, as `nn.Identity` does, was made before.
             reached.update(uid for uid in op.outputs if op.inplace or uid not in op.inputs)
     return end in reached and end != start
-
-
-def batch_of(model: nn.Module, example: InputsLike) -> int | None:
-    """Samples in the user's example; None where it makes any number of them, or shows no batch axis."""
-    if callable(example) and not isinstance(example, Inputs | torch.Tensor | Mapping):
-        return None
-    axis = shared_axis(model, as_inputs(example))
-    return None if axis is None else axis[1]
 
 
 def why_trained(model: nn.Module) -> str | None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
-from . import _tree
+from . import _resizing, _tree
 from ._errors import InputsError
+from ._resizing import Way
 
 
 class Inputs:
@@ -61,7 +67,7 @@ def _shown(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(named)})"
 
 
-InputsLike = Any  # torch.Tensor | tuple | Mapping | Inputs | Callable[[int], those]
+InputsLike = Any  # torch.Tensor | tuple | Mapping | Inputs | a list of two of them | Callable[[int], those]
 
 #: The two batch sizes at which every model is run. Never 1: an axis of size 1 broadcasts, and means nothing.
 BATCH_SIZES = (2, 3)
@@ -71,7 +77,10 @@ BATCH_SIZES = (2, 3)
 class Batches:
     """The example inputs at two batch sizes; `large` is None where a second size cannot be made from the example.
 
-    `longer` is a second example, of other lengths, at the first of the sizes.
+    `longer` is a second example, of other lengths or for another path, where there is one, and `longer_large` the same
+    with more samples. `given` is the example as
+    the user has it (None where a function makes it), of `samples` samples. `others` are further readings of it, for a
+    model that does not bear this one, the best first; the last one takes it as it is.
     """
 
     small: Inputs
@@ -79,6 +88,17 @@ class Batches:
     sizes: tuple[int, int]
     notes: tuple[str, ...] = field(default=())
     longer: Inputs | None = None
+    longer_large: Inputs | None = None
+    longer_sizes: tuple[int, int] = (0, 0)
+    given: Inputs | None = None
+    samples: int | None = None
+    lists: tuple[str, ...] = ()  # names of the lists that have one item for each sample
+    others: tuple[Batches, ...] = ()
+
+    @property
+    def first(self) -> Inputs:
+        """A call that the model is known to bear: the example as it was given, where no function makes it."""
+        return self.given or self.small
 
     def each(self) -> list[Inputs]:
         return [inputs for inputs in (self.small, self.large, self.longer) if inputs is not None]
@@ -92,7 +112,7 @@ def as_inputs(example: InputsLike) -> Inputs:
     """
     if isinstance(example, Inputs):
         return example
-    if _are_two(example):
+    if are_two(example):
         return as_inputs(example[0])
     if isinstance(example, torch.Tensor):
         return Inputs(example)
@@ -100,13 +120,21 @@ def as_inputs(example: InputsLike) -> Inputs:
         return Inputs(*example)
     if isinstance(example, Mapping):
         return Inputs(**{str(key): value for key, value in example.items()})
+    if isinstance(example, np.ndarray) or _is_record(example):
+        return Inputs(example)
     found = "a list" if isinstance(example, list) else f"{type(example).__module__}.{type(example).__qualname__}"
     raise InputsError(
         f"example_inputs is {found}. Give a tensor or a tuple (positional arguments), a dict (keyword arguments), "
         "Inputs(*args, **kwargs) for both or for one list, dict or object argument, "
-        "[Inputs(...), Inputs(...)] for two examples of different lengths, "
+        "[Inputs(...), Inputs(...)] for two examples of different lengths, sizes or paths, "
         "or a function from the batch size to any of these."
     )
+
+
+def _is_record(example: InputsLike) -> bool:
+    """Whether an example is an object with fields, which can only be one argument."""
+    record = isinstance(example, SimpleNamespace) or dataclasses.is_dataclass(example) or _tree.is_namespace(example)
+    return record and not callable(example) and not _tree.is_namedtuple(example)
 
 
 def named_leaves(model: nn.Module, inputs: Inputs) -> list[tuple[str, Any]]:
@@ -134,55 +162,123 @@ def named_tensors(model: nn.Module, inputs: Inputs) -> list[tuple[str, torch.Ten
 def make_batches(model: nn.Module, example: InputsLike) -> Batches:
     """The example at two batch sizes, by asking the user's function or by cutting and repeating samples.
 
+    Where the example can be read in several ways, `others` has the rest of them.
+
     Raises:
         InputsError: for a batch of one sample, or inputs that do not fit the model.
     """
-    if _are_two(example):
-        return _with_second(model, *example)
-    if callable(example) and not isinstance(example, Inputs | torch.Tensor | Mapping):
+    if are_two(example):
+        return _with_second(model, *map(as_inputs, example))
+    if is_function(example):
         small, large = (as_inputs(example(size)) for size in BATCH_SIZES)
         for inputs in (small, large):
             named_leaves(model, inputs)
         return Batches(small, large, BATCH_SIZES)
-    inputs = as_inputs(example)
-    tensors = named_tensors(model, inputs)
-    if not tensors:
+    first, *others = _readings(model, as_inputs(example))
+    return replace(first, others=tuple(others))
+
+
+def is_function(example: InputsLike) -> bool:
+    """Whether an example is a function from the batch size to inputs."""
+    return callable(example) and not isinstance(example, Inputs | torch.Tensor | Mapping)
+
+
+def _list_names(model: nn.Module, inputs: Inputs, way: Way) -> tuple[str, ...]:
+    """The names that a person would use of the lists that have an item for each sample."""
+    call = (inputs.args, inputs.kwargs)
+    lists = [_resizing.at(call, name) for name, part in way.parts.items() if part.kind == "items"]
+    named = _tree.bind(model.forward, inputs.args, inputs.kwargs)
+    return tuple(name for name, value in _tree.containers(named) if any(value is items for items in lists))
+
+
+def _readings(model: nn.Module, inputs: Inputs) -> list[Batches]:
+    """The example at two batch sizes in every way in which it can be read, the likeliest first."""
+    named = named_leaves(model, inputs)
+    if not any(_resizing.shape_of(leaf) for _, leaf in named):
         raise InputsError(f"The example inputs hold no tensor. Given: {inputs!r}.")
+    shapes = ", ".join(f"{name} {list(leaf.shape)}" for name, leaf in named if isinstance(leaf, torch.Tensor))
+    call = (inputs.args, inputs.kwargs)
     axis = shared_axis(model, inputs)
-    if axis is None:
-        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors)
-        note = (
-            f"the inputs share no batch axis ({shapes}), so batch axes are unknown: "
-            "give example_inputs as a function of the batch size"
-        )
-        return Batches(inputs, None, (0, 0), (note,))
-    dim, size = axis
-    if size < 2:
-        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors)
+    ways: list[Way | None] = []
+    if axis is not None and axis[1] > 1:
+        ways += [_resizing.along(call, *axis, lists=False), _resizing.along(call, *axis, lists=True)]
+    else:
+        ways += [_resizing.by_segments(call)]
+    # One row each may also be a batch of one, in a list of modalities; maps with one channel are images.
+    rank = 3 if axis is not None and axis[1] < 2 else 1
+    ways += [_resizing.by_items(call, rank), _resizing.by_multiples(call)]
+    distinct = [way for i, way in enumerate(ways) if way is not None and way not in ways[:i]]
+    found = [batches for way in distinct for batches in _sized(model, inputs, way)]
+    if axis is not None and axis[1] < 2 and not found:
         raise InputsError(
-            f"The example inputs have batch size {size} ({shapes}). An axis of size 1 cannot be told from one that "
+            f"The example inputs have batch size {axis[1]} ({shapes}). An axis of size 1 cannot be told from one that "
             "broadcasts, and batch statistics of one sample do not exist: give at least 2 samples."
         )
-    small, large = (_resized(inputs, dim, size, count) for count in BATCH_SIZES)
-    return Batches(small, large, BATCH_SIZES)
+    why = f"the inputs share no batch axis ({shapes})" if axis is None else "no second batch size can be made of them"
+    note = f"{why}, so batch axes are unknown: give example_inputs as a function of the batch size, or {SECOND_SIZE}"
+    return [*found, Batches(inputs, None, (0, 0), (note,), given=inputs)]
 
 
-def _are_two(example: InputsLike) -> bool:
-    return isinstance(example, list) and len(example) == 2 and all(isinstance(item, Inputs) for item in example)
+#: What a user can do where no other batch size can be made of the example.
+SECOND_SIZE = "give a second example of another batch size, [one, other]"
+
+
+def _sized(model: nn.Module, inputs: Inputs, way: Way) -> Iterator[Batches]:
+    for sizes in way.counts():
+        small, large = (_resized(inputs, way, size) for size in sizes)
+        yield Batches(small, large, sizes, given=inputs, samples=way.samples, lists=_list_names(model, inputs, way))
+
+
+def _resized(inputs: Inputs, way: Way, count: int) -> Inputs:
+    if count == way.samples:
+        return inputs
+    args, kwargs = way.resized((inputs.args, inputs.kwargs), count)
+    return Inputs(*args, **kwargs)
+
+
+def are_two(example: InputsLike) -> bool:
+    """Whether an example is a list of two calls. Two tensors in a list may also be one argument, and are none."""
+    if type(example) is not list or len(example) != 2:
+        return False
+    return all(isinstance(item, Inputs | Mapping) or type(item) is tuple for item in example)
 
 
 def _with_second(model: nn.Module, first: Inputs, second: Inputs) -> Batches:
-    batches, others = make_batches(model, first), make_batches(model, second)
-    if _shapes(model, batches.small) == _shapes(model, others.small):
-        raise InputsError(
-            f"The two examples have the same shapes at a batch size of {BATCH_SIZES[0]} ({batches.small!r}): nothing "
-            "varies in length between them. Give one of another length, or one example alone."
-        )
-    return replace(batches, longer=others.small)
+    """Two examples: of other lengths or for another path, or of another batch size and nothing else."""
+    readings, others = _readings(model, first), _readings(model, second)
+    one, other = readings[0], others[0]
+    together = [
+        replace(reading, longer=further.small, longer_large=further.large, longer_sizes=further.sizes)
+        for further in others
+        for reading in readings
+    ]
+    sizes = one.samples, other.samples
+    if sizes[0] is not None and sizes[1] is not None and _differ_in_size_alone(model, one, other):
+        together.insert(0, Batches(first, second, (sizes[0], sizes[1]), given=first, samples=sizes[0]))
+    elif one.large is None and named_shapes(model, first).keys() == named_shapes(model, second).keys():
+        pair = _other_sizes(model, first, second)
+        together[:0] = [] if pair is None else [Batches(first, second, pair, given=first, samples=pair[0])]
+    return replace(together[0], others=tuple(together[1:]))
 
 
-def _shapes(model: nn.Module, inputs: Inputs) -> list[tuple[str, torch.Size]]:
-    return [(name, tensor.shape) for name, tensor in named_tensors(model, inputs)]
+def _differ_in_size_alone(model: nn.Module, one: Batches, other: Batches) -> bool:
+    """Whether two examples have other batch sizes, and the same shapes beside them."""
+    if one.samples == other.samples or one.sizes != other.sizes:
+        return False
+    return named_shapes(model, one.small) == named_shapes(model, other.small)
+
+
+def _other_sizes(model: nn.Module, first: Inputs, second: Inputs) -> tuple[int, int] | None:
+    """The batch sizes of two examples that share no batch axis: how the first axis of most inputs differs."""
+    shapes = zip(named_shapes(model, first).values(), named_shapes(model, second).values(), strict=True)
+    pairs = Counter((a[0], b[0]) for a, b in shapes if a and b and a[0] != b[0])
+    return None if not pairs else max(pairs, key=lambda pair: (pairs[pair], -pair[0]))
+
+
+def named_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor and array of the inputs by its name; () for a number."""
+    kinds = (torch.Tensor, np.ndarray, PackedSequence)
+    return {name: _resizing.shape_of(leaf) for name, leaf in named_leaves(model, inputs) if isinstance(leaf, kinds)}
 
 
 def shared_axis(model: nn.Module, inputs: Inputs) -> tuple[int, int] | None:
@@ -191,12 +287,13 @@ def shared_axis(model: nn.Module, inputs: Inputs) -> tuple[int, int] | None:
     Axis 0 where all agree on its size; else axis 1 (sequence-first models), unless it is the features of a `[N, C]`.
     Where both would do, layers of the model that say `batch_first=False` decide.
     """
-    tensors = [tensor for _, tensor in named_tensors(model, inputs) if tensor.dim() > 0]
+    leaves = [leaf for _, leaf in named_leaves(model, inputs)]
+    shapes = {i: shape for i, leaf in enumerate(leaves) if (shape := _resizing.shape_of(leaf))}
     candidates = []
     for dim in (0, 1):
-        sizes = {tensor.shape[dim] for tensor in tensors if tensor.dim() > dim}
-        if len(sizes) == 1 and all(tensor.dim() > dim for tensor in tensors):
-            features = any(tensor.dim() == dim + 1 and tensor.dtype.is_floating_point for tensor in tensors)
+        sizes = {shape[dim] for shape in shapes.values() if len(shape) > dim}
+        if len(sizes) == 1 and all(len(shape) > dim for shape in shapes.values()):
+            features = any(len(shape) == dim + 1 and _is_float(leaves[i]) for i, shape in shapes.items())
             if dim == 0 or not features:
                 candidates.append((dim, sizes.pop()))
     if len(candidates) > 1 and _is_sequence_first(model):
@@ -204,21 +301,16 @@ def shared_axis(model: nn.Module, inputs: Inputs) -> tuple[int, int] | None:
     return candidates[0] if candidates else None
 
 
+def _is_float(leaf: Any) -> bool:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.dtype.is_floating_point
+    return isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.floating)
+
+
 def _is_sequence_first(model: nn.Module) -> bool:
     flags = [_tree.attribute(module, "batch_first") for module in model.modules()]
     flags = [flag for flag in flags if isinstance(flag, bool)]
     return bool(flags) and not any(flags)
-
-
-def _resized(inputs: Inputs, dim: int, size: int, count: int) -> Inputs:
-    def change(_: str, leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or leaf.dim() <= dim or leaf.shape[dim] != size:
-            return leaf
-        index = torch.arange(count, device=leaf.device) % size
-        return leaf.detach().index_select(dim, index)
-
-    args, kwargs = _tree.rebuild((inputs.args, inputs.kwargs), change, objects=True)
-    return Inputs(*args, **kwargs)
 
 
 def find_inputs(model: nn.Module, example: InputsLike | None, specs: Mapping[str, Any] | None = None) -> InputsLike:

@@ -25,9 +25,13 @@ def inspect(
 
     Args:
         model: any `nn.Module`; run in evaluation and in training mode, at two batch sizes, and put back as it was.
+            Where it does not run in training on the example (it wants targets), evaluation is enough; a note says so.
         example_inputs: a tensor or tuple (positional arguments), a dict (keyword arguments), `Inputs(*args,
-            **kwargs)`, or a function from the batch size to any of these. At least 2 samples. A list of two `Inputs`
-            of different lengths shows what varies in length. Without it, the model's own `dummy_inputs`.
+            **kwargs)`, or a function from the batch size to any of these. At least 2 samples. Tensors, numpy arrays,
+            lists of samples, packed rows and objects with fields may be among the arguments. The model runs on the
+            example as given first, then on fewer and on repeated samples, as far as it bears that. A list of two calls
+            is an example and a second one: of other lengths, of another batch size, or for another path through the
+            model. Without it, the model's own `dummy_inputs`.
         modalities: names of inputs by modality, `{"image": ["pixel_values"], "text": ["input_ids"]}`; an input is
             named by its `forward` parameter, with dots into what it holds (`batch.audio`, `inputs.0`). As in a
             rules file, a dict says more: `{"modules": ["text_encoder"]}` for the outputs of modules, `{"inputs": ["x"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from . import _tree
 from ._analysis import MODEL_ERRORS, Analysis
 from ._errors import RegBNError
-from ._inputs import Inputs, InputsLike, as_inputs, shared_axis
+from ._inputs import InputsLike, as_inputs, is_function, shared_axis
+from ._leaving_out import perform_borne
 from ._plan.advice import site_path
 from ._state import preserved, seeded
-from ._surgery import RegBNSite, explain, identity, perform
+from ._surgery import RegBNSite, explain, identity
 from ._types import Plan, PlannedSite
 
 #: Fewer samples than this tell dependent features from independent ones too seldom.
@@ -33,16 +34,19 @@ def rehearse(
     analysis: Analysis,
     example: InputsLike | None,
     copied: Callable[[nn.Module], nn.Module] = copy.deepcopy,
+    *,
+    strict: bool = True,
 ) -> Plan:
     """The plan with the tier of each site, and with what the surgery on a copy has shown as notes.
 
-    `example` is the user's own; None (or inputs that were made up) tells nothing of what goes with what.
+    Sites at which the surgery fails are left out with a warning, as `regbnify` does it, unless `strict`. `example` is
+    the user's own; None (or inputs that were made up) tells nothing of what goes with what.
     """
     if not plan.sites:
         return plan
     try:
         twin = copied(model)
-        perform(twin, plan, analysis)
+        plan = perform_borne(twin, plan, analysis, strict=strict)
     except RegBNError as error:
         return dataclasses.replace(plan, notes=(*plan.notes, f"tried on a copy, the surgery fails: {error}"))
     tiers = {(site.host, site.name): report.tier for report in explain(twin) for site in report.sites}
@@ -52,7 +56,7 @@ def rehearse(
 
 
 def _independent(twin: nn.Module, plan: Plan, example: InputsLike | None, writes_parameters: bool) -> Iterator[str]:
-    if example is None or (callable(example) and not isinstance(example, Inputs | Tensor | Mapping)):
+    if example is None or is_function(example):
         return
     inputs = as_inputs(example)
     axis = shared_axis(twin, inputs)

@@ -27,4 +27,4 @@ def starter_rules(
     refuse_wrapped(model)
     example = find_inputs(model, example_inputs)
     analysis = analyse(model, make_batches(model, example), spelt_modalities(modalities))
-    return starter(analysis.inspection, find_facts(model, analysis, example))
+    return starter(analysis.inspection, find_facts(model, analysis))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.fx
 from torch import nn
@@ -11,7 +9,7 @@ from torch import nn
 from ._analysis import run_model
 from ._errors import CaptureError, RegBNError
 from ._fakes import META, runs_on_meta, standing_in
-from ._inputs import Inputs, InputsLike, as_inputs, find_inputs, make_batches, named_leaves
+from ._inputs import Inputs, InputsLike, as_inputs, find_inputs, is_function, make_batches, named_leaves
 from ._inspecting import refuse_wrapped
 from ._state import watching_parameters
 
@@ -61,8 +59,8 @@ def trace(model: nn.Module, example_inputs: InputsLike | None = None, *, trainin
 
 def _example(given: InputsLike, model: nn.Module) -> Inputs:
     """The example as it was given; where it gives several, the first one that `inspect` runs."""
-    if isinstance(given, list) or (callable(given) and not isinstance(given, Inputs | torch.Tensor | Mapping)):
-        return make_batches(model, given).small
+    if isinstance(given, list) or is_function(given):
+        return make_batches(model, given).first
     inputs = as_inputs(given)
     named_leaves(model, inputs)  # they fit
     return inputs

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
@@ -90,6 +91,15 @@ def leaves(value: object, name: str = "", depth: int = 0, *, objects: bool = Fal
         yield from leaves(child, f"{name}.{key}" if name else str(key), depth + 1, objects=objects)
 
 
+def containers(value: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every container within another one, with its dotted name."""
+    for key, child in (items(value, objects=True) if depth < MAX_DEPTH else None) or ():
+        below = f"{name}.{key}" if name else str(key)
+        if items(child, objects=True) is not None:
+            yield below, child
+            yield from containers(child, below, depth + 1)
+
+
 def tensors(value: object) -> list[torch.Tensor]:
     """Every tensor in a structure, in order; a packed sequence counts as its data."""
     found: list[torch.Tensor] = []
@@ -120,20 +130,25 @@ def rebuild(
     depth: int = 0,
     *,
     objects: bool = False,
+    whole: Callable[[str], bool] | None = None,
     made: dict[int, Any] | None = None,
 ) -> Any:
     """The same structure with every leaf replaced by `change(dotted name, leaf)`; containers are new objects.
 
-    `objects` as for `items`; an object that is there twice is one object in the result, too. `made` holds those.
+    `objects` as for `items`; containers whose name `whole` says are leaves as well. An object that is there twice is
+    one object in the result, too. `made` holds those.
     """
     made = {} if made is None else made
     if id(value) in made:
         return made[id(value)]
-    children = items(value, objects=objects) if depth < MAX_DEPTH else None
+    is_leaf = depth >= MAX_DEPTH or (whole is not None and whole(name))
+    children = None if is_leaf else items(value, objects=objects)
     if children is None:
         return change(name, value)
     new = {
-        key: rebuild(child, change, f"{name}.{key}" if name else str(key), depth + 1, objects=objects, made=made)
+        key: rebuild(
+            child, change, f"{name}.{key}" if name else str(key), depth + 1, objects=objects, whole=whole, made=made
+        )
         for key, child in children
     }
     if isinstance(value, tuple):
@@ -217,6 +232,8 @@ def cloned(value: Any) -> Any:
     made: dict[int, torch.Tensor] = {}
 
     def change(_: str, leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray):
+            return leaf.copy()
         if not isinstance(leaf, torch.Tensor) or isinstance(leaf, torch.nn.Parameter):
             return leaf
         return made.setdefault(id(leaf), leaf.clone() if leaf.requires_grad else leaf.detach().clone())

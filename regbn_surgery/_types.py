@@ -6,6 +6,7 @@ The tensors of the user's model never appear here, only their shapes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ Level = Literal["early", "middle", "late", "remeeting"]
 Reduce = Literal["flatten", "mean"]
 Replace = Literal["both", "f"]
 Missing = Literal["warn", "error", "ignore"]
+Samples = Literal["batch", "rows"]
 
 KINDS: tuple[Kind, ...] = (
     "concat", "sum", "product", "matmul", "bilinear", "attention", "scatter", "similarity", "loss", "module",
@@ -56,6 +58,8 @@ class Layout:
     spatial_dims: tuple[int, ...]
     sequence: bool = False
     evidence: tuple[str, ...] = ()
+    #: (axis, how many times the batch size) where samples and something else, such as time, are folded together
+    folded: tuple[int, int] | None = None
 
     @property
     def known(self) -> bool:
@@ -85,6 +89,8 @@ class Side:
     anchor: str  # where it is taken, for people: "argument `context`", "operand 0 of cat"
     # Whether its earlier positions never see its later ones (a decoder's own tokens); None where nobody looked.
     causal: bool | None = field(default=None, compare=False)
+    #: Why the values must stay in a range that RegBN may leave (a variance of which a root is taken); else None.
+    bounded: str | None = field(default=None, compare=False)
 
     @property
     def channels(self) -> int | None:
@@ -94,6 +100,23 @@ class Side:
     @property
     def spatial_shape(self) -> tuple[int, ...]:
         return tuple(self.shape[dim] for dim in self.layout.spatial_dims)
+
+    def by_rows(self) -> Side | None:
+        """The tensor with each of its rows for a sample of its own; None where that cannot be.
+
+        Rows lie along the axis that samples are folded into, else along the first.
+        """
+        rows = self.layout.folded[0] if self.layout.folded is not None else 0
+        channels = self.layout.channel_dim
+        if channels is None and len(self.shape) == 2:
+            channels = 1 - rows
+        if channels in (None, rows) or self.layout.batch_dim not in (None, rows):
+            return None
+        rest = tuple(dim for dim in range(len(self.shape)) if dim not in (rows, channels))
+        sequence = len(rest) == 1 and channels == len(self.shape) - 1
+        words = f"each row along axis {rows} counts as a sample"
+        layout = Layout(rows, channels, rest, sequence, (words, *self.layout.evidence), self.layout.folded)
+        return dataclasses.replace(self, layout=layout)
 
 
 @dataclass(frozen=True)
@@ -111,6 +134,17 @@ class Site:
     role: int = 0
     gate: int | None = None
     obstacle: str | None = None
+    unknown: bool = False  # whether that is all that stands in the way: an axis of samples that is not known
+
+    def by_rows(self) -> Site | None:
+        """The site with each row of both sides for a sample, where nothing but this is not known; else None."""
+        first, second = (side.by_rows() for side in self.sides)
+        if not self.unknown or first is None or second is None:
+            return None
+        dims = first.layout.batch_dim, second.layout.batch_dim
+        if dims[0] is None or dims[1] is None or first.shape[dims[0]] != second.shape[dims[1]]:
+            return None
+        return dataclasses.replace(self, sides=(first, second), obstacle=None, unknown=False)
 
 
 @dataclass(frozen=True)

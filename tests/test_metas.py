@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import regbn_surgery as rs
-import regbn_surgery._analysis as analyse_module
+import regbn_surgery._analysis._capturing as capturing
 from regbn_surgery._metas import MetaRunError, OnMeta
 
 
@@ -166,7 +166,7 @@ def test_a_model_without_weights_runs_without_fakes(monkeypatch: pytest.MonkeyPa
     with torch.device("meta"):
         model = Towers()
     with_fakes = rs.inspect(Towers(), _example).to_dict()
-    monkeypatch.setattr(analyse_module, "standing_in", _nobody)
+    monkeypatch.setattr(capturing, "standing_in", _nobody)
     found = rs.inspect(model, _example).to_dict()
     assert found == with_fakes
     assert [point["kind"] for point in found["fusion_points"]] == ["concat"]
@@ -177,6 +177,6 @@ def test_what_meta_tensors_cannot_do_is_for_fakes(monkeypatch: pytest.MonkeyPatc
     with torch.device("meta"):
         model = Selects()
     found = rs.inspect(model, _example).to_dict()
-    monkeypatch.setattr(analyse_module, "runs_on_meta", lambda model: False)
+    monkeypatch.setattr(capturing, "runs_on_meta", lambda model: False)
     assert found == rs.inspect(model, _example).to_dict()
     assert [point["kind"] for point in found["fusion_points"]] == ["concat"]

@@ -16,6 +16,7 @@ from types import CodeType
 from .._ops import Operation, Value, names_a_norm, operation
 from .._trace import Call, Frame, Trace
 from .._types import Layout, Source
+from . import _axes as ax
 from ._flow import Flow
 from ._lineage import Lineage
 
@@ -218,10 +219,10 @@ class FrameView:
 
     # -- which tensor of a chain ------------------------------------------------------------------------------
 
-    def stream_before_projection(self, starts: tuple[int, ...]) -> int | None:
-        """For attention: the `[B, L, C]` tokens before projection and splitting into heads."""
+    def stream_before_projection(self, starts: tuple[int, ...], projected: bool = False) -> tuple[int, bool] | None:
+        """For attention: the `[B, L, C]` tokens before projection and splitting into heads, and whether these were
+        projected. `projected` says that a module further in has done so already."""
         best: int | None = None
-        projected = False
         for uid, events in self.chain(starts):
             projections = [event for event in events if self._projects(event)]
             if not projections and not all(self._sees_through(event) for event in events):
@@ -231,7 +232,13 @@ class FrameView:
                 best = uid
                 if projected:
                     break  # one projection back is enough
-        return best
+        return None if best is None else (best, projected)
+
+    def given_as(self, start: int) -> int | None:
+        """The argument of the module that all of a tensor comes from; None where it has none or several."""
+        return next(
+            (uid for uid, _ in self.chain((start,)) if uid in self.arguments and self.trace.tensors[uid].is_float), None
+        )
 
     def before_squash(self, start: int) -> int:
         """For gates: the tensor before sigmoid, `1 +` and broadcasting, in the shape `[B, C]` where there is one."""
@@ -255,13 +262,45 @@ class FrameView:
             best = uid
         return best
 
+    def before_column(self, start: int) -> int | None:
+        """For tensor fusion: the features before a constant column was appended to them, and before the factors of a
+        low-rank form; None where that is not how the tensor was made."""
+        for uid, events in self.chain((start,)):
+            if any(self._appends_constant(event) for event in events):
+                return uid
+            if not all(self._only_reshapes(event) or self._multiplies_weights(event) for event in events):
+                return None
+        return None
+
+    def _appends_constant(self, event: Event) -> bool:
+        """`cat([x, ones], dim=1)`, or `pad(x, (0, 1), value=1.0)`."""
+        if event.op is None or len(event.outputs) != 1:
+            return False
+        if event.row.axes == "pad":
+            return bool(ax.argument(event.op, 3, "value", 0))
+        tensors = [self.trace.tensors[uid] for uid in event.inputs]
+        if event.row.family != "concat" or event.row.axes == "stack" or len(tensors) < 2:
+            return False
+        dim = ax.concat_dim(event.op, len(tensors[0].shape))
+        others = [info for info in tensors if self._is_constant(info.uid)]
+        return len(others) == len(tensors) - 1 and all(info.shape[dim] == 1 for info in others)
+
+    def _is_constant(self, uid: int) -> bool:
+        """Whether a tensor is made here of no data and no parameter: `torch.ones(...)`, `x.new_ones(...)`."""
+        maker = self.maker.get(uid)
+        if maker is None or uid in self.arguments or self.carries(uid) is not None:
+            return False
+        return maker.row.carries == "nothing" or all(self._is_constant(i) for i in maker.inputs)
+
+    def _multiplies_weights(self, event: Event) -> bool:
+        if event.row.family not in ("matmul", "product"):
+            return False
+        others = [uid for uid in event.inputs if self.carries(uid) is None]
+        return event.child is not None or any(self.trace.tensors[uid].parameter is not None for uid in others)
+
     def argument_behind(self, start: int) -> int | None:
         """The one argument of the owner that all of `start` comes from (the root's are inputs, not branches)."""
-        if self.frame.path == "":
-            return None
-        return next(
-            (uid for uid, _ in self.chain((start,)) if uid in self.arguments and self.trace.tensors[uid].is_float), None
-        )
+        return None if self.frame.path == "" else self.given_as(start)
 
     def _only_reshapes(self, event: Event) -> bool:
         if event.row.does("stretches"):

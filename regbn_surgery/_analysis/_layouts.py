@@ -52,13 +52,15 @@ def compare_batches(small: Trace, large: Trace | None, sizes: tuple[int, int]) -
             continue
         differing = tuple(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
         varying[uid] = differing
-        if len(differing) != 1:
+        # Two examples may differ in length as well: the batch axis is the one that follows the batch size.
+        following = [dim for dim in differing if a[dim] * sizes[1] == b[dim] * sizes[0]]
+        if len(following) != 1:
             continue
-        dim = differing[0]
-        if a[dim] == sizes[0] and b[dim] == sizes[1]:
-            axis[uid] = dim
-        elif a[dim] % sizes[0] == 0 and a[dim] // sizes[0] * sizes[1] == b[dim]:
+        dim = following[0]
+        if len(differing) == 1 and a[dim] % sizes[0] == 0 and a[dim] != sizes[0]:
             folded[uid] = (dim, a[dim] // sizes[0])
+        elif a[dim] == sizes[0] or (len(differing) == 1 and sizes[0] % a[dim] == 0):  # samples, or groups of them
+            axis[uid] = dim
     return BatchAxes(axis, folded, varying, True)
 
 
@@ -93,6 +95,13 @@ def same_calls(a: Trace, b: Trace) -> bool:
     return all(
         x.key == y.key and places[0][x.frame] == places[1][y.frame] for x, y in zip(a.calls, b.calls, strict=True)
     )
+
+
+def makes_more(run: Trace, known: Trace) -> bool:
+    """Whether a run makes calls at lines of code to which the other run did not come."""
+    places = _places(known), _places(run)
+    lines = {(places[0][op.frame], op.key[:3]) for op in known.calls}
+    return any((places[1][op.frame], op.key[:3]) not in lines for op in run.calls)
 
 
 def _places(trace: Trace) -> list[tuple[Any, ...]]:
@@ -289,7 +298,7 @@ def layout_of(
     for axis in varying:
         evidence.append(f"axis {axis} varies in length: {info.shape[axis]} in one example, {other[axis]} in the other")
         sequence = sequence or axis in spatial
-    return Layout(batch, dim, spatial, sequence, tuple(evidence))
+    return Layout(batch, dim, spatial, sequence, tuple(evidence), batches.folded.get(uid))
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -126,7 +126,7 @@ def _point(name: str, members: Members, places: Mapping[int, Place]) -> Found:
     for member_run, member in members:
         if member_run is run:
             roles.setdefault(_role(member), len(roles))
-    cycle, caller = _cycle(run, owner, {m.op.frame: roles[_role(m)] for r, m in members if r is run})
+    frames = {m.op.frame: roles[_role(m)] for r, m in members if r is run}
     for role_homes, role in roles.items():
         member = next(m for r, m in members if r is run and _role(m) == role_homes)
         seen = {met.home for met in operands}  # a shared owner may be given other streams in another role
@@ -134,7 +134,7 @@ def _point(name: str, members: Members, places: Mapping[int, Place]) -> Found:
         for index, (site, recipe) in enumerate(_sites(run, member, role, members)):
             sites.append(site)
             elsewhere = functools.partial(_elsewhere, members, run, role_homes, role, index)
-            recipes.append(replace(recipe, cycle=cycle, caller=caller, elsewhere=elsewhere))
+            recipes.append(replace(_turned(run, recipe, owner, frames), elsewhere=elsewhere))
     level = _level(run, meeting, places)
     whole = _whole_numbers(operands)
     if whole is not None:
@@ -201,6 +201,23 @@ def _cycle(run: Run, owner: Frame, roles: dict[int, int]) -> tuple[tuple[int, ..
         chains.append(_above(run.trace, index)[::-1])
     common = [level[0] for level in zip(*chains, strict=False) if len(set(level)) == 1]
     return tuple(roles.get(index, -1) for index in calls), frames[common[-1]].path if common else ""
+
+
+def _turned(run: Run, recipe: Recipe, owner: Frame, roles: dict[int, int]) -> Recipe:
+    """The recipe with the roles of the calls of its owner, or of a module around the owner that has its sides."""
+    if recipe.owner in (owner.path, "?"):
+        cycle, caller = _cycle(run, owner, roles)
+        return replace(recipe, cycle=cycle, caller=caller)
+    frames = run.trace.frames
+    around: dict[int, set[int]] = {}
+    for index, role in roles.items():
+        above = next(i for i in _above(run.trace, index) if frames[i].path == recipe.owner)
+        around.setdefault(above, set()).add(role)
+    if any(len(several) > 1 for several in around.values()):  # its calls of the owner are told apart as they stand
+        return replace(recipe, role=0)
+    first = next(iter(around))
+    cycle, caller = _cycle(run, frames[first], {index: role for index, (role,) in around.items()})
+    return replace(recipe, cycle=cycle, caller=caller)
 
 
 def _above(trace: Trace, index: int) -> list[int]:

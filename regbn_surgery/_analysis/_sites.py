@@ -13,6 +13,7 @@ from ._axes import concat_dim
 from ._flow import Meeting, Met
 from ._lineage import comparable
 from ._masks import find_mask
+from ._ranges import why_bounded
 from ._rounds import Rounds
 from ._runs import Run, layer_behind, ordered, producer
 from ._scatter import Scatter, scatter_sides
@@ -71,9 +72,14 @@ def find_sites(run: Run, meeting: Meeting, role: int, view: FrameView | None = N
         pairs = _attention_pairs(meeting)
     else:
         pairs = _operand_pairs(meeting)
-    sites = [_site(run, meeting, view, event, pair, role) for pair in pairs]
-    found = [(site, placed(view, recipe, event)) for site, recipe in sites]
-    return [(site, replace(recipe, outer=from_caller(run, view, recipe))) for site, recipe in found]
+    found = []
+    for pair in pairs:
+        heads = _around_heads(run, meeting, view, event, pair)
+        host, call, takes = heads or (view, event, None)
+        site, recipe = _site(run, meeting, host, call, pair, role, takes)
+        recipe = placed(host, recipe, call)
+        found.append((site, replace(recipe, outer=from_caller(run, host, recipe))))
+    return found
 
 
 def _is_item(take: Take) -> bool:
@@ -161,7 +167,7 @@ def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role:
         dtype = str(met.info.dtype).removeprefix("torch.")
         sides.append(Side(ordered(run, met.home), shape, dtype, layout, anchor))
         if not layout.known:
-            obstacle = obstacle or f"the layout of {anchor} is not known: {'; '.join(layout.evidence)}"
+            obstacle = obstacle or unknown_axis(sides[-1])
         at = (op.key, met.position)
         takes.append(view.taken(met.info.uid, at, (at,)))
     if host == "?":
@@ -189,27 +195,75 @@ def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role:
     return site, recipe
 
 
-def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair, role: int) -> tuple[Site, Recipe]:
+def _around_heads(
+    run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair
+) -> tuple[FrameView, Event, tuple[Take, Take]] | None:
+    """For an attention whose owner is given heads: the module around it that has the tokens of both sides before they
+    are projected, its call of the attention, and these tokens. None where the owner has them, and where none has."""
+    if meeting.kind != "attention" or meeting.op.module is not None:
+        return None
+    starts = [tuple(met.info.uid for met in side) for side in pair]
+    projected = [False, False]
+    inner, call = view, event
+    while True:
+        streams = [inner.stream_before_projection(uids, done) for uids, done in zip(starts, projected, strict=True)]
+        if None not in streams:
+            break
+        apart = [uids for uids, stream in zip(starts, streams, strict=True) if stream is None and len(set(uids)) > 1]
+        if inner is view and any(inner.stream_before_projection(uids[:1]) is not None for uids in apart):
+            return None  # fitted on the keys alone
+        for side, stream in enumerate(streams):
+            if stream is not None:
+                starts[side], projected[side] = (stream[0],), stream[1]
+        given = [[inner.given_as(uid) for uid in uids] for uids in starts]
+        parent = inner.frame.parent
+        if parent is None or run.trace.frames[parent].path == "?" or any(None in uids for uids in given):
+            return None
+        starts = [tuple(dict.fromkeys(uid for uid in uids if uid is not None)) for uids in given]
+        key = inner.frame.key
+        inner = FrameView(run.trace.frames[parent], run.trace, run.flow, run.layout)
+        call = next(each for each in inner.events if each.key == key)
+    if inner is view:
+        return None
+    takes = [inner.take(s[0], uids, call) for s, uids in zip(streams, starts, strict=True) if s is not None]
+    return inner, call, (takes[0], takes[1])
+
+
+def _site(
+    run: Run,
+    meeting: Meeting,
+    view: FrameView,
+    event: Event,
+    pair: Pair,
+    role: int,
+    known: tuple[Take, Take] | None = None,
+) -> tuple[Site, Recipe]:
+    """`known` are the sides where `view` is not the owner's call, but that of a module around it."""
     if meeting.kind == "scatter":
         return _scatter_site(run, meeting, view, pair, role)
     leaf = meeting.op.module
     takes, gate, obstacle = [], None, None
     for i, side in enumerate(pair):
-        take, reason = _take(meeting, view, event, side, leaf, pair[1 - i])
+        take, reason = (known[i], None) if known else _take(meeting, view, event, side, leaf, pair[1 - i])
         takes.append(take)
         obstacle = obstacle or reason
         if not take.readers:
             gate = i
-    sides = tuple(_side(run, view, take, event, side) for take, side in zip(takes, pair, strict=True))
-    for found in sides:
-        if not found.layout.known:
-            obstacle = obstacle or f"the layout of {found.anchor} is not known: {'; '.join(found.layout.evidence)}"
+    joint = [uid for op in (meeting.op, *(op for op, _ in meeting.more)) for uid in op.outputs]
+    sides = tuple(
+        replace(
+            _side(run, view, take, event, side), bounded=why_bounded(run, take.uid, joint) if take.readers else None
+        )
+        for take, side in zip(takes, pair, strict=True)
+    )
     host = view.frame.path
     if meeting.op.name == "vmap":
         obstacle = "the streams meet inside a function under torch.vmap, which is called for all samples at once"
     if host == "?":
         obstacle = "the owner is made inside forward, so that nothing could be put into it for good"
-    site = Site(host, (sides[0], sides[1]), _reduce(meeting, sides), role, gate, obstacle)
+    site = _with_samples(Site(host, (sides[0], sides[1]), "flatten", role, gate, obstacle))
+    sides = site.sides
+    site = replace(site, reduce=_reduce(meeting, sides))
     arguments = _leaf_arguments(meeting, pair) if leaf is not None else None
     whole = tuple(
         take.argument is not None
@@ -219,7 +273,7 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
     mask = find_mask(meeting, view, sides)
     recipe = Recipe(
         owner=host,
-        key=meeting.op.key,
+        key=event.key,
         takes=(takes[0], takes[1]),
         leaf=leaf if arguments else None,
         leaf_arguments=arguments,
@@ -236,27 +290,55 @@ def _site(run: Run, meeting: Meeting, view: FrameView, event: Event, pair: Pair,
     return site, recipe
 
 
+def _with_samples(site: Site) -> Site:
+    """The site with what keeps its samples from being known. Rows that fold time into both sides alike are samples."""
+    strange = next((side for side in site.sides if not side.layout.known), None)
+    if site.obstacle is not None or strange is None:
+        return site
+    open_site = replace(site, unknown=True)
+    by_rows = open_site.by_rows()
+    folds = {side.layout.folded for side in site.sides}
+    if by_rows is not None and len(folds) == 1 and None not in folds:
+        return by_rows
+    remedy = "" if by_rows is None else "; if each of its rows is a sample, say `samples: rows` in the rule"
+    return replace(open_site, obstacle=unknown_axis(strange) + remedy)
+
+
+def unknown_axis(side: Side) -> str:
+    """Which axis of a side is not known, and why."""
+    what = "batch" if side.layout.batch_dim is None else "channel"
+    shape = "×".join(map(str, side.shape))
+    # What is known of the batch axis stands first, then what is known of the channels.
+    why = side.layout.evidence[:1] if what == "batch" else side.layout.evidence[1:]
+    words = "; ".join(why).removeprefix(f"{what} axis unknown: ")
+    return f"the {what} axis of {side.anchor} ({shape}) is not known: {words}"
+
+
 def _take(
     meeting: Meeting, view: FrameView, event: Event, side: tuple[Met, ...], leaf: str | None, other: tuple[Met, ...]
 ) -> tuple[Take, str | None]:
     uids = tuple(met.info.uid for met in side)
     if meeting.kind == "attention" and leaf is None:
-        stream = view.stream_before_projection(uids)
-        if stream is None and len(set(uids)) > 1:
+        found = view.stream_before_projection(uids)
+        if found is None and len(set(uids)) > 1:
             # Keys and values come by ways of their own (a position code on the keys alone): fit on the keys, replace
             # neither, as for torch's own attention.
             keys = view.stream_before_projection(uids[:1])
             if keys is not None:
-                return view.read_only(keys), None
-        if stream is None:
+                return view.read_only(keys[0]), None
+        if found is None:
             first = Take(uids[0], (event.key, side[0].position), (), None)
             return first, "no [B, L, C] stream before the attention's projections was found in its owner"
-        return view.take(stream, uids, event), None
+        return view.take(found[0], uids, event), None
     if leaf is not None and len(set(uids)) > 1:
         # Key and value are different tensors (a position code on the keys alone): fit on the keys, replace neither.
         return view.read_only(uids[0]), None
     if meeting.gate is not None and side[0].position == meeting.gate:
         return view.read_only(view.before_squash(uids[0])), None
+    if meeting.kind in ("matmul", "product", "bilinear") and leaf is None:
+        behind = view.before_column(uids[0])
+        if behind is not None:
+            return view.take(behind, uids, event), None
     if meeting.kind in ("matmul", "bilinear") and leaf is None:
         behind = view.argument_behind(uids[0])
         if behind is not None:

@@ -35,7 +35,14 @@ class Sources:
     excluded: tuple[ExcludedInput, ...]
 
 
-def find_sources(trace: Trace, modalities: Mapping[str, ModalityLike] | None) -> Sources:
+def find_sources(
+    trace: Trace,
+    modalities: Mapping[str, ModalityLike] | None,
+    lists: Sequence[str] = (),
+    second: Trace | None = None,
+    *,
+    partly: bool = False,
+) -> Sources:
     """The modalities among the inputs of a trace, and the outputs of its modules.
 
     Args:
@@ -44,13 +51,25 @@ def find_sources(trace: Trace, modalities: Mapping[str, ModalityLike] | None) ->
             integer input that reaches an embedding table, as a modality of its own, bookkeeping such as masks and
             positions left out.
 
+        lists: names of lists with one item for each sample, which are one modality where `modalities` is None.
+        second: a run of another call, which may have inputs and call modules that `trace` has not.
+        partly: whether the run may lack inputs and modules that `modalities` name.
+
     Raises:
         InputsError: for a name that fits no input or no module, or an input claimed by two modalities.
     """
     if modalities is None:
         chosen, excluded = _default(trace)
+        if second is not None:
+            known = {name for name, _ in trace.inputs}
+            more, left_out = _default(second)
+            chosen += [modality for modality in more if modality.name not in known]
+            excluded += [item for item in left_out if item.name not in known]
+        chosen = _joined(chosen, lists)
     else:
-        chosen, excluded = _named(trace, {name: _spelt(name, given) for name, given in modalities.items()})
+        traces = [trace] if second is None else [trace, second]
+        spelt = {name: _spelt(name, given) for name, given in modalities.items()}
+        chosen, excluded = _named(traces, spelt, partly=partly)
     return Sources(tuple(chosen), tuple(excluded))
 
 
@@ -76,6 +95,28 @@ def _default(trace: Trace) -> tuple[list[Modality], list[ExcludedInput]]:
     return chosen, excluded
 
 
+def _joined(chosen: Sequence[Modality], lists: Sequence[str]) -> list[Modality]:
+    """The samples of one list are one modality: `images.0` and `images.1` are `images`; of dicts, `batch.0.image` and
+    `batch.1.image` are `batch.image`."""
+    found: dict[str, list[str]] = {}
+    for modality in chosen:
+        around = next((name for name in lists if modality.name.startswith(f"{name}.")), None)
+        below = modality.name.removeprefix(f"{around}.").partition(".")[2]
+        name = modality.name if around is None else f"{around}.{below}" if below else around
+        found.setdefault(name, []).extend(modality.inputs)
+    return [Modality(name, tuple(inputs)) for name, inputs in found.items()]
+
+
+def by_lists(modality: Modality, lists: Sequence[str]) -> Modality:
+    """The modality with one name for all samples of a list, however many there are in another call."""
+    names: dict[str, None] = {}
+    for name in modality.inputs:
+        around = next((each for each in lists if name.startswith(f"{each}.")), None)
+        below = name.removeprefix(f"{around}.").partition(".")[2]
+        names.setdefault(name if around is None else f"{around}.*.{below}" if below else around)
+    return replace(modality, inputs=tuple(names))
+
+
 def _reaching_embeddings(trace: Trace) -> set[int]:
     """Integer inputs whose values are looked up in a table, by following them through views and slices."""
     reached: dict[int, set[int]] = {uid: {uid} for _, uid in trace.inputs if not trace.tensors[uid].is_float}
@@ -94,27 +135,31 @@ def _reaching_embeddings(trace: Trace) -> set[int]:
     return found
 
 
-def _named(trace: Trace, modalities: Mapping[str, Modality]) -> tuple[list[Modality], list[ExcludedInput]]:
-    names = [name for name, _ in trace.inputs]
+def _named(
+    traces: Sequence[Trace], modalities: Mapping[str, Modality], *, partly: bool
+) -> tuple[list[Modality], list[ExcludedInput]]:
+    shapes = {name: trace.tensors[uid].shape for trace in reversed(traces) for name, uid in trace.inputs}
+    names = list(dict.fromkeys(name for trace in traces for name, _ in trace.inputs))
     owners: dict[str, list[Modality]] = {}
     chosen = []
     for name, modality in modalities.items():
         matched: list[str] = []
         for pattern in modality.inputs:
             found = [item for item in names if matches_input(pattern, item)]
-            if not found:
+            if not found and not partly:
                 raise InputsError(
                     f"Modality {name!r} names the input {pattern!r}, which the example inputs do not have; "
                     f"they have {', '.join(map(repr, names)) or 'no tensors'}.{_near(pattern, names)}"
                 )
             matched.extend(item for item in found if item not in matched)
-        settled = replace(modality, name=name, inputs=tuple(matched), slice=_settled(modality, matched, trace))
+        settled = replace(modality, name=name, inputs=tuple(matched), slice=_settled(modality, matched, shapes))
         for item in matched:
             for other in owners.setdefault(item, []):
                 _refuse_overlap(item, other, settled)
             owners[item].append(settled)
         for pattern in modality.modules:
-            roots_of(trace, pattern, name)
+            if not partly and not any(_roots(trace, pattern) for trace in traces):
+                roots_of(traces[0], pattern, name)
         chosen.append(settled)
     excluded = [ExcludedInput(name, "no modality names it") for name in names if name not in owners]
     return chosen, excluded
@@ -125,14 +170,15 @@ def _near(name: str, known: Sequence[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def _settled(modality: Modality, inputs: Sequence[str], trace: Trace) -> tuple[int, int, int | None] | None:
+def _settled(
+    modality: Modality, inputs: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, int, int | None] | None:
     """The stretch with its axis and ends counted from the front; `stop` stays None where it takes all the rest."""
     if modality.slice is None:
         return None
     dim, start, stop = modality.slice
-    uids = dict(trace.inputs)
     for name in inputs:
-        shape = trace.tensors[uids[name]].shape
+        shape = shapes[name]
         if not -len(shape) <= dim < len(shape):
             raise InputsError(f"Modality {modality.name!r} cuts input {name!r} along axis {dim}; its shape is {shape}.")
         size = shape[dim]
@@ -166,8 +212,10 @@ def input_lineages(trace: Trace, modalities: Sequence[Modality]) -> dict[int, Li
         for name in modality.inputs if modality.slice is not None else ():
             cut.setdefault(name, []).append(modality)
     for name, owners in cut.items():
+        if name not in uids:
+            continue
         whole[name] = _stretches(owners, trace.tensors[uids[name]].shape)
-    return {uids[name]: lineage for name, lineage in whole.items()}
+    return {uids[name]: lineage for name, lineage in whole.items() if name in uids}
 
 
 def _root(name: str) -> Lineage:
@@ -195,7 +243,7 @@ def module_lineages(trace: Trace, modalities: Sequence[Modality]) -> dict[int, l
     for modality in modalities:
         lineage = replace(_root(modality.name), parametrised=True)
         for pattern in modality.modules:
-            for after, uids in roots_of(trace, pattern, modality.name):
+            for after, uids in _roots(trace, pattern):
                 roots.setdefault(after, []).extend((uid, lineage) for uid in uids)
     return roots
 
@@ -206,6 +254,20 @@ def roots_of(trace: Trace, pattern: str, modality: str) -> list[tuple[int, tuple
     Raises:
         InputsError: where no module that fits was called.
     """
+    found = _roots(trace, pattern)
+    if not found:
+        called = list(
+            dict.fromkeys([f.path for f in trace.frames[1:]] + [op.module for op in trace.calls if op.module])
+        )
+        shown = ", ".join(map(repr, called[:12])) + (", ..." if len(called) > 12 else "")
+        raise InputsError(
+            f"Modality {modality!r} begins at modules {pattern!r}, and no module of that path was called; these were: "
+            f"{shown or 'none'}.{_near(pattern, called)}"
+        )
+    return found
+
+
+def _roots(trace: Trace, pattern: str) -> list[tuple[int, tuple[int, ...]]]:
     found: list[tuple[int, tuple[int, ...]]] = []
     inside: set[int] = set()  # frames of fitting modules, and all below them
     for frame in trace.frames[1:]:
@@ -217,15 +279,6 @@ def roots_of(trace: Trace, pattern: str, modality: str) -> list[tuple[int, tuple
     for op in trace.calls:
         if op.module is not None and op.frame not in inside and _fits(pattern, op.module):
             found.append((op.index, op.outputs))
-    if not found:
-        called = list(
-            dict.fromkeys([f.path for f in trace.frames[1:]] + [op.module for op in trace.calls if op.module])
-        )
-        shown = ", ".join(map(repr, called[:12])) + (", ..." if len(called) > 12 else "")
-        raise InputsError(
-            f"Modality {modality!r} begins at modules {pattern!r}, and no module of that path was called; these were: "
-            f"{shown or 'none'}.{_near(pattern, called)}"
-        )
     return found
 
 

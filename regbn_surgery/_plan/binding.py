@@ -73,8 +73,9 @@ def _find(site: PlannedSite, point: FusionPoint | None, taken: set[tuple[str, in
         return None
     wanted = _site_words(site.site)
     forward = site.f == site.site.sides[0]
-    for index, candidate in enumerate(point.sites):
-        if (point.id, index) not in taken and _site_words(candidate) == wanted:
+    candidates = [(i, found) for i, each in enumerate(point.sites) for found in (each, each.by_rows())]
+    for index, candidate in candidates:
+        if candidate is not None and (point.id, index) not in taken and _site_words(candidate) == wanted:
             taken.add((point.id, index))
             f, g = candidate.sides if forward else candidate.sides[::-1]
             return _bound(dataclasses.replace(site, site=candidate), f, g)

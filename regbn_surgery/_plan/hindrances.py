@@ -7,22 +7,26 @@ from typing import Any
 
 from .._errors import RegBNOptionError
 from .._rules.matching import spell_homes
-from .._types import FusionPoint, PlannedSite, Side, Site
+from .._types import PlannedSite, Side, Site
 from ..nn.options import RegBNOptions
 
 _BYTES = 4  # of one float32 of W
 
 
-def obstacles(point: FusionPoint, site: Site, f: int, g: int) -> list[str]:
+def obstacles(site: Site, f: int, g: int) -> list[str]:
     if site.obstacle is not None:
         return [f"RegBN cannot go there: {site.obstacle}; leave it out with a rule `action: skip`"]
-    if site.gate == f:
-        gate, other = (spell_homes([site.sides[side].home]) for side in (f, g))
-        return [
-            f"`{gate}` only gates `{other}` there and cannot be normalised; the other way round works: "
-            f"`normalize: {site.sides[g].home[0]}`"
-        ]
     return [text for side in (f, g) for text in unknown_layout(site.sides[side], site.sides[side].anchor)]
+
+
+def gate_problems(site: Site, f: int, g: int) -> list[str]:
+    if site.obstacle is not None or site.gate != f:
+        return []
+    gate, other = (spell_homes([site.sides[side].home]) for side in (f, g))
+    return [
+        f"`{gate}` only gates `{other}` there and cannot be normalised; the other way round works: "
+        f"`normalize: {site.sides[g].home[0]}`"
+    ]
 
 
 def unknown_layout(side: Side, name: str) -> list[str]:
@@ -33,7 +37,10 @@ def unknown_layout(side: Side, name: str) -> list[str]:
     shape = "×".join(str(size) for size in side.shape)
     if layout.batch_dim is None:
         what = "batch axis"
-        remedy = "give `example_inputs` as a function of the batch size, so that the axis that follows it is seen"
+        remedy = (
+            "give `example_inputs` as a function of the batch size, so that the axis that follows it is seen, or say "
+            "`samples: rows` if each row is a sample"
+        )
     else:
         what = "channel axis"
         remedy = "no parametrised operation before it shows which axis holds channels; name another pair of points"
@@ -83,9 +90,19 @@ def causal_problems(site: PlannedSite, allowed: bool) -> list[str]:
 
 def option_problems(site: PlannedSite) -> list[str]:
     try:
-        options = RegBNOptions(**{**site.options, "reduce": site.reduce, "replace": site.replace})
+        options_of(site)
     except RegBNOptionError as error:
         return [str(error)]
+    return []
+
+
+def options_of(site: PlannedSite) -> RegBNOptions:
+    return RegBNOptions(**{**site.options, "reduce": site.reduce, "replace": site.replace})
+
+
+def too_large(site: PlannedSite) -> list[str]:
+    """W above the limit of its site."""
+    options = options_of(site)
     m, n = site.projection_shape
     gib = m * n * _BYTES / 2**30
     if options.projection != "dense" or gib <= options.max_dense_gib:

@@ -19,7 +19,16 @@ from .._rules.schema import Override, Rule
 from .._types import FusionPoint, PlannedSite, Reduce, Side
 from .direction import directed_sites
 from .facts import Facts, mark_causal
-from .hindrances import causal_problems, cycle_problems, obstacles, option_problems, size_problems, unknown_layout
+from .hindrances import (
+    causal_problems,
+    cycle_problems,
+    gate_problems,
+    obstacles,
+    option_problems,
+    size_problems,
+    too_large,
+    unknown_layout,
+)
 
 
 class PairSides(NamedTuple):
@@ -67,21 +76,37 @@ class Placer:
         self.sites: list[PlannedSite] = []
         self.problems: list[str] = []
         self.findings: list[str] = []  # what matched nothing
+        self.refused: dict[str, list[str]] = {}  # by point, why RegBN cannot go there
         self._names: set[tuple[str, str]] = set()
 
     def at_point(self, point: FusionPoint, order: Order) -> None:
         where = self.rules.where("rules", order.index)
         chosen, problems = directed_sites(point, *order.direction, order.all_pairs, self.order)
-        for site, f, g in chosen:
-            problems += obstacles(point, site, f, g)
-        if not problems and not chosen:
-            problems = ["no place for RegBN is known there" + (f": {point.note}" if point.note else "")]
+        start = f"{where}: rule `{order.rule.id}` at `{point.id}`"
         if problems:
-            self.problems += [f"{where}: rule `{order.rule.id}` at `{point.id}`: {text}" for text in problems]
+            self.problems += [f"{start}: {text}" for text in problems]
             return
-        for site, f, g in chosen:
+        if not chosen:
+            note = f": {point.note}" if point.note else ""
+            self._refuse(point.id, [f"{start}: no place for RegBN is known there{note}"])
+        for found, f, g in chosen:
+            site = (found.by_rows() if self._said(order, "samples") == "rows" else None) or found
+            gated = gate_problems(site, f, g)
+            self.problems += [f"{start}: {text}" for text in gated]
+            hindered = [] if gated else obstacles(site, f, g)
+            if hindered:
+                self._refuse(point.id, [f"{start}: {text}" for text in hindered])
+            if gated or hindered:
+                continue
             reduce = self._said(order, "reduce") or site.reduce
             self._add(order, site.host, site.sides[f], site.sides[g], reduce, where, point=point.id, site=site)
+
+    def _refuse(self, point: str | None, problems: list[str]) -> None:
+        """RegBN cannot go to a point: an error where the rules want all, or name the place by a pair."""
+        if point is None or self.rules.wants_all:
+            self.problems += problems
+        else:
+            self.refused.setdefault(point, []).extend(problems)
 
     def at_pair(self, index: int, rule: Rule) -> None:
         assert rule.pair is not None
@@ -121,6 +146,8 @@ class Placer:
             self.problems.append(f"{start}: {error}")
             return
         f, g = mark_causal(found.f, self.facts), mark_causal(found.g, self.facts)
+        if self._said(order, "samples") == "rows":
+            f, g = f.by_rows() or f, g.by_rows() or g
         cycle = cycle_problems(pair, found.g_needs_f, found.f_needs_g, self._said(order, "replace") or "both")
         self.problems += [f"{start}: {text}" for text in cycle]
         unknown = [text for side, ref in zip((f, g), pair, strict=True) for text in unknown_layout(side, ref)]
@@ -158,13 +185,16 @@ class Placer:
             **{"point": None, **place},
         )
         at = f"at `{site.point}`" if site.point is not None else f"for {' with '.join(site.pair or ())}"
-        problems = [
-            *size_problems(site, stated),
-            *option_problems(site),
-            *causal_problems(site, allowed=bool(self._said(order, "allow_noncausal"))),
-        ]
-        self.problems += [f"{where}: rule `{order.rule.id}` {at}: {text}" for text in problems]
-        self.sites.append(site)
+        start = f"{where}: rule `{order.rule.id}` {at}"
+        allowed = bool(self._said(order, "allow_noncausal"))
+        wrong = [*size_problems(site, stated), *option_problems(site), *causal_problems(site, allowed=allowed)]
+        hindered = [] if wrong else too_large(site)
+        self.problems += [f"{start}: {text}" for text in wrong]
+        if hindered:
+            self._names.discard((host, site.name))
+            self._refuse(site.point, [f"{start}: {text}" for text in hindered])
+        else:
+            self.sites.append(site)
 
     def _name(self, host: str, rule_id: str) -> str:
         base = "regbn_" + re.sub(r"\W", "_", rule_id, flags=re.ASCII)

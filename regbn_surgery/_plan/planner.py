@@ -20,6 +20,7 @@ from .._types import Decision, FusionPoint, Inspection, Plan
 from .advice import advise
 from .binding import described_points
 from .facts import Facts, with_causality
+from .hazards import out_of_range, too_large_in_all
 from .placing import Order, Placer, ResolvePair, count, within
 
 
@@ -69,8 +70,12 @@ class _Planner:
                 self.placer.at_pair(index, rule)
         for text in self.placer.findings:
             self._finding(text)
+        if not self.placer.sites:  # there is nothing that could be done
+            self.problems += [text for texts in self.placer.refused.values() for text in texts]
         self._raise()
         sites = tuple(self.placer.sites)
+        self.warnings += [f"left out: {text}" for texts in self.placer.refused.values() for text in texts]
+        self.warnings += [*out_of_range(sites), *too_large_in_all(sites)]
         return Plan(
             decisions=tuple(self._decision(point) for point in self.inspection.fusion_points),
             sites=sites,
@@ -148,6 +153,9 @@ class _Planner:
 
     def _decision(self, point: FusionPoint) -> Decision:
         made = self.decisions.get(point.id)
+        why = self.placer.refused.get(point.id)
+        if made is not None and why and all(site.point != point.id for site in self.placer.sites):
+            made = Decision(point.id, "leave", made.rule, f"{made.reason}, and RegBN cannot go there: see the warnings")
         others = tuple(
             (rule.id, "; ".join(selection.failed.get(point.id) or (f"{_taker(made)} came first",)))
             for rule, selection in self.selections

@@ -18,6 +18,7 @@ from .._rules.matching import spell_homes
 from .._types import FusionPoint, Inspection
 from .direction import directed_sites
 from .facts import Facts, with_causality
+from .hazards import out_of_range
 from .planner import decide
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
@@ -42,9 +43,14 @@ def starter(inspection: Inspection, facts: Facts | None = None) -> str:
     facts = facts or Facts()
     head = "\n".join(_modalities(inspection)) + "\n"
     defaults = "\n".join(_defaults(facts))
-    drafts = [
-        _tried(inspection, facts, head, group, number) for number, group in enumerate(_groups(inspection), start=1)
-    ]
+    drafts: list[_Draft] = []
+    for group in _groups(inspection):
+        together = _tried(inspection, facts, head, group, len(drafts) + 1)
+        if together.trouble is None or len(group) == 1:
+            drafts.append(together)
+        else:  # one bad point keeps no other from its rule
+            for point in group:
+                drafts.append(_tried(inspection, facts, head, (point,), len(drafts) + 1))
     if all(draft.trouble for draft in drafts):
         whys = "".join(f"\n  `{draft.points[0].id}`: {draft.trouble}" for draft in drafts)
         none = "no two of its modalities meet" if not inspection.fusion_points else "none that a rule could use"
@@ -110,13 +116,15 @@ def _tried(inspection: Inspection, facts: Facts, head: str, points: tuple[Fusion
     trouble = ""
     for extra in ((), ("regbn: {projection: low_rank}",)):
         lines = (*_lines(inspection, facts, points, number), *extra)
-        body = "version: 1\n" + head + "rules:\n" + _indented(lines) + "\n"
+        body = "version: 1\nstrict: true\n" + head + "rules:\n" + _indented(lines) + "\n"
         try:
-            decide(Rules.from_text(body, "rules"), inspection, None, facts)
+            made = decide(Rules.from_text(body, "rules"), inspection, None, facts)
+            hazard = next(out_of_range(made.sites), None)
+            if hazard is None:
+                return _Draft(points, lines)
+            trouble = trouble or hazard
         except RegBNError as error:
             trouble = trouble or str(error)
-            continue
-        return _Draft(points, lines)
     reason = re.sub(r"^(\d+ problems: )?rules:\d+:\d+: (rule `[^`]*` (at `[^`]*`: )?)?", "", " ".join(trouble.split()))
     return _Draft(points, tuple(_lines(inspection, facts, points, number)), reason)
 

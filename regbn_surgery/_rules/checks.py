@@ -20,7 +20,7 @@ SIZES = ("f_num_channels", "g_num_channels", "f_layer_dim", "g_layer_dim")
 #: Options that are keys of the rule itself, since they change where tensors are taken and put back.
 RULE_LEVEL = ("reduce", "replace", "fit")
 #: What only a rule that normalises can say.
-_TREATMENT = ("normalize", "against", "pairs", "regbn", *RULE_LEVEL, "methods", "missing", "allow_noncausal")
+_TREATMENT = ("normalize", "against", "pairs", "regbn", *RULE_LEVEL, "methods", "missing", "samples", "allow_noncausal")
 _INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 
 

@@ -86,7 +86,7 @@ class Rules:
             fresh = [problem for problem in found if not any(problem.path[: len(p)] == p for p in known if p)]
             problems += fresh
             known |= {problem.path for problem in fresh if not problem.at_key}
-        if document is not None and not problems and document.strict is True:
+        if document is not None and not problems and document.strict != "warn":
             problems += shadowed(document)
         if problems or document is None:
             raise RulesError(render(problems, marks, _ids(value)))
@@ -95,6 +95,11 @@ class Rules:
     @property
     def strict(self) -> bool:
         """Whether a rule, exclude or override that matches nothing is an error (else a note in the plan)."""
+        return self.document.strict != "warn"
+
+    @property
+    def wants_all(self) -> bool:
+        """Whether a point that a rule selects and RegBN cannot go to is an error (else it is left out and told)."""
         return self.document.strict is True
 
     @property
@@ -168,6 +173,13 @@ class Rules:
             name: Modality(name, found[name], spec.modules, None if spec.slice is None else _cut(spec.slice))
             for name, spec in self.modalities.items()
         }
+
+    def spelt_modalities(self) -> tuple[Modality, ...]:
+        """Each modality as the file has it, with the patterns for its inputs."""
+        return tuple(
+            Modality(name, spec.inputs, spec.modules, None if spec.slice is None else _cut(spec.slice))
+            for name, spec in self.modalities.items()
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values, fit for JSON, YAML and `from_dict`."""

@@ -21,7 +21,8 @@ Schema = dict[str, Any]
 DESCRIPTIONS: dict[str, dict[str, str]] = {
     "Document": {
         "version": "Version of this language: 1.",
-        "strict": "true: what matches nothing is an error; warn: a warning.",
+        "strict": "By default a rule that matches nothing is an error, and a point that RegBN cannot go to a warning; "
+        "true: both are errors; warn: both are warnings.",
         "inputs": "Example inputs to make up, by dotted name.",
         "modalities": "Which inputs, slices of inputs or modules are which modality.",
         "defaults": "What holds for every rule that does not say otherwise.",
@@ -66,6 +67,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "fit": "batch: subtract with this batch's projection; running: with the one from before the step.",
         "methods": "Methods of the host beside forward in which RegBN counts, too.",
         "missing": "What to do in a call in which f and g do not meet: warn once, raise an error, or nothing.",
+        "samples": "batch: what follows the batch size; rows: each row of f and g is a sample (time folded into the "
+        "batch, nodes of a graph).",
         "allow_noncausal": "true: a causal stream may be g.",
         "action": "skip: leave the points that match alone.",
         "expect": "How many points the rule must decide.",
@@ -161,7 +164,18 @@ def _combinations(parts: dict[str, Schema]) -> None:
     parts["ModalitySpec"]["dependentSchemas"] = {"slice": {"required": ["inputs"]}}
     rule = parts["Rule"]
     rule["oneOf"] = [{"required": ["match"]}, {"required": ["pair"]}]
-    treats = ["normalize", "against", "pairs", "regbn", *RULE_LEVEL, "methods", "missing", "allow_noncausal", "pair"]
+    treats = [
+        "normalize",
+        "against",
+        "pairs",
+        "regbn",
+        *RULE_LEVEL,
+        "methods",
+        "missing",
+        "samples",
+        "allow_noncausal",
+        "pair",
+    ]
     rule["allOf"] = [
         {
             "if": {"properties": {"action": {"const": "skip"}}, "required": ["action"]},

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
-from .._types import Kind, Level, Missing, Reduce, Replace
+from .._types import Kind, Level, Missing, Reduce, Replace, Samples
 from ..nn.options import Fit
 
 
@@ -127,6 +127,7 @@ class Treatment(Model):
     fit: Fit | None = None
     methods: Methods | None = None
     missing: Missing | None = None
+    samples: Samples | None = None
     allow_noncausal: StrictBool | None = None
 
 
@@ -152,7 +153,7 @@ class Document(Model):
     """A whole rules file."""
 
     version: Annotated[StrictInt, Field(ge=1, le=1)]
-    strict: Literal[True, "warn"] = True
+    strict: Literal[True, "warn"] | None = None
     inputs: dict[StrictStr, InputSpec] = Field(default_factory=dict)
     modalities: dict[StrictStr, Annotated[ModalitySpec, BeforeValidator(_as_modality)]] = Field(default_factory=dict)
     defaults: Treatment = Field(default_factory=Treatment)

@@ -64,7 +64,7 @@ def _problem(detail: ErrorDetails, value: Any) -> Problem:
     if path == ("strict",):
         return Problem(
             path,
-            f"`strict` is true (a rule that matches nothing is an error) or `warn` (a warning); found {found}",
+            f"`strict` is true (whatever cannot be done is an error) or `warn` (it is a warning); found {found}",
         )
     if kind == "tuple_type" and path[-1:] == ("range",):
         return Problem(path, _limit(detail, found, path))

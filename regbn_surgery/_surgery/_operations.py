@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from .._analysis import Analysis, Recipe
+from .._analysis import Analysis, Recipe, index_of
 from .._errors import RewriteError
 from .._types import Plan, PlannedSite
 from ._classes import install, original_class, unbound_function
@@ -85,7 +85,7 @@ def _chosen(planned: PlannedSite, analysis: Analysis, hooks: bool) -> tuple[Plan
         return planned, pair.recipe, pair.host, pair.recipe is None
     assert planned.site is not None, "a planned site is at a point or at a pair"
     point = next(p for p in analysis.inspection.fusion_points if p.id == planned.point)
-    recipe = analysis.recipes[(point.id, point.sites.index(planned.site))]
+    recipe = analysis.recipes[(point.id, index_of(planned.site, point))]
     if hooks and recipe.leaf is not None:
         return planned, recipe, recipe.leaf, True
     hooked = hooks and _is_hoistable(recipe, point.kind, planned)

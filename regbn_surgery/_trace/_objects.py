@@ -59,6 +59,8 @@ class Objects:
         self.stores: dict[str, Any] = {}  # attributes of the root that its forward wrote
         self.constants: dict[str, Any] = {}
         self.strangers: list[tuple[torch.Tensor, str]] = []  # tensors no recorded call made, and where they were met
+        self.arrays: list[tuple[str, np.ndarray[Any, Any]]] = []  # numpy arrays among the arguments, by their names
+        self.from_arrays: list[tuple[str, int]] = []  # the tensors that the forward makes of these
 
     def bind(self, value: Any, node: torch.fx.Node) -> None:
         """From now on `value` is what `node` makes; containers bind their items, so that any of them can be used."""
@@ -188,6 +190,9 @@ class Objects:
             self.uid(value)  # the identity of the one that the node makes
         if node is None:
             node = self._attribute_node(value)
+        if node is None and (array := self._array_under(value)) is not None:
+            node = self._constant("tensor", value.detach())
+            self.bind_array(array, value, node)
         if node is None:
             if self.strict and value.requires_grad:
                 raise UnrecordableError(
@@ -198,6 +203,19 @@ class Objects:
             node = self._constant("tensor", value.detach())
         self.bind(value, node)
         return node
+
+    def bind_array(self, name: str, value: torch.Tensor, node: torch.fx.Node) -> None:
+        """From now on `value` is the input `name`, which the caller gave as a numpy array."""
+        node.meta.setdefault("input", name)
+        self.bind(value, node)
+        self.from_arrays.append((name, self.uid(value)))
+
+    def _array_under(self, value: torch.Tensor) -> str | None:
+        """The name of the numpy array among the arguments whose memory a tensor looks at."""
+        for name, array in self.arrays if _memory(value) is not None else ():
+            if value.data_ptr() == array.ctypes.data and value.numel() == array.size > 0:
+                return name
+        return None
 
     def _attribute_node(self, value: Any) -> torch.fx.Node | None:
         """A node for an object that the root holds as a plain attribute: read anew at every call."""
@@ -312,6 +330,18 @@ def _state(leaf: Any) -> str:
 def named_tensors(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[tuple[str, torch.Tensor]]:
+    """The tensors among the arguments, by dotted name."""
+    return _named(module, args, kwargs, torch.Tensor)
+
+
+def named_arrays(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[tuple[str, np.ndarray[Any, Any]]]:
+    """The numpy arrays among the arguments, by dotted name."""
+    return _named(module, args, kwargs, np.ndarray)
+
+
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], kind: type) -> list[tuple[str, Any]]:
     try:
         named = _tree.bind(module.forward, args, kwargs)
     except (
@@ -319,7 +349,12 @@ def named_tensors(
         ValueError,
     ):  # a forward without a signature, or a call that will fail by itself in a moment
         named = {**{str(i): x for i, x in enumerate(args)}, **kwargs}
-    return [(name, leaf) for name, leaf in _tree.leaves(named, objects=True) if isinstance(leaf, torch.Tensor)]
+    leaves = [(name, _counted(leaf)) for name, leaf in _tree.leaves(named, objects=True)]
+    return [(name, leaf) for name, leaf in leaves if isinstance(leaf, kind)]
+
+
+def _counted(leaf: Any) -> Any:
+    return leaf.data if isinstance(leaf, PackedSequence) else leaf  # a packed sequence counts as its data
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:

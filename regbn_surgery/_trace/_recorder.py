@@ -260,6 +260,10 @@ class Recorder(Objects):
         if spelling == "register_hook":
             self._note_effect("registers a hook on a tensor")
         with torch._C.DisableTorchFunction():  # a mode below this one need not see our own questions
+            array = next((name for name, array in self.arrays if args and args[0] is array), None)
+            if array is not None and isinstance(output, torch.Tensor) and not self.strict:
+                self.bind_array(array, output, self.graph.call_function(func, *self._arguments(args, kwargs)))
+                return output
             self._torch_node(func, spelling, args, kwargs, output)
         return output
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from .._undo import guarded
 from ._intercept import intercepted
-from ._objects import Contents, UnrecordableError, named_tensors
+from ._objects import Contents, UnrecordableError, named_arrays, named_tensors
 from ._placeholders import bind_arguments
 from ._recorder import LeafRule, Recorder, is_torch_leaf
 from ._scopes import FrameScope, FunctionMode
@@ -59,13 +59,14 @@ def _record_run(
     named = named_tensors(root, args, kwargs)
     inputs = tuple((name, recorder.uid(tensor)) for name, tensor in named)
     recorder.name_inputs(named)
+    recorder.arrays = named_arrays(root, args, kwargs)
     recorder.given = Contents((args, dict(kwargs))) if recorder.strict else None
     recorder._entered = forward is not None
     run = root if forward is None else forward
     watching = watched(root, recorder) if recorder.strict else nullcontext()
     with watching, FrameScope(recorder, root, "", args, kwargs) as frame:
         frame.output = intercepted(recorder, lambda: run(*args, **kwargs), FunctionMode(recorder))
-    return recorder.finish(frame.output, inputs), frame.output
+    return recorder.finish(frame.output, (*inputs, *recorder.from_arrays)), frame.output
 
 
 def _refuse_newcomers(first: Recorder, second: Recorder) -> None:

@@ -49,7 +49,7 @@ def looked_at(model: nn.Module, inputs: Inputs) -> Analysis:
 
 
 def causal(model: nn.Module, inputs: Inputs) -> frozenset[str]:
-    return find_facts(model, looked_at(model, inputs), inputs).causal
+    return find_facts(model, looked_at(model, inputs)).causal
 
 
 def found(how: str, model: nn.Module | None = None) -> frozenset[str]:

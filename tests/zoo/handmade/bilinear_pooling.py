@@ -293,12 +293,12 @@ CASES = (
         build=PathomicFusion,
         inputs=lambda batch: (torch.randn(batch, 3, 8, 8), torch.randn(batch, 9)),
         modalities={"slide": ["slide"], "genes": ["genes"]},
-        # Both gates are bilinear; what they scale keeps its home, so the Kronecker product is of slide and genes, as
-        # columns and rows with a one appended.
+        # Both gates are bilinear; what they scale keeps its home, so the Kronecker product is of slide and genes;
+        # RegBN goes before the one that is appended to each.
         points=(
             point("fusion", "bilinear", flat(side("slide", 6), side("genes", 5)), level="middle"),
             point("fusion", "bilinear", flat(side("slide", 6), side("genes", 5)), level="middle"),
-            point("fusion", "matmul", pooled(side("slide", 7), side("genes", 6))),
+            point("fusion", "matmul", flat(side("slide", 6), side("genes", 5))),
         ),
         normalize="slide",
     ),

@@ -21,7 +21,7 @@ def perform_borne(model: nn.Module, plan: Plan, analysis: Analysis, *, strict: b
     """Put RegBN into `model`, in place, at the sites of `plan` where that can be done.
 
     Args:
-        strict: whether a site at which it cannot be done is an error.
+        strict: whether a point at which it cannot be done is an error. A pair always is.
 
     Returns:
         The plan that was done, with a warning for each point that was left out.
@@ -40,7 +40,7 @@ def perform_borne(model: nn.Module, plan: Plan, analysis: Analysis, *, strict: b
         failed: dict[_Place, str] = {}
         _bisect(model, plan, analysis, (), places, failed)
         done = _at(plan, [place for place in places if place not in failed]).sites
-        if not done:
+        if not done or any(pair is not None for _, pair in failed):  # a pair is named outright, and so wanted
             raise
         whys = [f"left out: RegBN cannot go to {_named(plan, place)}: {why}" for place, why in failed.items()]
         plan = dataclasses.replace(plan, sites=done, warnings=(*plan.warnings, *whys))

@@ -379,13 +379,13 @@ def test_a_failure_at_any_stage_leaves_the_model_as_it_was(
 def test_a_forward_that_fails_in_one_mode_is_told_with_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fails(Late):
         def forward(self, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-            if self.training:
+            if not self.training:
                 raise ValueError("on purpose")
             return super().forward(a, b)
 
     model = Fails().eval()
     before = everything(model)
-    with pytest.raises(RegBNError, match=r"Fails could not be run in training mode.*ValueError: on purpose"):
+    with pytest.raises(RegBNError, match=r"Fails could not be run in evaluation mode.*ValueError: on purpose"):
         operate(model, vectors(), inplace=True)
     assert everything(model) == before
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,11 +92,12 @@ def test_html(things):
     assert "details" in done.tags
 
 
-def test_a_diff_has_the_line_numbers_of_the_file(things):
+def test_a_diff_has_the_line_numbers_of_the_file(things, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
     number = Two.forward.__code__.co_firstlineno
     header = f"@@ -{number},2 +{number},2 @@"
     assert header in str(things[2]).splitlines()
-    assert {header, f"--- {__file__}"} <= set(read(things[2]._repr_html_()).text)
+    assert {header, "--- tests/report/test_notebook.py"} <= set(read(things[2]._repr_html_()).text)
 
 
 def test_what_comes_from_the_model_is_text():

@@ -16,14 +16,13 @@ def arrived(steps: int, momentum: float) -> float:
     `1 - (1 - momentum)^steps`. The share of a step is `momentum` while the size of W's change stays the same, and less
     where it falls: at momentum 0.02 66 % were measured after 60 steps, where this gives 70 %.
     """
-    left: float = (1.0 - momentum) ** steps
-    return 1.0 - left
+    return 1.0 - math.pow(1.0 - momentum, steps)
 
 
 def momentum_for(steps: int, share: float = ENOUGH) -> float:
     """The least momentum, to two digits, that lets W arrive at `share` of its limit within `steps`."""
-    exact = 1.0 - (1.0 - share) ** (1.0 / steps)
-    unit = 10.0 ** (math.floor(math.log10(exact)) - 1)
+    exact = 1.0 - math.pow(1.0 - share, 1.0 / steps)
+    unit = math.pow(10.0, math.floor(math.log10(exact)) - 1)
     return min(1.0, round(math.ceil(exact / unit - 1e-9) * unit, 12))
 
 

@@ -102,7 +102,7 @@ class TestSteps:
     def test_too_few_for_the_running_projection(self, regbn: dict, told: bool) -> None:
         facts = Facts(weights_seen=True, steps=60)
         notes = plan_of(vectors(), facts, normalize="gray", regbn=regbn).notes
-        assert any("after 60 steps the running projection" in note and "(regbn_r)" in note for note in notes) == told
+        assert any("after 60 steps the running projection" in note and "(`regbn_r`)" in note for note in notes) == told
         assert plan_of(vectors(), FRESH, normalize="gray", regbn=regbn).notes == ()
 
 

@@ -6,8 +6,12 @@ One workspace of fixed size holds the tiles in turn. Whatever it still holds whe
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from ._linalg import accumulation_dtype, gram
 
 #: Elements of the workspace (4 MiB in float32), and the widest tile: large enough for efficient matrix products.
 #: Measured with benchmarks/regbn_step.py; a GPU wants fewer, larger products.
@@ -81,13 +85,32 @@ class DenseUpdate:
         return out
 
 
+class RmsUpdate(DenseUpdate):
+    """The same with `||left.T @ right - W||_F / sqrt(mn)` for the size: one product with W, and no copy of it.
+
+    `||W||^2 - 2 <left W, right> + <left left.T, right right.T>`, summed in float64.
+    """
+
+    def change(self) -> Tensor:
+        wide = accumulation_dtype(self.W.device)
+        self.kept_from = len(self.W)  # nothing is kept for `move`
+        own = torch.linalg.vector_norm(self.W, dtype=wide).square()
+        shared = ((self.left @ self.W).to(wide) * self.right).sum()
+        target = (gram(self.left) * gram(self.right)).sum()
+        square: Tensor = (own - 2.0 * shared + target).clamp_min(0.0) / self.W.numel()
+        return square.sqrt().to(self.W.dtype)
+
+
 class PrimalUpdate:
     """The same for a W_batch that is at hand as `target` [m, n] because it is smaller than f (the primal form)."""
 
-    def __init__(self, W: Tensor, target: Tensor) -> None:
-        self.W, self.target = W, target
+    def __init__(self, W: Tensor, target: Tensor, rms: bool = False) -> None:
+        self.W, self.target, self.rms = W, target, rms
 
     def change(self) -> Tensor:
+        if self.rms:
+            difference: Tensor = torch.linalg.vector_norm(self.W - self.target, dtype=accumulation_dtype(self.W.device))
+            return (difference / math.sqrt(self.W.numel())).to(self.W.dtype)
         return (self.W - self.target).abs_().mean()
 
     def neutralise_unless(self, finite: Tensor) -> None:

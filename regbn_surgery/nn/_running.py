@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import RegBNWarning
-from ._dense import DenseUpdate, PrimalUpdate
+from ._dense import DenseUpdate, PrimalUpdate, RmsUpdate
 from ._linalg import exporting, values_at_hand
 from ._low_rank import LowRankUpdate
 from ._multiplier import Ridge
@@ -162,7 +162,8 @@ class RunningState(nn.Module):
         factors = self.factors
         rows, columns = rows.detach().to(factors[0].dtype), columns.detach().to(factors[0].dtype)
         if len(factors) == 1:
-            return DenseUpdate(factors[0], rows, columns)
+            update = RmsUpdate if self.options.step_size == "rms" else DenseUpdate
+            return update(factors[0], rows, columns)
         return LowRankUpdate(factors[0], factors[1], rows, columns)
 
     # -- a step ------------------------------------------------------------------------------------------------

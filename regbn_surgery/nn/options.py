@@ -45,7 +45,7 @@ DOCS: dict[str, str] = {
     "momentum": "scale of the share of the batch's projection that enters the running one",
     "correct_start": "correct the running W for its start at zero, as Adam corrects its moments",
     "step_size": "size of the change of W that sets the share: mean, its mean absolute value (published); "
-    "rms, its root mean square, from small products and without a pass over W",
+    "rms, its root mean square, by one product with W and no copy of it (a low-rank W always takes this)",
     "normalize_input": "normalise f and g before the projection is fitted",
     "normalize_output": "layer-normalise the outputs over channels and positions",
     "affine": "give the norms a learned weight and bias",

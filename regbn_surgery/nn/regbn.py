@@ -256,7 +256,8 @@ class RegBN(RunningState):
         if self._takes_primal(len(G) if rows.sizes is None else sum(rows.sizes)):
             W, unit, solution = functional.primal_in_units(G, F, self.problem, call.multiplier, call.ranks, rows.count)
             target = functional.in_units(W.detach(), unit)
-            update: Update = PrimalUpdate(self.factors[0], target.to(self.factors[0].dtype))
+            rms = self.options.step_size == "rms"
+            update: Update = PrimalUpdate(self.factors[0], target.to(self.factors[0].dtype), rms)
             batch_norm = torch.linalg.vector_norm(target, dtype=solution.multiplier.dtype)
             if before is None:
                 residual = torch.addmm(f, functional.in_units(g, unit), W, alpha=-1.0)

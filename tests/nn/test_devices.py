@@ -19,7 +19,7 @@ OPTIONS = [
     {"constraint": "gcv", "centre": True, "correct_start": True},
     {"constraint": "gcv", "form": "primal", "lambda_grad": "implicit"},
     {"constraint": "fixed", "lam": 0.1, "centre": True, "normalize_input": True},
-    {"constraint": "fixed", "lam": 3.0, "lam_scale": "absolute"},
+    {"constraint": "fixed", "lam": 3.0, "lam_scale": "absolute", "step_size": "rms"},
 ]
 
 

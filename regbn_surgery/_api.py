@@ -24,8 +24,10 @@ from ._rehearsal import rehearse as rehearsed
 from ._rules import InputSpec, Rules
 from ._state import Snapshot, has_no_values
 from ._surgery import (
+    Make,
     Verification,
     carried_in,
+    exchange,
     forward_digests,
     operations_of,
     perform,
@@ -74,7 +76,12 @@ def plan(
 
 
 def regbnify(
-    model: nn.Module, rules: RulesLike | Plan, example_inputs: InputsLike | None = None, *, inplace: bool = False
+    model: nn.Module,
+    rules: RulesLike | Plan,
+    example_inputs: InputsLike | None = None,
+    *,
+    inplace: bool = False,
+    make: Make | None = None,
 ) -> nn.Module:
     """Put RegBN into a model where the rules say, or exactly as a plan says.
 
@@ -87,6 +94,10 @@ def regbnify(
         rules: as for `plan`, or a `Plan` that was made for this model (or one built alike).
         example_inputs: as for `plan`.
         inplace: change `model` itself instead of a deep copy.
+        make: a function from a site (an entry of `Plan.sites`) to the module that is put there instead of RegBN. It is
+            called with f `[B, C, *positions]` and g of its own sizes and returns `(f', g')` of the same shapes; masks
+            are not handed to it. `nn.NormsOnly.at` and `nn.RegressOut.at` come with the package. The module's weights
+            are under the names that RegBN's would have.
 
     Returns:
         The rewritten model: a copy, or `model` itself where `inplace`.
@@ -97,12 +108,17 @@ def regbnify(
         AlreadyRewrittenError: where the model already carries RegBN.
         RewriteError: where the model could not be rewritten faithfully. In every case `model` is as it was.
     """
-    return operate(model, rules, example_inputs, inplace=inplace)[2]
+    return operate(model, rules, example_inputs, inplace=inplace, make=make)[2]
 
 
 @guarding
 def operate(
-    model: nn.Module, rules: RulesLike | Plan, example_inputs: InputsLike | None = None, *, inplace: bool = False
+    model: nn.Module,
+    rules: RulesLike | Plan,
+    example_inputs: InputsLike | None = None,
+    *,
+    inplace: bool = False,
+    make: Make | None = None,
 ) -> tuple[Plan, Analysis, nn.Module]:
     """`regbnify`, with the plan and the analysis that it was done by: what a report wants, from one analysis."""
     loaded = rules if isinstance(rules, Plan) else Rules.load(rules)
@@ -115,6 +131,12 @@ def operate(
     target = model if inplace else _copied(model)
     change = later(Snapshot(target).restore)
     perform(target, made, analysis)
+    if make is not None:
+        try:
+            exchange(target, make)
+        except BaseException:
+            undo(target)
+            raise
     forget(change)
     return made, analysis, target
 

@@ -42,6 +42,9 @@ class Readers:
     def __init__(self) -> None:
         self._waiting: WeakSet[_Kept] = WeakSet()
 
+    def __reduce__(self) -> tuple[type[Readers], tuple[()]]:
+        return Readers, ()  # a copy has no readers yet
+
     @contextmanager
     def reading(self, buffers: tuple[Tensor, ...]) -> Iterator[None]:
         """Let what autograd saves of `buffers` within the `with` be what `before_writing` takes care of."""

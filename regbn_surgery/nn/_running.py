@@ -112,7 +112,7 @@ class RunningState(nn.Module):
         self.register_buffer("observed", torch.zeros(3), persistent=False)
         self._warned = False
         self._before: Projection | None = None
-        self._readers: Readers | None = None
+        self._readers = Readers()
 
     # -- the projection ----------------------------------------------------------------------------------------
 
@@ -135,7 +135,6 @@ class RunningState(nn.Module):
         looked_after: Any = nullcontext()
         if is_read_by_autograd(g) and self._is_live(buffers):
             if may_hook(buffers[0]):
-                self._readers = self._readers or Readers()
                 looked_after = self._readers.reading(buffers)
             elif not exporting():
                 buffers = tuple(buffer.clone() for buffer in buffers)
@@ -176,8 +175,7 @@ class RunningState(nn.Module):
         """
         if in_backward():
             return
-        if self._readers is not None:
-            self._readers.before_writing()
+        self._readers.before_writing()
         change = step.update.change()
         finite = torch.isfinite(change + step.solution.multiplier) & step.solution.finite
         on_host = values_at_hand(change) and not isinstance(step.rows.count, Tensor)
@@ -270,12 +268,12 @@ class RunningState(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_before": None, "_readers": None}
+        return {**self.__dict__, "_before": None, "_readers": Readers()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take pickles of older versions too, which lack what is not part of the state dict."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.__dict__.setdefault("_readers", None)
+        self.__dict__.setdefault("_readers", Readers())
         if "observed" not in self._buffers:
             self.register_buffer("observed", self.change_mean.new_zeros(3), persistent=False)
 
@@ -283,8 +281,7 @@ class RunningState(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *rest: Any
     ) -> None:
         """Take the published layer's state dict too: it has no moments and may hold norms that are off here."""
-        if self._readers is not None:
-            self._readers.before_writing()
+        self._readers.before_writing()
         missing = [name for name in _OWN_STATE if prefix + name not in state_dict]
         if len(missing) == len(_OWN_STATE) and prefix + "W" in state_dict:
             for name in (*missing, *(name for name in _OPTIONAL_STATE if name in self._buffers)):

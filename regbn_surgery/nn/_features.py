@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,7 @@ from ._presence import Rows
 from ._ranks import Ranks
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(NamedTuple):
     """One batch in the working precision.
 
     `f`, `g`: as given. `*_raw` [b, .]: flat (or the means over positions), from which the residual is formed.
@@ -58,7 +56,7 @@ class Features:
             f_fit = f_fit - _mean(f_fit, rows, ranks)
         g_fit, f_fit = rows.of(g_fit), rows.of(f_fit)
         g_raw = g_fit if same else rows.of(g_raw)
-        return replace(self, g_raw=g_raw, g_fit=g_fit, f_fit=f_fit, g_mean=None if g_mean is None else g_mean.detach())
+        return self._replace(g_raw=g_raw, g_fit=g_fit, f_fit=f_fit, g_mean=None if g_mean is None else g_mean.detach())
 
 
 def _mean(x: Tensor, rows: Rows, ranks: Ranks | None) -> Tensor:
@@ -70,8 +68,7 @@ def _mean(x: Tensor, rows: Rows, ranks: Ranks | None) -> Tensor:
     return (total / count).to(x.dtype)
 
 
-@dataclass(frozen=True)
-class Preparation:
+class Preparation(NamedTuple):
     """How the features are made ready.
 
     `norms` None: the inputs are not normalised. `training` decides whether the norms use this batch's statistics.

@@ -35,7 +35,8 @@ def _layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Te
     """`F.layer_norm`, with the right result for values whose squares are beyond their precision, too."""
     if values_at_hand(x):
         y, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
-        if bool((scale.detach() > 0).all()) or not bool(torch.isfinite(x.detach()).all()):  # NaN is not > 0
+        # By numpy, which starts in a fraction of the time; NaN is not > 0.
+        if x.numel() == 0 or scale.detach().numpy().min() > 0 or not bool(torch.isfinite(x.detach()).all()):
             return y
     elif exporting():
         return F.layer_norm(x, shape, weight, bias, eps)

@@ -6,9 +6,8 @@ import logging
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +40,7 @@ def in_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-@dataclass(frozen=True)
-class Projection:
+class Projection(NamedTuple):
     """The running projection at some time: its factors, whose product it is, and the mean of g that belongs to it."""
 
     factors: tuple[Tensor, ...]
@@ -131,18 +129,13 @@ class RunningState(nn.Module):
         if by.mean_g is not None:
             g = g - by.mean_g.to(g.dtype)
         g = keep_rows(g, present)
-        buffers = by.factors
-        looked_after: Any = nullcontext()
-        if is_read_by_autograd(g) and self._is_live(buffers):
-            if may_hook(buffers[0]):
-                looked_after = self._readers.reading(buffers)
-            elif not exporting():
-                buffers = tuple(buffer.clone() for buffer in buffers)
-        with looked_after:
-            *inner, last = (factor.to(f.dtype) for factor in buffers)
-            for factor in inner:
-                g = g @ factor
-            return torch.addmm(f, g, last, alpha=-1.0)
+        factors = by.factors
+        if not (is_read_by_autograd(g) and self._is_live(factors)):
+            return _residual(f, g, factors)
+        if may_hook(factors[0]):
+            with self._readers.reading(factors):
+                return _residual(f, g, factors)
+        return _residual(f, g, factors if exporting() else tuple(factor.clone() for factor in factors))
 
     def _is_live(self, factors: tuple[Tensor, ...]) -> bool:
         """Whether these are the buffers, which a step changes in place, and not a copy of them."""
@@ -291,6 +284,13 @@ class RunningState(nn.Module):
                     for key in [key for key in state_dict if key.startswith(f"{prefix}{name}.")]:
                         del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
+
+
+def _residual(f: Tensor, g: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+    *inner, last = (factor.to(f.dtype) for factor in factors)
+    for factor in inner:
+        g = g @ factor
+    return torch.addmm(f, g, last, alpha=-1.0)
 
 
 def adaptive_share(

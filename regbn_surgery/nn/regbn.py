@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from dataclasses import replace as with_options
 from math import prod
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +37,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What a call says beside f and g: see `RegBN.forward`; `ranks` are those that join their batches."""
 
     f_mask: Tensor | None
@@ -232,7 +230,8 @@ class RegBN(RunningState):
             # An absent g that is zero subtracts nothing anyway, unless its mean is taken off.
             sides = pooled if self.options.centre else pooled[:1]
             features = prepare(given, pooled, None, None)
-            residual = self.subtract(features.f_raw, features.g_raw, self.running, present_rows(sides, call.present))
+            present = present_rows(sides, call.present)
+            residual = self.subtract(features.f_raw, features.g_raw, self.running, present)
         f_out = self.norm_f_out(features.restore(residual, self.options.reduce == "mean"))
         g_out = self.norm_g_out(given[1]) if self.options.replace == "both" else g
         return f_out.to(f.dtype), g_out.to(g.dtype)

@@ -84,7 +84,7 @@ def step_table(rounds: int, device: torch.device, reference: Path | None) -> Non
     """Training and evaluation step of each shape against the floor, the norms, the yardstick and the published one."""
     published = load_reference(reference) if reference else None
     columns = ["shape", "W", "train ms", "/ floor", "/ BN+LN", "yardstick / ours"]
-    columns += ["all norms / floor", "/ their floor"] + (["published / ours"] if published else [])
+    columns += ["all norms / floor", "/ their floor", "rms / mean"] + (["published / ours"] * bool(published))
     layers = {}
     if published and reference:  # all of them before anything is measured
         layers = {shape.name: reference_layer(published, shape, device, reference) for shape in SHAPES}
@@ -92,10 +92,12 @@ def step_table(rounds: int, device: torch.device, reference: Path | None) -> Non
     for shape in SHAPES:
         ours, norms = make(shape, device).train(), PlainNorms(shape).to(device).train()
         full = make(shape, device, normalize_input=True, affine=True).train()
+        rms = make(shape, device, normalize_input=True, affine=True, step_size="rms").train()
         plain = PlainClosedForm(shape).to(device).train()
         steps = {
             "ours": training_step(ours, shape, device),
             "full": training_step(full, shape, device),
+            "rms": training_step(rms, shape, device),
             "floor": floor_training(shape, device),
             "full floor": floor_training(shape, device, normalized=True),
             "norms": training_step(norms, shape, device),
@@ -113,7 +115,7 @@ def step_table(rounds: int, device: torch.device, reference: Path | None) -> Non
         cells = [shape.name, f"{shape.m} x {shape.n}", f"{1e3 * statistics.median(train['ours']):.2f}"]
         cells += [f"{ratio(train, 'ours', base):.2f}" for base in ("floor", "norms")]
         cells += [f"{ratio(train, 'plain', 'ours'):.2f}", f"{ratio(train, 'full', 'floor'):.2f}"]
-        cells.append(f"{ratio(train, 'full', 'full floor'):.2f}")
+        cells += [f"{ratio(train, 'full', 'full floor'):.2f}", f"{ratio(train, 'rms', 'full'):.2f}"]
         if layers:
             cells.append(f"{ratio(train, 'published', 'ours'):.1f}")
         cells.append(f"{1e3 * statistics.median(test['ours']):.3f}")
@@ -217,7 +219,7 @@ def main() -> None:
     device = torch.device(arguments.device)
     machine = platform.processor() or platform.machine()
     print(f"torch {torch.__version__}, {machine}, {arguments.threads} thread(s), {arguments.clock} clock\n")
-    print(f"Goals: train / floor <= 2 on {', '.join(LARGER)}; eval / floor <= 1.3; yardstick / ours > 1.\n")
+    print(f"Goals: all norms / floor <= 2.2 on {', '.join(LARGER)}; eval / floor <= 1.3; yardstick / ours > 1.\n")
     if device.type == "cuda":
         check_gpu(device)
     step_table(arguments.rounds, device, arguments.reference)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ._explain import SurgeryReport, explain
     from ._inputs import Inputs
     from ._rules import Rules
+    from ._statistics import statistics
     from ._surgery import Verification, VerifiedSite
     from ._tracing import trace
     from ._types import Plan
@@ -70,6 +71,7 @@ _HOME = {
     "Plan": "._types",
     "Rules": "._rules",
     "RegBN": ".nn",
+    "statistics": "._statistics",
     "trace": "._tracing",
 }
 
@@ -105,6 +107,7 @@ __all__ = [
     "plan",
     "regbnify",
     "save_regbn",
+    "statistics",
     "trace",
     "unregbnify",
     "verify",

@@ -25,8 +25,10 @@ from ._rehearsal import rehearse as rehearsed
 from ._rules import InputSpec, Rules
 from ._state import Snapshot, has_no_values
 from ._surgery import (
+    Make,
     Verification,
     carried_in,
+    exchange,
     forward_digests,
     operations_of,
     refuse_changed,
@@ -43,7 +45,12 @@ RulesLike = Rules | str | os.PathLike[str] | Mapping[str, Any]
 
 @guarding
 def plan(
-    model: nn.Module, rules: RulesLike, example_inputs: InputsLike | None = None, *, rehearse: bool = True
+    model: nn.Module,
+    rules: RulesLike,
+    example_inputs: InputsLike | None = None,
+    *,
+    rehearse: bool = True,
+    steps: int | None = None,
 ) -> Plan:
     """Apply rules to the fusion points of a model and say what would be done. Changes nothing.
 
@@ -56,12 +63,14 @@ def plan(
             data, the plan also says which pairs look independent in them.
         rehearse: also do the surgery on a copy of the model, which shows the tier of each host and what fails. Not
             done for a model without weights.
+        steps: how many training steps are to follow; a note says where they leave the running projection short of 90 %
+            of its limit, and which momentum would do.
 
     Raises:
         RulesError: for rules that are not well formed.
         PlanError: for rules that cannot be applied; NothingMatchedError for one that matched nothing.
     """
-    made, analysis = _planned(model, Rules.load(rules), example_inputs)
+    made, analysis = _planned(model, Rules.load(rules), example_inputs, steps)
     weightless = any(has_no_values(tensor) for tensor in (*model.parameters(), *model.buffers()))
     if weightless or not rehearse:
         return made
@@ -70,7 +79,12 @@ def plan(
 
 
 def regbnify(
-    model: nn.Module, rules: RulesLike | Plan, example_inputs: InputsLike | None = None, *, inplace: bool = False
+    model: nn.Module,
+    rules: RulesLike | Plan,
+    example_inputs: InputsLike | None = None,
+    *,
+    inplace: bool = False,
+    make: Make | None = None,
 ) -> nn.Module:
     """Put RegBN into a model where the rules say, or exactly as a plan says.
 
@@ -85,6 +99,10 @@ def regbnify(
             would be left, and for a `Plan`, which is done as it is.
         example_inputs: as for `plan`.
         inplace: change `model` itself instead of a deep copy.
+        make: a function from a site (an entry of `Plan.sites`) to the module that is put there instead of RegBN. It is
+            called with f `[B, C, *positions]` and g of its own sizes and returns `(f', g')` of the same shapes; masks
+            are not handed to it. `nn.NormsOnly.at` and `nn.RegressOut.at` come with the package. The module's weights
+            are under the names that RegBN's would have.
 
     Returns:
         The rewritten model: a copy, or `model` itself where `inplace`.
@@ -95,12 +113,17 @@ def regbnify(
         AlreadyRewrittenError: where the model already carries RegBN.
         RewriteError: where the model could not be rewritten faithfully. In every case `model` is as it was.
     """
-    return operate(model, rules, example_inputs, inplace=inplace)[2]
+    return operate(model, rules, example_inputs, inplace=inplace, make=make)[2]
 
 
 @guarding
 def operate(
-    model: nn.Module, rules: RulesLike | Plan, example_inputs: InputsLike | None = None, *, inplace: bool = False
+    model: nn.Module,
+    rules: RulesLike | Plan,
+    example_inputs: InputsLike | None = None,
+    *,
+    inplace: bool = False,
+    make: Make | None = None,
 ) -> tuple[Plan, Analysis, nn.Module]:
     """`regbnify`, with the plan and the analysis that it was done by: what a report wants, from one analysis."""
     loaded = rules if isinstance(rules, Plan) else Rules.load(rules)
@@ -114,6 +137,12 @@ def operate(
     change = later(Snapshot(target).restore)
     strict = isinstance(loaded, Plan) or loaded.wants_all
     done = perform_borne(target, made, analysis, strict=strict)
+    if make is not None:
+        try:
+            exchange(target, make)
+        except BaseException:
+            undo(target)
+            raise
     forget(change)
     for text in done.warnings[len(made.warnings) :]:
         warnings.warn(text, RegBNWarning, stacklevel=3)
@@ -212,7 +241,9 @@ def fold(model: nn.Module, example_inputs: InputsLike | None = None, *, inplace:
     return target
 
 
-def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) -> tuple[Plan, Analysis]:
+def _planned(
+    model: nn.Module, rules: Rules, example_inputs: InputsLike | None, steps: int | None = None
+) -> tuple[Plan, Analysis]:
     refuse_wrapped(model)
     if example_inputs is None:
         _check_section(model, rules)
@@ -224,7 +255,7 @@ def _planned(model: nn.Module, rules: Rules, example_inputs: InputsLike | None) 
     rules.resolve_modalities(shapes, modules)  # every name fits
     analysis = analyse(model, batches, _spelt(rules.spelt_modalities()))
     streams = streams_of(model, analysis)
-    facts = find_facts(model, analysis, streams)
+    facts = dataclasses.replace(find_facts(model, analysis, streams), steps=steps)
     made = decide(rules, analysis.inspection, _resolver(analysis, streams), facts)
     for text in made.warnings:
         warnings.warn(text, RegBNWarning, stacklevel=3)

@@ -1,4 +1,4 @@
-"""How dependent two feature batches are: three numbers to show a user before and after RegBN.
+"""How dependent two feature batches are: four numbers to show a user before and after RegBN.
 
 Written here in a few lines each rather than taken from a library: the one kept library for distance correlation
 (`dcor`) brings a compiler with it; the tests compare with it where it is installed.
@@ -6,6 +6,7 @@ Written here in a few lines each rather than taken from a library: the one kept 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from ._errors import RegBNShapeError
 
 MINIMUM = 8  # samples: fewer tell nothing once some are held out
 FOLDS = 5
+NOISE_DEVIATIONS = 4.0  # standard deviations of a correlation of independent samples that count as noise
 ROUNDING = 1e-12  # what of a centred matrix is no more than this share of the whole is rounding
 #: Ridge strengths tried, as shares of the mean eigenvalue of the Gram matrix.
 RIDGES = tuple(10.0**power for power in range(-4, 5))
@@ -22,7 +24,7 @@ RIDGES = tuple(10.0**power for power in range(-4, 5))
 
 @dataclass(frozen=True)
 class Dependence:
-    """How much of f goes with g. All three are about 0 for independent features, and 1 for f = g.
+    """How much of f goes with g. The first three are about 0 for independent features, and 1 for f = g.
 
     explained_variance: the share of the variance of f, over all its features, that a ridge regression on g predicts
         on held-out samples (5 folds; the strength by leave-one-out within the training folds). Linear, f from g.
@@ -32,6 +34,8 @@ class Dependence:
         Linear, symmetric.
     distance_correlation: bias-corrected distance correlation (Székely and Rizzo 2014). Sees nonlinear dependence
         too; symmetric.
+    shared_directions: how many pairs of directions of f and g, found on one half of the samples, go together on the
+        other half above the noise level (canonical correlations, both halves in turn).
     samples: how many samples they come from. With few, take differences below about 0.1 as noise.
     """
 
@@ -39,11 +43,13 @@ class Dependence:
     linear_cka: float
     distance_correlation: float
     samples: int
+    shared_directions: int = 0
 
     def __str__(self) -> str:
         return (
             f"g explains {self.explained_variance:.1%} of the variance of f (held out), linear CKA "
-            f"{self.linear_cka:.3f}, distance correlation {self.distance_correlation:.3f} ({self.samples} samples)"
+            f"{self.linear_cka:.3f}, distance correlation {self.distance_correlation:.3f}, shared directions "
+            f"{self.shared_directions} ({self.samples} samples)"
         )
 
 
@@ -62,7 +68,8 @@ def dependence(f: Tensor, g: Tensor, *, seed: int = 0) -> Dependence:
     for name, x in (("f", F), ("g", G)):
         if not torch.isfinite(x).all():
             raise RegBNShapeError(f"dependence needs finite features; {name} holds values that are not")
-    return Dependence(explained_variance(F, G, seed=seed), linear_cka(F, G), distance_correlation(F, G), F.shape[0])
+    figures = explained_variance(F, G, seed=seed), linear_cka(F, G), distance_correlation(F, G)
+    return Dependence(*figures, F.shape[0], shared_directions(F, G, seed=seed))
 
 
 def explained_variance(F: Tensor, G: Tensor, *, seed: int = 0) -> float:
@@ -100,6 +107,36 @@ def _ridge(source: Tensor, target: Tensor, new: Tensor) -> Tensor:
             best = (left_out, dual)
     assert best is not None
     return new @ (source.mT @ best[1])
+
+
+def shared_directions(F: Tensor, G: Tensor, *, seed: int = 0) -> int:
+    """The number of canonical correlations of `F` [B, n] and `G` [B, m] above their noise level.
+
+    Directions are found on one half of the samples, among the leading principal components of each side, as many as a
+    fifth of that half; what counts is how they go together on the other half. Both halves have their turn.
+    """
+    order = torch.randperm(len(F), generator=torch.Generator().manual_seed(seed))
+    halves = order[::2], order[1::2]
+    correlations = [_canonical(F, G, a, b) for a, b in (halves, halves[::-1])]
+    size = min(len(found) for found in correlations)
+    mean = (correlations[0][:size] + correlations[1][:size]) / 2
+    return int((mean > NOISE_DEVIATIONS / math.sqrt(len(F))).sum())
+
+
+def _canonical(F: Tensor, G: Tensor, fit: Tensor, held: Tensor) -> Tensor:
+    """Correlations over `held` of the canonical directions found over `fit`."""
+    sides = []
+    for x in (F, G):
+        center = x[fit].mean(0)
+        U, s, Vt = torch.linalg.svd(x[fit] - center, full_matrices=False)
+        keep = (s > 1e-6 * s[0]) & (torch.arange(len(s)) < max(1, len(fit) // 5))
+        sides.append((U[:, keep], (x[held] - center) @ (Vt[keep].mT / s[keep])))
+    (U_f, new_f), (U_g, new_g) = sides
+    left, _, right = torch.linalg.svd(U_f.mT @ U_g, full_matrices=False)
+    a, b = new_f @ left, new_g @ right.mT
+    a, b = a - a.mean(0), b - b.mean(0)
+    scale = a.norm(dim=0) * b.norm(dim=0)
+    return torch.where(scale > 0, (a * b).sum(0) / torch.where(scale > 0, scale, 1.0), 0.0)
 
 
 def linear_cka(F: Tensor, G: Tensor) -> float:

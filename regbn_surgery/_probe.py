@@ -6,7 +6,9 @@ first rules file for the model (`init`).
 
 from __future__ import annotations
 
+import copy
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +29,9 @@ from ._surgery import explain
 from ._surgery._site import RegBNSite
 from ._types import PlannedSite
 from ._undo import guarding
+from ._verdict import Evidence, risen, verdict
+from .nn import RegBN
+from .nn.start import too_few
 
 #: Steps after which a projection that follows the batches' own with momentum 0.02 has all but arrived.
 STEPS = 300
@@ -42,16 +47,18 @@ class Measured:
     g: tuple[str, ...]
     before: Dependence
     after: Dependence | None
+    running_to_batch: float | None = None  # what the running projection subtracts over what a batch's own does
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found. `notes` are sentences for people."""
+    """What `diagnose` found. Sentences for people: `alarms`, where RegBN put dependence in, and `notes`."""
 
     model: str
     batches: int
     rows: tuple[Measured, ...]
     notes: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()
 
 
 @guarding
@@ -62,6 +69,9 @@ def diagnose(
     rules: Rules | None = None,
     example: InputsLike | None = None,
     modalities: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
 ) -> Diagnosis:
     """Run `model` on `count` batches of `data` and measure the dependence of f on g at each site.
 
@@ -73,6 +83,9 @@ def diagnose(
             or `Inputs`; or pairs of one of these and a target, which is left out.
         example: inputs to analyse the model with; without it the first batch.
         modalities: as for `inspect`; for use without rules.
+        seed: of the folds into which the samples go.
+        steps: fit each RegBN for so many training steps, instead of until its running projection has settled, and say
+            where they are too few.
 
     Raises:
         InputsError: for data that gives no batch, or fewer than 8 samples in all.
@@ -89,31 +102,34 @@ def diagnose(
     rewritten.eval()
     with torch.no_grad():
         before = _collected(rewritten, places, plans, batches, passing_through=True)
-        after = None
+        after, ratios = None, {}
         if rules is not None:
-            _fit(rewritten, places, batches)
+            ratios = _fit(rewritten, places, batches, steps)
             after = _collected(rewritten, places, plans, batches, passing_through=False)
-    rows, notes = [], []
+    rows: list[Measured] = []
+    alarms, notes = [], []
     for path, planned in plans.items():
         pair = before.get(path)
         if pair is None or len(pair[0]) < MINIMUM:
             notes.append(f"`{path}` saw {0 if pair is None else len(pair[0])} samples; {MINIMUM} are needed")
             continue
         name = path if rules is not None else planned.point or path
-        rows.append(
-            Measured(
-                name,
-                planned.point,
-                planned.f.home,
-                planned.g.home,
-                dependence(*pair),
-                None if after is None else dependence(*after[path]),
-            )
-        )
+        first = dependence(*pair, seed=seed)
+        then = None if after is None else dependence(*after[path], seed=seed)
+        rows.append(Measured(name, planned.point, planned.f.home, planned.g.home, first, then, ratios.get(path)))
+        if then is not None:
+            regbn = places[path].regbn
+            size = len(pair[0]) // len(batches)
+            found = Evidence(name, regbn.options, first, then, _offset(pair[1]), size, ratios[path])
+            told = risen(found)
+            alarms += [told] if told else []
+            notes += verdict(found)
+            short = None if steps is None or regbn.options.correct_start else too_few(steps, regbn.options.momentum)
+            notes += [f"`{name}`: {short}"] if short else []
     if plans and not rows:
         seen = count_text(len(batches), "batch", "batches")
         raise InputsError(f"no site saw {MINIMUM} samples in {seen}: " + "; ".join(notes))
-    return Diagnosis(type(model).__name__, len(batches), tuple(rows), tuple(notes))
+    return Diagnosis(type(model).__name__, len(batches), tuple(rows), tuple(notes), tuple(alarms))
 
 
 def call_of(model: nn.Module, batch: Any) -> Inputs:
@@ -160,8 +176,19 @@ def _first_rules(model: nn.Module, example: InputsLike, modalities: Mapping[str,
     return Rules.from_text(starter_rules(model, example, modalities), "the rules that `init` writes")
 
 
-def _fit(model: nn.Module, places: Mapping[str, RegBNSite], batches: Sequence[Inputs]) -> None:
-    """Let each RegBN see its inputs again and again, as training would, until its running projection has settled."""
+def _offset(g: Tensor) -> float:
+    """`||mean||^2 / mean ||g||^2` of g [samples, features]."""
+    whole = float(g.double().square().sum(1).mean())
+    return float(g.double().mean(0).square().sum()) / whole if whole > 0 else 0.0
+
+
+def _fit(
+    model: nn.Module, places: Mapping[str, RegBNSite], batches: Sequence[Inputs], steps: int | None
+) -> dict[str, float]:
+    """Let each RegBN see its inputs again and again, as training would, for `steps` or until it has settled.
+
+    Gives for each the size of what its running projection then subtracts over that of what each batch's own does.
+    """
     calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {path: [] for path in places}
 
     def keep(path: str) -> Callable[..., Any]:
@@ -178,9 +205,25 @@ def _fit(model: nn.Module, places: Mapping[str, RegBNSite], batches: Sequence[In
             _run(model, inputs, number)
     for path, site in places.items():
         site.train()
-        for args, kwargs in itertools.islice(itertools.cycle(calls[path]), max(STEPS, len(calls[path]))):
+        wanted = max(STEPS, len(calls[path])) if steps is None else steps
+        for args, kwargs in itertools.islice(itertools.cycle(calls[path]), wanted):
             site.regbn(*args, **kwargs)
         site.eval()
+    return {path: _running_to_batch(site.regbn, calls[path]) for path, site in places.items()}
+
+
+def _running_to_batch(regbn: RegBN, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> float:
+    """The size of what evaluation subtracts over that of what training does, over all calls; 1 where neither does."""
+    probe = copy.deepcopy(regbn)
+    sizes = {True: 0.0, False: 0.0}
+    for training in (False, True):  # training moves the copy, which is no longer read then
+        for args, kwargs in calls:
+            residuals: list[Tensor] = []
+            handle = probe.norm_f_out.register_forward_pre_hook(lambda _, given, into=residuals: into.append(given[0]))
+            probe.train(training)(*args, **kwargs)
+            handle.remove()
+            sizes[training] += float((args[0] - residuals[0]).double().square().sum())
+    return math.sqrt(sizes[False] / sizes[True]) if sizes[True] > 0 else 1.0
 
 
 Pair = tuple[Tensor, Tensor]

@@ -102,3 +102,17 @@ def test_batches_that_do_not_fit(b_f: int, b_g: int) -> None:
 def test_values_that_are_not_finite() -> None:
     with pytest.raises(RegBNShapeError, match="f holds values"):
         dependence(torch.full((8, 3), float("nan")), torch.randn(8, 3))
+
+
+@pytest.mark.parametrize("shared", [0, 1, 3, 6])
+@pytest.mark.parametrize("width", [8, 200])
+def test_shared_directions_are_counted(shared: int, width: int) -> None:
+    """With fewer features than samples and with more."""
+    generator = torch.Generator().manual_seed(shared)
+    factors = torch.randn(400, shared, generator=generator)
+    f, g = (
+        3 * factors @ torch.randn(shared, width, generator=generator) / width**0.5
+        + 0.3 * torch.randn(400, width, generator=generator) / width**0.5
+        for _ in range(2)
+    )
+    assert dependence(f, g).shared_directions == shared

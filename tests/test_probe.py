@@ -59,6 +59,52 @@ def test_regbn_removes_what_there_is():
     assert row.after.linear_cka < row.before.linear_cka / 2
 
 
+def offset_batches(count: int = 12):
+    """x and y independent, y around a mean as after a ReLU: nothing to remove."""
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(count):
+        yield 1 + 0.1 * torch.randn(32, 4, generator=generator), torch.randn(32, 4, generator=generator).add(1).relu()
+
+
+def test_a_rise_is_told_first_with_the_option_that_cures_it():
+    rules = RULES.to_dict()
+    rules["rules"][0]["regbn"] = {"normalize_output": False}
+    found = diagnose(Two(), offset_batches(), 12, Rules.from_dict(rules))
+    (alarm,) = found.alarms
+    assert "after RegBN g explains more of f than before" in alarm
+    assert "`regbn: {centre: true}` takes the means off first" in alarm
+    text = plain(dependence_view(found))
+    assert text.index("after RegBN g explains") < text.index("explained variance")
+    rules["rules"][0]["regbn"]["centre"] = True
+    cured = diagnose(Two(), offset_batches(), 12, Rules.from_dict(rules))
+    assert cured.alarms == ()
+    assert cured.rows[0].after.explained_variance < 0.05
+    assert "share no direction that shows in 384 samples: nothing to remove" in cured.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "says", "left"), [("smoother", "takes about one in all", 1), ("gcv", "as many", 0)]
+)
+def test_what_the_constraint_can_do_is_told(constraint, says, left):
+    rules = RULES.to_dict()
+    rules["rules"][0]["regbn"] = {"constraint": constraint, "centre": True, "normalize_output": False}
+    found = diagnose(Two(), batches(0.5), 12, Rules.from_dict(rules))
+    (row,) = found.rows
+    assert row.before.shared_directions == 4
+    assert (row.after.shared_directions > 0) == bool(left)
+    assert any("4 shared directions" in note and says in note for note in found.notes)
+    assert 0.3 < row.running_to_batch < 1.5
+
+
+def test_announced_steps_are_taken_and_judged():
+    few = diagnose(Two(), batches(0.5), 12, RULES, steps=10)
+    assert any("after 10 steps the running projection" in note for note in few.notes)
+    assert few.rows[0].running_to_batch < 0.4
+    many = diagnose(Two(), batches(0.5), 12, RULES)
+    assert many.rows[0].running_to_batch > few.rows[0].running_to_batch
+    assert many.rows[0].after.explained_variance < few.rows[0].after.explained_variance
+
+
 def test_the_model_is_left_as_it_was():
     model = Two()
     before = {name: value.clone() for name, value in model.state_dict().items()}

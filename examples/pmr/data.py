@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +75,15 @@ def load_data(seed: int, mnist: Path | None = None, colored: Path | None = None)
         return _colored_here("MNIST", images, labels, seed)
     images, labels = _bundled_digits(seed)
     return _colored_here("scikit-learn's digits", images, labels, seed)
+
+
+def loader(batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (gray, colored) of the bundled digits in an order that torch's seed decides, as `diagnose` takes them."""
+    train = load_data(0).train
+    order = torch.randperm(len(train))
+    for start in range(0, len(train) - batch_size + 1, batch_size):
+        gray, colored, _ = train.batch(order[start : start + batch_size], torch.device("cpu"))
+        yield gray, colored
 
 
 Pair = tuple[np.ndarray, np.ndarray]  # (train, test)

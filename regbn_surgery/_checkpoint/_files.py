@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import _codec
 from .._codec import CodecError
 from .._errors import RecipeError
+from .._surgery import Make
 from ._recipe import Recipe
 
 RECIPE_FILE = "regbn.json"
@@ -42,7 +43,13 @@ def save_regbn(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     recipe.write(folder / RECIPE_FILE)
 
 
-def load_regbn(model: nn.Module, directory: str | os.PathLike[str], *, recipe: Recipe | None = None) -> nn.Module:
+def load_regbn(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    recipe: Recipe | None = None,
+    make: Make | None = None,
+) -> nn.Module:
     """Put RegBN into a fresh instance of the original class, in place, and load the weights of a directory.
 
     Args:
@@ -50,6 +57,7 @@ def load_regbn(model: nn.Module, directory: str | os.PathLike[str], *, recipe: R
         directory: written by `save_regbn`, or by the `save_pretrained` or the Trainer of `transformers`, which keep
             the weights and not the recipe.
         recipe: for a directory without one.
+        make: as given to `regbnify`, where it was.
 
     Returns:
         `model`.
@@ -66,7 +74,7 @@ def load_regbn(model: nn.Module, directory: str | os.PathLike[str], *, recipe: R
             )
         recipe = Recipe.read(folder / RECIPE_FILE)
     weights = _read_weights(folder)
-    rewritten = recipe.apply(model, inplace=True)
+    rewritten = recipe.apply(model, inplace=True, make=make)
     try:
         weights = _renamed(rewritten, weights, folder)
         _refuse_misfit(rewritten, weights, folder)

@@ -19,7 +19,7 @@ from .. import _codec
 from .._analysis import MODEL_ERRORS
 from .._codec import CodecError
 from .._errors import AlreadyRewrittenError, RecipeError, RegBNError
-from .._surgery import Operation, explain, operations_of, repeat
+from .._surgery import Make, Operation, exchange, explain, made_paths, operations_of, repeat, undo
 from .._surgery._classes import original_class
 from .._surgery._functions import ChangedError
 from .._surgery._guard import ATTRIBUTE
@@ -69,6 +69,7 @@ class Recipe:
     operations: tuple[Operation, ...]
     writes_parameters: bool = False
     opened: tuple[OpenedRecord, ...] = ()  # a recipe of an older version does not say
+    made: tuple[str, ...] = ()  # paths of sites whose module is none of ours: `make` of `regbnify` made it
 
     @classmethod
     def of(cls, model: nn.Module) -> Recipe:
@@ -97,9 +98,11 @@ class Recipe:
             module.__dict__[ATTRIBUTE].writes_parameters for module in model.modules() if ATTRIBUTE in module.__dict__
         )
         versions = versions_of(model)
-        return cls(class_at(model, ""), versions, tuple(hosts), tuple(table.sources), kept, writes, opened)
+        return cls(
+            class_at(model, ""), versions, tuple(hosts), tuple(table.sources), kept, writes, opened, made_paths(model)
+        )
 
-    def apply(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    def apply(self, model: nn.Module, *, inplace: bool = False, make: Make | None = None) -> nn.Module:
         """Put RegBN into `model`, a fresh instance of the same class, without running it.
 
         Each RegBN starts untrained. A host whose forward is generated is captured, and held to the original, when it
@@ -108,21 +111,33 @@ class Recipe:
         Args:
             model: an instance of the class that the recipe was made from; its sizes must be the same.
             inplace: change `model` itself instead of a deep copy.
+            make: as given to `regbnify`, where it was; code does not stand in a recipe.
 
         Raises:
-            RecipeError: where a class, or a function that the surgery looked into, is not what it was; it says what
-                has changed. `model` is then as it was.
+            RecipeError: where `make` was used and is not given; where a class, or a function that the surgery looked
+                into, is not what it was; it says what has changed. `model` is then as it was.
             AlreadyRewrittenError: where the model already carries RegBN.
         """
         from .._api import _copied
         from .._inspecting import refuse_wrapped
 
+        if self.made and make is None:
+            raise RecipeError(
+                f"the modules at {', '.join(self.made)} were made by a function given to regbnify as make=, which a "
+                "recipe does not hold. Pass the same function as make= here, too"
+            )
         refuse_wrapped(model)
         operations = fitted(self, model)
         target = model if inplace else _copied(model)
         by_mode = {host.path: host.reason for host in self.hosts if host.reason}
         try:
             repeat(target, operations, self.writes_parameters, by_mode)
+            if make is not None and self.made:
+                try:
+                    exchange(target, make, self.made)
+                except BaseException:
+                    undo(target)
+                    raise
         except AlreadyRewrittenError:
             raise
         except ChangedError as error:

@@ -33,6 +33,8 @@ from .output import debuggable, progress, quiet_stdout, warn, write_bytes, write
     shell_complete=complete_rules,
     help="A rules file or preset: measure at its sites, before and after RegBN.",
 )
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed: weights, data, folds.")
+@click.option("--steps", type=click.IntRange(1), help="Training steps to fit RegBN for; default: until it settles.")
 @click.option(
     "--format",
     "form",
@@ -47,12 +49,15 @@ def diagnose(
     data: str,
     batches: int,
     rules: str | None,
+    seed: int,
+    steps: int | None,
     form: str | None,
     output: str | None,
 ) -> None:
     """Measure on batches of your own data how dependent the branches of MODEL are where they meet.
 
-    0 means independent: RegBN has nothing to remove there. With --rules, each RegBN is fitted on the same batches and
+    0 means independent: RegBN has nothing to remove there. Shared directions are pairs of directions of f and g that go
+    together. With --rules, each RegBN is fitted on the same batches and
     measured again; the rest of the model stays as it is. A batch is what the model is called with, or a pair of that
     and a target. MODEL is as for `inspect`; take trained weights (--checkpoint), since random ones tell little.
     """
@@ -63,13 +68,16 @@ def diagnose(
 
     parsed = None if rules is None else Rules.load(rules)
     with progress("loading torch, the model and the data"), quiet_stdout():
+        import torch
+
         from .._probe import diagnose as run
         from .loading import load_data
 
+        torch.manual_seed(seed)
         model, inputs = request.load(weights=True)
         source = load_data(data)
     with progress(f"running {type(model).__name__} on {batches} batches"), quiet_stdout():
-        found = run(model, source, batches, parsed, inputs, modalities or None)
+        found = run(model, source, batches, parsed, inputs, modalities or None, seed=seed, steps=steps)
     _write(found, form, output)
     if not found.rows:
         warn("nothing was measured: no site")

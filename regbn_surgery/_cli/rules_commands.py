@@ -49,9 +49,12 @@ _SUFFIXES = {"json": "json", "yaml": "yaml", "yml": "yaml"}
     shell_complete=complete_file,
     help="Write to a file instead of stdout; FILE.svg is a picture.",
 )
+@click.option("--steps", type=click.IntRange(1), help="Training steps to follow: notes say where they are too few.")
 @verbose_option
 @debuggable
-def plan(request: ModelRequest, rules: str, form: str | None, output: str | None, verbose: bool) -> None:
+def plan(
+    request: ModelRequest, rules: str, form: str | None, output: str | None, steps: int | None, verbose: bool
+) -> None:
     """Show what RULES decide on each fusion point of MODEL and why, and the RegBN modules that follow.
 
     RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed. The JSON can be read
@@ -61,7 +64,7 @@ def plan(request: ModelRequest, rules: str, form: str | None, output: str | None
 
     form = form or _SUFFIXES.get((output or "").rpartition(".")[2].lower(), "text")
     parsed = Rules.load(rules)
-    planned = _plan(request, parsed)
+    planned = _plan(request, parsed, steps)
     if form == "text":
         from .._report.tables import plan_view
 
@@ -73,7 +76,7 @@ def plan(request: ModelRequest, rules: str, form: str | None, output: str | None
     _finish(planned)
 
 
-def _plan(request: ModelRequest, parsed: Rules) -> Plan:
+def _plan(request: ModelRequest, parsed: Rules, steps: int | None = None) -> Plan:
     from .._errors import RegBNWarning
 
     with progress("loading torch and the model"), quiet_stdout():
@@ -82,7 +85,7 @@ def _plan(request: ModelRequest, parsed: Rules) -> Plan:
         built, inputs = request.load()
     with progress(f"planning for {type(built).__name__}"), quiet_stdout(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RegBNWarning)  # they are in the plan, from which they are told below
-        return make_plan(built, parsed, inputs)
+        return make_plan(built, parsed, inputs, steps=steps)
 
 
 def _yaml(planned: Plan) -> str:

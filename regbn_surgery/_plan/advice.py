@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .._rules.problems import listing
 from .._types import FusionPoint, PlannedSite
+from ..nn.options import RegBNOptions
+from ..nn.start import too_few
 from .facts import Facts
 
 _BYTES = 4  # of one float32 of W
@@ -16,6 +18,7 @@ def advise(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint], fact
     """All notes on the planned sites, the gravest first."""
     yield from _rescaled(sites, facts)
     yield from _causal(sites)
+    yield from _short(sites, facts)
     yield from _similarities(sites, points)
     yield from _repeated(sites)
     yield from _underdetermined(sites, facts)
@@ -72,6 +75,19 @@ def _causal(sites: Sequence[PlannedSite]) -> Iterator[str]:
             f"g is a causal stream at {_named(seen)} (`allow_noncausal`): what is subtracted from f depends on all "
             "of its positions, so what is predicted at one from f sees the later ones"
         )
+
+
+def _short(sites: Sequence[PlannedSite], facts: Facts) -> Iterator[str]:
+    if facts.steps is None:
+        return
+    by_momentum: dict[float, list[PlannedSite]] = {}
+    for site in sites:
+        if not site.options.get("correct_start", False):
+            by_momentum.setdefault(float(site.options.get("momentum", RegBNOptions.momentum)), []).append(site)
+    for momentum, members in by_momentum.items():
+        told = too_few(facts.steps, momentum)
+        if told is not None:
+            yield f"{told} ({_named(members)})"
 
 
 def _similarities(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint]) -> Iterator[str]:

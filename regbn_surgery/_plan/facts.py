@@ -13,6 +13,7 @@ class Facts:
 
     references: tuple[str, ...] = ()  # all that a pair may name, "input:NAME" and "module:PATH", in order of the run
     batch: int | None = None  # samples in the user's example
+    steps: int | None = None  # training steps that the user announces
     weights_seen: bool = False
     trained: str | None = None  # why the weights look trained; None: they look fresh, or nobody looked
     causal: frozenset[str] = frozenset()  # modalities whose positions are predicted one after the other

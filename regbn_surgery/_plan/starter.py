@@ -55,7 +55,7 @@ def starter(inspection: Inspection, facts: Facts | None = None) -> str:
         whys = "".join(f"\n  `{draft.points[0].id}`: {draft.trouble}" for draft in drafts)
         none = "no two of its modalities meet" if not inspection.fusion_points else "none that a rule could use"
         raise PlanError(f"{inspection.model} has no fusion point for a rules file: {none}{whys}")
-    lines = [*_title(inspection), head, *([defaults] if defaults else []), "rules:"]
+    lines = [*_title(inspection), head, defaults, "rules:"]
     for draft in drafts:
         lines += _rule(draft)
     lines += _unselected(inspection)
@@ -91,10 +91,13 @@ def _modalities(inspection: Inspection) -> Iterator[str]:
 
 
 def _defaults(facts: Facts) -> Iterator[str]:
+    options = ["centre: true"]
+    yield "# Means are taken off before the fit, so that no mean of g gets into f, and none uses the constraint up."
     if facts.trained is not None:
         yield f"# The weights look trained ({_comment(facts.trained)}); so they compute the same until the first step."
-        yield "defaults: {regbn: {normalize_output: false}}"
-        yield ""
+        options.insert(0, "normalize_output: false")
+    yield f"defaults: {{regbn: {{{', '.join(options)}}}}}"
+    yield ""
 
 
 def _groups(inspection: Inspection) -> list[tuple[FusionPoint, ...]]:

@@ -54,10 +54,21 @@ def dependence_view(found: Diagnosis, width: int = 80) -> RenderableType:
                 bars.append(f"{value(figures):6.3f} ").append(
                     _bar(value(figures)) + "\n", style="green" if when == "after" else "cyan"
                 )
+        words.append("shared directions\n")
+        bars.append(_directions(row) + "\n")
+        if row.running_to_batch is not None:
+            words.append("running / batch subtraction\n")
+            bars.append(f"{row.running_to_batch:6.3f}\n")
         words.rstrip()
         bars.rstrip()
         table.add_row(name, words, bars)
-    return Group(head, Text(""), table, *notes_view(found.notes, verbose=True))
+    alarms = [part for text in found.alarms for part in (Text(""), Text(text, style="bold red"))]
+    return Group(head, *alarms, Text(""), table, *notes_view(found.notes, verbose=True))
+
+
+def _directions(row: Measured) -> str:
+    after = "" if row.after is None else f" before, {row.after.shared_directions} after"
+    return f"{row.before.shared_directions:6d}{after}"
 
 
 def _bar(value: float) -> str:
@@ -80,15 +91,17 @@ def dependence_to_dict(found: Diagnosis) -> dict[str, Any]:
                 "samples": row.before.samples,
                 "before": _figures(row.before),
                 "after": None if row.after is None else _figures(row.after),
+                "running_to_batch": row.running_to_batch,
             }
             for row in found.rows
         ],
+        "alarms": list(found.alarms),
         "notes": list(found.notes),
     }
 
 
 def _figures(figures: Dependence) -> dict[str, float]:
-    return {key: value(figures) for key, _, value in MEASURES}
+    return {key: value(figures) for key, _, value in MEASURES} | {"shared_directions": figures.shared_directions}
 
 
 def dependence_plot(found: Diagnosis, form: str) -> bytes:

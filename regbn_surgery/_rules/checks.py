@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .._errors import RegBNOptionError
-from ..nn.options import RegBNOptions
+from ..nn.options import RegBNOptions, check_value
 from . import references
 from .patterns import PatternError, compile_pattern
 from .problems import Path, Problem, did_you_mean, listing
@@ -34,7 +34,7 @@ def check(value: Any) -> list[Problem]:
     problems += _check_matches(value)
     problems += _check_ids(_rules(value))
     defaults = _mapping(value.get("defaults"))
-    problems += _check_options(_mapping(defaults.get("regbn")), {}, ("defaults", "regbn"))
+    problems += _check_options(_mapping(defaults.get("regbn")), None, ("defaults", "regbn"))
     shared = _mapping(defaults.get("regbn"))
     names = list(_mapping(value.get("modalities")))
     for index, rule in _rules(value):
@@ -44,7 +44,7 @@ def check(value: Any) -> list[Problem]:
         problems += _check_names(rule, names, path)
     for key, override in _mapping(value.get("overrides")).items():
         over = _mapping(override)
-        problems += _check_options(_mapping(over.get("regbn")), {}, ("overrides", key, "regbn"))
+        problems += _check_options(_mapping(over.get("regbn")), None, ("overrides", key, "regbn"))
         problems += _check_names(over, names, ("overrides", key))
     return problems
 
@@ -267,8 +267,11 @@ def unknown_modality(name: str, known: list[str]) -> str:
     return f"there is no modality `{name}`{did_you_mean(name, known)} (known: {listing(known)})"
 
 
-def _check_options(options: dict[str, Any], shared: dict[str, Any], path: Path) -> Iterator[Problem]:
-    """Names, types and ranges of RegBN's options, each by itself and then together with the defaults."""
+def _check_options(options: dict[str, Any], shared: dict[str, Any] | None, path: Path) -> Iterator[Problem]:
+    """Names, types and ranges of RegBN's options, each by itself and then together with the defaults.
+
+    `shared` None: these are defaults or an override, which the options of a rule complete.
+    """
     good: dict[str, Any] = {}
     names = RegBNOptions.names()
     for name, value in options.items():
@@ -283,23 +286,34 @@ def _check_options(options: dict[str, Any], shared: dict[str, Any], path: Path) 
             known = [known for known in (*names, *SIZES) if known not in RULE_LEVEL]
             hint = did_you_mean(name, known) or f"; known: {listing(known, limit=40)}"
             yield Problem(where, f"RegBN has no option `{name}`{hint}", at_key=True)
-        elif text := _option_error({name: value}):
+        elif text := _value_error(name, value):
             yield Problem(where, text)
         else:
             good[name] = value
-    usable = {name: value for name, value in shared.items() if name in names and not _option_error({name: value})}
-    if good and (text := _option_error({**usable, **good})):
+    if shared is None:  # a rule adds what is missing here: only what stands here can be judged
+        good = {name: value for name, value in good.items() if name not in _WITH_ANOTHER and value != "fixed"}
+    usable = {key: value for key, value in (shared or {}).items() if key in names and not _value_error(key, value)}
+    if good and (text := _contradiction({**usable, **good})):
         yield Problem(path, text)
 
 
-def _option_error(options: dict[str, Any]) -> str | None:
-    if len(options) == 1 and "rank" in options:
-        options = {**options, "projection": "low_rank"}  # a rank by itself is judged by its value only
+#: Options that mean something only beside another one.
+_WITH_ANOTHER = ("rank", "lam", "lam_scale")
+
+
+def _value_error(name: str, value: Any) -> str | None:
+    try:
+        check_value(name, value)
+    except RegBNOptionError as error:
+        return f"{error}{boolean_hint(value)}"
+    return None
+
+
+def _contradiction(options: dict[str, Any]) -> str | None:
     try:
         RegBNOptions(**options)
     except RegBNOptionError as error:
-        hints = (boolean_hint(value) for value in options.values())
-        return f"{error}{next((hint for hint in hints if hint), '')}"
+        return str(error)
     return None
 
 

@@ -196,6 +196,7 @@ _BOUNDS: dict[str, Schema] = {
     "beta1": {"minimum": 0, "exclusiveMaximum": 1},
     "beta2": {"minimum": 0, "exclusiveMaximum": 1},
     "momentum": {"minimum": 0, "maximum": 1},
+    "lam": {"minimum": 0},
     "sigma_THR": {"minimum": 0},
     "sigma_MIN": {"minimum": 0},
     "max_dense_gib": {"exclusiveMinimum": 0},
@@ -215,6 +216,7 @@ def _option(name: str) -> Schema:
         return {**described, "enum": list(CHOICES[name])}
     if isinstance(default, bool):
         return {**described, "type": "boolean"}
-    if name == "rank":
-        return {**described, "anyOf": [size, {"type": "null"}]}
+    if default is None:
+        value = size if name == "rank" else {"type": "number", **_BOUNDS[name]}
+        return {**described, "anyOf": [value, {"type": "null"}]}
     return {**described, "type": "number", **_BOUNDS[name]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._exchange import Make, exchange, made_paths
 from ._fold import fold, freeze
 from ._operations import Operation
 from ._site import RegBNSite, identity
@@ -11,16 +12,19 @@ from ._verify import Verification, VerifiedSite, carried_in
 
 __all__ = [
     "HostReport",
+    "Make",
     "Operation",
     "RegBNSite",
     "Verification",
     "VerifiedSite",
     "carried_in",
+    "exchange",
     "explain",
     "fold",
     "forward_digests",
     "freeze",
     "identity",
+    "made_paths",
     "operations_of",
     "perform",
     "refuse_changed",

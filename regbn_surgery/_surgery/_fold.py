@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import defaultdict
 from typing import Any
@@ -15,6 +16,7 @@ from .. import _tree
 from .._errors import RegBNOptionError, RegBNWarning, RewriteError
 from .._inputs import Inputs
 from .._state import preserved
+from ..nn import RegBN
 from ..nn.fold import fold_into_linear
 from ._arguments import own_arguments
 from ._classes import uninstall
@@ -36,6 +38,7 @@ def freeze(model: nn.Module, frozen: bool = True) -> nn.Module:
     sites = _sites(model)
     for site in sites:
         site.frozen = frozen
+        site.train(site.training)
         site.requires_grad_(not frozen)
     return model
 
@@ -59,27 +62,29 @@ def fold(model: nn.Module, inputs: Inputs) -> list[str]:
     finally:
         watch.remove()
     folded, kept = [], []
-    weights: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    layers: list[tuple[nn.Linear, nn.Linear, nn.Linear]] = []  # the layer, what it is to be, what it was
     for name, site in watch.names.items():
         try:
             linear, takes, path = watch.layer_behind(name)
+            if not isinstance(site.regbn, RegBN):
+                raise RewriteError(f"{type(site.regbn).__name__} stands in RegBN's place; only RegBN can be folded")
             new = fold_into_linear(site.regbn, linear, takes, layer=f"`{path}`")  # type: ignore[arg-type]
         except (RewriteError, RegBNOptionError) as error:
             kept.append(f"{name}: {error}")
             continue
         folded.append(name)
-        weights.append((linear, new.weight.detach(), linear.weight.detach().clone()))
+        layers.append((linear, new, copy.deepcopy(linear)))
     if not folded:
         raise RewriteError("No RegBN can be folded exactly. " + " | ".join(kept))
     with torch.no_grad():
-        for linear, new_weight, _ in weights:
-            linear.weight.copy_(new_weight)
+        for linear, new, _ in layers:
+            _become(linear, new)
         for name in folded:
             watch.names[name].folded = True
         wrong = difference(before, _run(model, inputs))
         if wrong is not None:
-            for linear, _, old in weights:
-                linear.weight.copy_(old)
+            for linear, _, old in layers:
+                _become(linear, old)
             for name in folded:
                 watch.names[name].folded = False
             raise RewriteError(f"Folding would change what {type(model).__name__} computes: {wrong}")
@@ -88,6 +93,17 @@ def fold(model: nn.Module, inputs: Inputs) -> list[str]:
     if kept:
         warnings.warn(f"not folded: {' | '.join(kept)}", RegBNWarning, stacklevel=2)
     return folded
+
+
+def _become(linear: nn.Linear, other: nn.Linear) -> None:
+    """Take the weight and bias of another layer over, in place; a centred RegBN gives a bias where there was none."""
+    linear.weight.copy_(other.weight)
+    bias: Any = other.bias
+    if bias is None or linear.bias is None:
+        added = None if bias is None else nn.Parameter(bias.clone(), linear.weight.requires_grad)
+        linear.register_parameter("bias", added)
+    else:
+        linear.bias.copy_(bias)
 
 
 def _sites(model: nn.Module) -> list[RegBNSite]:

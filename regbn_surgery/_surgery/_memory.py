@@ -135,7 +135,7 @@ def note(site: RegBNSite, g: Tensor, mask: Tensor | None) -> None:
 def met_in(frame: Frame) -> dict[str, list[Met]]:
     """By the sites' tokens, what they have met in a call. Worked out when it is asked for: most calls have no cache."""
     for site, training, g, mask, version in frame.notes:
-        dtype = site.regbn.change_mean.dtype
+        dtype = getattr(site.regbn, "change_mean", g).dtype  # another module in RegBN's place takes g as it is
         met = Met(None, None, dtype) if training else Met(g.detach().permute(site.g_axes), mask, dtype)
         met.version = version
         frame.met.setdefault(site.token, []).append(met)

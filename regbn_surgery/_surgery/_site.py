@@ -37,7 +37,8 @@ class RegBNSite(nn.Module):
         f_channels, g_channels = planned.f.channels, planned.g.channels
         assert f_channels is not None, "the plan refuses sides without a channel axis"
         assert g_channels is not None, "the plan refuses sides without a channel axis"
-        self.regbn = RegBN(f_channels, g_channels, planned.f_layer_dim, planned.g_layer_dim, **options)
+        self.regbn: Any = RegBN(f_channels, g_channels, planned.f_layer_dim, planned.g_layer_dim, **options)
+        self.made = False  # a user's function has made the module that is called here in RegBN's place
         self.token = uuid.uuid4().hex  # by which caches know it; a copy goes on from what the original has filled
         self.frozen = False  # the running projection is subtracted in training, too, and stays as it is
         self.folded = False  # RegBN has become a part of the layer behind it
@@ -60,9 +61,36 @@ class RegBNSite(nn.Module):
             keep = self.kept(mask, f, g, *self.masking)
             f_mask, g_mask = (keep, None) if self.masking[0] == "f" else (None, keep)
         self._note(g, g_mask)
-        training = False if self.frozen else None
-        f_new, g_new = self.regbn(_permuted(f, f_axes), _permuted(g, g_axes), training, f_mask=f_mask, g_mask=g_mask)
+        given = _permuted(f, f_axes), _permuted(g, g_axes)
+        if isinstance(self.regbn, RegBN):
+            training = False if self.frozen else None
+            f_new, g_new = self.regbn(*given, training, f_mask=f_mask, g_mask=g_mask)
+        else:
+            f_new, g_new = self._by_other(*given)
         return _permuted_back(f_new, f_axes), (_permuted_back(g_new, g_axes) if self.replace_g else g)
+
+    def _by_other(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """What the module gives that stands in RegBN's place, held to what a site may give."""
+        results = self.regbn(f, g)
+        if not (isinstance(results, tuple) and len(results) == 2 and all(isinstance(x, Tensor) for x in results)):
+            raise RegBNShapeError(
+                f"{type(self.regbn).__name__} returned {type(results).__name__}; a module in RegBN's place returns two "
+                "tensors, (f', g')"
+            )
+        f_new, g_new = results
+        if f_new.shape != f.shape or (self.replace_g and g_new.shape != g.shape):
+            raise RegBNShapeError(
+                f"{type(self.regbn).__name__} returned shapes {list(f_new.shape)} and {list(g_new.shape)} for f "
+                f"{list(f.shape)} and g {list(g.shape)}; a module in RegBN's place keeps them"
+            )
+        return f_new, g_new
+
+    def train(self, mode: bool = True) -> RegBNSite:
+        """As `nn.Module.train`; what stands in RegBN's place stays in evaluation while the site is frozen."""
+        super().train(mode)
+        if self.frozen and not isinstance(self.regbn, RegBN):
+            self.regbn.eval()
+        return self
 
     def go_on(self, f: Tensor, met: Met) -> Tensor:
         """f' of positions of f that follow those which met g, in the layout of f, in evaluation.
@@ -73,14 +101,19 @@ class RegBNSite(nn.Module):
         if self._is_identity():
             return f
         self._check_rank("f", f, self.f_axes)
-        if self.training or self.causal_g or self.regbn.options.reduce != "mean":
+        other = not isinstance(self.regbn, RegBN)
+        if self.training or self.causal_g or other or self.regbn.options.reduce != "mean":
             why = (
-                "in training RegBN is fitted on both sides"
-                if self.training
+                f"{type(self.regbn).__name__} stands in RegBN's place"
+                if other
                 else (
-                    "g is a stream that grows"
-                    if self.causal_g
-                    else "`reduce: flatten` needs all positions of f at once"
+                    "in training RegBN is fitted on both sides"
+                    if self.training
+                    else (
+                        "g is a stream that grows"
+                        if self.causal_g
+                        else "`reduce: flatten` needs all positions of f at once"
+                    )
                 )
             )
             raise RegBNBypassedError(f"RegBN cannot go on from a cache without g: {why}")
@@ -124,6 +157,10 @@ class RegBNSite(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "told_missing": False}  # whoever loads it has not been told
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take pickles of before there were other modules, too."""
+        super().__setstate__({"made": False, **state})  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"f_axes={self.f_axes}, g_axes={self.g_axes}"

@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 from .options import RegBNOptions
 
 if TYPE_CHECKING:
+    from .baselines import NormsOnly, RegressOut
     from .fold import fold_into_linear
     from .regbn import RegBN, convert_sync_regbn
 
-_HOME = {"RegBN": ".regbn", "convert_sync_regbn": ".regbn", "fold_into_linear": ".fold"}
+_HOME = {
+    "NormsOnly": ".baselines",
+    "RegBN": ".regbn",
+    "RegressOut": ".baselines",
+    "convert_sync_regbn": ".regbn",
+    "fold_into_linear": ".fold",
+}
 
-__all__ = ["RegBN", "RegBNOptions", "convert_sync_regbn", "fold_into_linear"]
+__all__ = ["NormsOnly", "RegBN", "RegBNOptions", "RegressOut", "convert_sync_regbn", "fold_into_linear"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .._errors import RegBNOptionError, RegBNShapeError
@@ -62,16 +63,20 @@ def check_features(
         raise RegBNShapeError(f"RegBN expects {name}_mask of shape {list(positions)}; found {list(mask.shape)}")
 
 
-def check_batch(f: Tensor, g: Tensor, training: bool, joined: bool) -> None:
+def check_batch(f: Tensor, g: Tensor, training: bool, joined: bool, present: Tensor | None = None) -> None:
     """The two batch sizes. `joined` means that other ranks add samples of their own."""
+    if present is not None and not (present.dtype == torch.bool and present.shape == f.shape[:1]):
+        raise RegBNShapeError(
+            f"RegBN expects present of shape [{f.shape[0]}] and dtype torch.bool, one for each sample; "
+            f"found {present.dtype} {list(present.shape)}"
+        )
     if f.shape[0] != g.shape[0]:
         raise RegBNShapeError(
             f"RegBN expects f and g of the same batch; found {f.shape[0]} samples of f and {g.shape[0]} of g"
         )
-    if f.shape[0] == 0 and not (training and joined):
-        raise RegBNShapeError("RegBN expects at least 1 sample (2 in training); found an empty batch")
-    if training and f.shape[0] == 1 and not joined:
+    if training and f.shape[0] < 2 and not joined:
+        found = "an empty batch" if f.shape[0] == 0 else "1"
         raise RegBNShapeError(
-            "RegBN expects more than 1 sample in training, to fit f on g across the batch; found 1. "
+            f"RegBN expects more than 1 sample in training, to fit f on g across the batch; found {found}. "
             "Use a larger batch, drop the last one, or call eval()"
         )

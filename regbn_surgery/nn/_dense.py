@@ -6,8 +6,12 @@ One workspace of fixed size holds the tiles in turn. Whatever it still holds whe
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from ._linalg import accumulation_dtype, gram
 
 #: Elements of the workspace (4 MiB in float32), and the widest tile: large enough for efficient matrix products.
 #: Measured with benchmarks/regbn_step.py; a GPU wants fewer, larger products.
@@ -81,13 +85,61 @@ class DenseUpdate:
         return out
 
 
+class RmsUpdate(DenseUpdate):
+    """The same with `||left.T @ right - W||_F / sqrt(mn)` for the size, by `||W||^2 - 2 <W, W_batch> + ||W_batch||^2`.
+
+    Only the middle term goes through W_batch, tile by tile; the others are a norm and a product of Gram matrices. The
+    sums are float64's, the products of a tile its own precision's.
+    """
+
+    def __init__(self, W: Tensor, left: Tensor, right: Tensor) -> None:
+        super().__init__(W, left, right)
+        self.width = W.shape[1]  # whole rows, which lie one after the other
+        self.height = max(1, min(len(W), WORKSPACE.get(W.device.type, WORKSPACE_ELSEWHERE) // self.width))
+        self.kept_from = len(W) - self.height
+
+    def change(self) -> Tensor:
+        wide = accumulation_dtype(self.W.device)
+        workspace = self.W.new_empty(self.height * self.width)
+        shared = []
+        height = max(1, self.height // 2)
+        for top in range(0, self.kept_from, height):
+            bottom = min(top + height, self.kept_from)
+            tile = self._batch_rows(workspace, top, bottom)
+            shared.append(torch.dot(tile.view(-1), self.W[top:bottom].view(-1)))
+        self.kept = self._batch_rows(workspace, self.kept_from, len(self.W))
+        shared.append(torch.dot(self.kept.view(-1), self.W[self.kept_from :].view(-1)))
+        own = torch.linalg.vector_norm(self.W).to(wide).square()
+        target = (gram(self.left) * gram(self.right)).sum()
+        square: Tensor = own - 2.0 * torch.stack(shared).sum(dtype=wide) + target
+        return (square.clamp_min(0.0) / self.W.numel()).sqrt().to(self.W.dtype)
+
+    def move(self, share: Tensor | float) -> None:
+        """Move W by `share`; here `kept` holds the last rows of W_batch."""
+        kept, self.kept = self.kept, None
+        super().move(share)
+        if kept is not None:
+            self.W[self.kept_from :].lerp_(kept, share)
+
+    def _batch_rows(self, workspace: Tensor, top: int, bottom: int) -> Tensor:
+        left = self.left[:, top:bottom].mT
+        if torch.compiler.is_compiling():
+            return left @ self.right
+        out = workspace[: (bottom - top) * self.width].view(bottom - top, self.width)
+        torch.mm(left, self.right, out=out)
+        return out
+
+
 class PrimalUpdate:
     """The same for a W_batch that is at hand as `target` [m, n] because it is smaller than f (the primal form)."""
 
-    def __init__(self, W: Tensor, target: Tensor) -> None:
-        self.W, self.target = W, target
+    def __init__(self, W: Tensor, target: Tensor, rms: bool = False) -> None:
+        self.W, self.target, self.rms = W, target, rms
 
     def change(self) -> Tensor:
+        if self.rms:
+            difference: Tensor = torch.linalg.vector_norm(self.W - self.target, dtype=accumulation_dtype(self.W.device))
+            return (difference / math.sqrt(self.W.numel())).to(self.W.dtype)
         return (self.W - self.target).abs_().mean()
 
     def neutralise_unless(self, finite: Tensor) -> None:

@@ -7,6 +7,7 @@ multiplier lifts into the result; formed in float64 the noise is harmless, at th
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -27,12 +28,51 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
 
 def values_at_hand(x: Tensor) -> bool:
     """Whether the host can read x without waiting, tracing or unwrapping: a plain tensor on the CPU, run eagerly."""
-    return (
-        x.device.type == "cpu"
-        and type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    )
+    return x.device.type == "cpu" and type(x) is Tensor and runs_plainly()
+
+
+def runs_plainly() -> bool:
+    """Whether operations run as they are called, under no compiler and no transform of `torch.func`."""
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
+def exporting() -> bool:
+    """Whether this is traced for evaluation elsewhere (torch 2.6 cannot say)."""
+    exporting = getattr(torch.compiler, "isexporting", None)
+    return exporting is not None and bool(exporting())
+
+
+#: Powers of two between which squares and sums of float32 features stay within float32.
+ORDINARY = (-40, 40)
+
+
+def unit_of(size: Tensor) -> float | Tensor:
+    """A power of two near the 0-dimensional `size` > 0; 1 where that is ordinary, so that nothing changes there.
+
+    A plain 1.0 where the host may know. What is 0 or not finite has no size: 1. Without gradient.
+    """
+    size = size.detach()
+    low, high = ORDINARY
+    if values_at_hand(size):
+        value = float(size)
+        if value == 0.0 or not math.isfinite(value) or 2.0**low <= value <= 2.0**high:
+            return 1.0
+        return 2.0 ** round(math.log2(value))
+    ordinary = (size == 0) | ~torch.isfinite(size) | ((size >= 2.0**low) & (size <= 2.0**high))
+    return torch.where(ordinary, 1.0, torch.where(ordinary, 1.0, size).log2().round().exp2())
+
+
+def narrow_product(wide: Tensor, x: Tensor) -> Tensor:
+    """`wide @ x` in the precision of `x`, where entries of `wide` alone may be beyond its range."""
+    if wide.dtype == x.dtype or wide.numel() == 0:
+        return wide.to(x.dtype) @ x
+    root = unit_of(wide.abs().amax().sqrt())
+    if isinstance(root, float):
+        if root == 1.0:
+            return wide.to(x.dtype) @ x
+        return (wide / root**2).to(x.dtype) @ x * root * root
+    narrow = root.to(x.dtype)
+    return (wide / root**2).to(x.dtype) @ x * narrow * narrow
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -73,9 +113,8 @@ class _CrossGram(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
-        grad = grad.to(a.dtype)
-        grad_a = grad @ b if ctx.needs_input_grad[0] else None
-        grad_b = grad.mT @ a if ctx.needs_input_grad[1] else None
+        grad_a = narrow_product(grad, b) if ctx.needs_input_grad[0] else None
+        grad_b = narrow_product(grad.mT, a) if ctx.needs_input_grad[1] else None
         return grad_a, grad_b
 
 
@@ -94,7 +133,7 @@ class _Gram(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         a: Tensor = ctx.saved_tensors[0]
-        return (grad + grad.mT).to(a.dtype) @ a
+        return narrow_product(grad + grad.mT, a)
 
 
 def cross_gram(a: Tensor, b: Tensor) -> Tensor:

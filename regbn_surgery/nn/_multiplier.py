@@ -1,7 +1,8 @@
-"""The multiplier lambda of the ridge problem, as the root of one monotone scalar equation.
+"""The multiplier lambda of the ridge problem: the root of one monotone scalar equation, a given value, or a scored one.
 
 With G the fitted features of g [b, m], F those of f [b, n], K = G G^T and R = (K + lambda I)^-1 the projection is
-W = G^T R F. Both constraints of RegBN read `tr(R^2 T) = 1`, and in the eigenbasis of K (values s_i, columns u_i)
+W = G^T R F. The two constraints of the paper and of its code read `tr(R^2 T) = 1`, and in the eigenbasis of K (values
+s_i, columns u_i)
 
     sum_i c_i / (s_i + lambda)^2 = 1,      c_i = u_i^T T u_i
 
@@ -11,10 +12,13 @@ with T = K^2 for the smoother (`||K R||_F = 1`, what the published code solves) 
 The left side falls monotonically. Its inverse square root is concave and nearly linear (the secular equation of
 trust-region methods, Moré and Sorensen 1983), so a bracket and a few Newton steps from the left find the root to
 machine precision from any spectrum, in a fixed number of operations and without asking the device for a value.
+
+Two more need no equation: "fixed", lambda = lam tr(K) / min(b, m), or lam itself, and "gcv", which is in `_gcv`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import _gcv
 from ._linalg import shifted_inverse, values_at_hand
-from .options import Constraint
+from .options import Constraint, LambdaGrad
 
 GRID = 128  # points of the bracketing grid; neighbours differ by a factor of about 1.15 over the whole range
 NEWTON_STEPS = 3  # quadratic from there, to about 1e-12
@@ -108,15 +113,16 @@ class _Shrunk:
     active: Array
 
 
-def _shrink(values: Array, own: Array | None, given: Array | None, limits: Limits) -> _Shrunk:
+def _shrink(values: Array, own: Array | None, sizes: Sizes, problem: Problem, given: Array | None) -> _Shrunk:
     """From the eigenvalues of K, in ascending order, to lambda and the factor of each direction.
 
-    `own` are the `u_i^T T u_i`, None for the smoother, whose T is K^2.
+    `own` are the `u_i^T T u_i`, None where T is K^2 or not needed.
     """
-    xp, _ = _library_of(values)
+    xp, exponents = _library_of(values)
+    limits = problem.limits
     values = xp.where(values > 0.0, values, 0.0)
     largest = values[-1]
-    zero_level = len(values) * limits.eps * largest
+    zero_level = sizes.zero * limits.eps * largest
     spanned = values > zero_level
     safe = xp.where(spanned, values, 1.0)
     kept = spanned
@@ -124,13 +130,27 @@ def _shrink(values: Array, own: Array | None, given: Array | None, limits: Limit
     if limits.threshold > 0.0:
         kept = spanned & (values > limits.threshold**2 * largest)
         replaced = xp.where(kept, values, xp.where(spanned, limits.substitute**2, 0.0))
-    energies = replaced**2 if own is None else xp.where(spanned & (own > 0.0), own * (replaced / safe), 0.0)
     floor = xp.where(largest > 0.0, zero_level, 1.0)
-    multiplier, active = solve_root(replaced, energies, floor)
+    if problem.constraint == "fixed":
+        multiplier, active = _fixed(values.sum(), floor, sizes, problem, xp)
+    elif own is not None and problem.constraint == "gcv":
+        energies = xp.where(spanned & (own > 0.0), own / safe, 0.0)
+        rest, left = sizes.energy - energies.sum(), sizes.degrees - spanned.sum()
+        room = left > 0  # else `rest` is rounding, beside a residual that may be smaller still
+        evidence = _gcv.Evidence(energies, spanned, xp.where(room & (rest > 0.0), rest, 0.0), xp.where(room, left, 0))
+        multiplier, active = _gcv.by_spectrum(replaced, evidence, floor, exponents, xp)
+    else:
+        energies = replaced**2 if own is None else xp.where(spanned & (own > 0.0), own * (replaced / safe), 0.0)
+        multiplier, active = solve_root(replaced, energies, floor)
     multiplier = multiplier if given is None else given
     # W = sum_i v_i sigma~_i / (sigma~_i^2 + lambda) u_i^T F with v_i = G^T u_i / sigma_i
     weights = xp.where(spanned, (replaced / safe) ** 0.5, 0.0) / (replaced + multiplier)
     return _Shrunk(values, kept, weights, multiplier, active)
+
+
+def _fixed(trace: Array, floor: Array, sizes: Sizes, problem: Problem, xp: Any) -> tuple[Array, Array]:
+    wanted = problem.fixed(trace, sizes)
+    return xp.where(wanted > floor, wanted, floor), wanted > floor
 
 
 @dataclass(frozen=True)
@@ -150,26 +170,98 @@ class Limits:
 FLOAT32 = Limits(torch.finfo(torch.float32).eps)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What of the options decides the fit. `lam`, `relative`: those of "fixed". `centred`: the features have mean 0."""
+
+    constraint: Constraint = "smoother"
+    lambda_grad: LambdaGrad = "constant"
+    limits: Limits = FLOAT32
+    lam: float = 0.0
+    relative: bool = True
+    centred: bool = False
+
+    @property
+    def thresholded(self) -> bool:
+        return self.limits.threshold > 0.0
+
+    @property
+    def needs_moment(self) -> bool:
+        """Whether lambda depends on f."""
+        return self.constraint in ("frobenius", "gcv")
+
+    def fixed(self, trace: Array, sizes: Sizes) -> Array:
+        """lambda of "fixed", by the trace of K; differentiable."""
+        return trace * (self.lam / sizes.shared) if self.relative else trace * 0.0 + self.lam
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The numbers beside K and T. Counts are of the host, or 0-dimensional where it may not know them.
+
+    `zero`: eigenvalues up to so many times the rounding unit, relative to the largest, count as 0. `shared`: how many
+    eigenvalues K can have above 0. `degrees`: rows that take part, less 1 where they are centred. For "gcv" `energy`,
+    ||F||^2, and in the dual form `outer`, F F^T.
+    """
+
+    zero: int | Tensor
+    shared: int | Tensor
+    degrees: int | Tensor
+    energy: Any = 0.0
+    outer: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        rows: int | Tensor,
+        features: int,
+        dual: bool,
+        problem: Problem,
+        energy: Any = 0.0,
+        outer: Tensor | None = None,
+    ) -> Sizes:
+        """Those of `rows` samples of `features` features of g."""
+        some = rows.clamp_min(1) if isinstance(rows, Tensor) else max(rows, 1)
+        shared = some.clamp_max(features) if isinstance(some, Tensor) else min(some, features)
+        if problem.constraint == "gcv":
+            zero = shared  # the score may have its minimum at the floor, which then is to be the same in both forms
+        else:
+            zero = some if dual else features
+        return cls(zero, shared, rows - int(problem.centred), energy, outer)
+
+    def on_host(self) -> Sizes:
+        """With numbers of numpy in place of tensors."""
+
+        def number(x: Any) -> Any:
+            return x.detach().numpy() if isinstance(x, Tensor) else x
+
+        return Sizes(number(self.zero), number(self.shared), number(self.degrees), number(self.energy))
+
+
 def solve_by_eigenvectors(
-    K: Tensor, T: Tensor | None, constraint: Constraint, limits: Limits, given: Tensor | None = None
+    K: Tensor, T: Tensor | None, sizes: Sizes, problem: Problem, given: Tensor | None = None
 ) -> Ridge:
     """Solve for lambda with one symmetric eigendecomposition of K (for devices on which the host waits anyway).
 
-    `T` is needed for the constraint "frobenius" only; `given` is used in place of the root.
+    `T` is needed for "frobenius" and "gcv" only; `given` is used in place of the root.
     """
     finite = torch.isfinite(K.diagonal().sum())  # sums of squares: they show what is not finite anywhere
     at_hand = values_at_hand(K)
     if not (at_hand and finite):  # eigh refuses what is not finite
         K = torch.where(finite, K, torch.eye(K.shape[-1], dtype=K.dtype, device=K.device))
     values, vectors = torch.linalg.eigh(K)
-    own = None if constraint == "smoother" or T is None else (vectors * (T @ vectors)).sum(0)
+    own = (vectors * (T @ vectors)).sum(0) if problem.needs_moment and T is not None else None
     if at_hand:
         small = _shrink(
-            values.numpy(), None if own is None else own.numpy(), None if given is None else given.numpy(), limits
+            values.numpy(),
+            None if own is None else own.numpy(),
+            sizes.on_host(),
+            problem,
+            None if given is None else given.numpy(),
         )
         small = _Shrunk(*(torch.as_tensor(x) for x in vars(small).values()))
     else:
-        small = _shrink(values, own, given, limits)
+        small = _shrink(values, own, sizes, problem, given)
     inverse = (vectors / (small.values + small.multiplier)) @ vectors.mT
     in_span = (vectors * small.weights) @ vectors.mT
     spectrum = Spectrum(small.values, vectors, small.kept, small.weights)
@@ -177,22 +269,39 @@ def solve_by_eigenvectors(
 
 
 def solve_by_inverses(
-    K: Tensor, T: Tensor | None, constraint: Constraint, limits: Limits, given: Tensor | None = None
+    K: Tensor, T: Tensor | None, sizes: Sizes, problem: Problem, given: Tensor | None = None
 ) -> Ridge:
     """Solve for lambda with matrix inverses alone, for devices on which a decomposition would make the host wait."""
     largest = _largest_eigenvalue(K)
-    floor = torch.where(largest > 0, K.shape[-1] * limits.eps * largest, 1.0)
+    floor = torch.where(largest > 0, sizes.zero * problem.limits.eps * largest, 1.0)
     span = _span(K, floor)
-    T = K @ K if constraint == "smoother" or T is None else span @ T @ span  # K F F^T is not symmetric
 
     def spanned(shift: Tensor) -> Tensor:
         """(K + shift I)^-1 in the span of K alone: elsewhere T is rounding, which a small shift would lift."""
         return shifted_inverse(K, shift) @ span
 
-    top = torch.maximum(T.diagonal().sum().clamp_min(0.0).sqrt(), floor)
-    low, high = floor, top
-    exponents = torch.linspace(0.0, 1.0, COARSE_GRID, dtype=K.dtype, device=K.device)
-    active = torch.zeros((), dtype=torch.bool, device=K.device)
+    if problem.constraint == "fixed":
+        root, active = _fixed(K.diagonal().sum(), floor, sizes, problem, torch)
+    elif problem.constraint == "gcv" and T is not None:
+        root, active = _gcv.by_inverses(gcv_matrices(K, T, sizes), floor, largest)
+    else:
+        T = K @ K if problem.constraint == "smoother" or T is None else span @ T @ span  # K F F^T is not symmetric
+        root, active = _root_by_inverses(spanned, T, floor)
+    multiplier = root if given is None else given
+    finite = torch.isfinite(K.diagonal().sum())
+    return Ridge(multiplier, shifted_inverse(K, multiplier), spanned(multiplier), active, finite)
+
+
+def gcv_matrices(K: Tensor, T: Tensor, sizes: Sizes) -> _gcv.Matrices:
+    """What "gcv" is reckoned from without a spectrum."""
+    return _gcv.Matrices(K, T, sizes.energy, sizes.degrees - K.shape[-1], sizes.outer)
+
+
+def _root_by_inverses(spanned: Callable[[Tensor], Tensor], T: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """The root of `tr(R^2 T) = 1` or the floor, and whether the constraint binds."""
+    low, high = floor, torch.maximum(T.diagonal().sum().clamp_min(0.0).sqrt(), floor)
+    exponents = torch.linspace(0.0, 1.0, COARSE_GRID, dtype=T.dtype, device=T.device)
+    active = torch.zeros((), dtype=torch.bool, device=T.device)
     for _ in range(2):
         grid = low * (high / low) ** exponents
         inverses = spanned(grid)
@@ -208,9 +317,7 @@ def solve_by_inverses(
         slope = ((inverse @ weighted) * inverse.mT).sum()
         step = value * (value.sqrt() - 1.0) / slope
         root = torch.minimum(torch.maximum(root + step, low), high)
-    multiplier = torch.where(active, root, floor) if given is None else given
-    finite = torch.isfinite(K.diagonal().sum())
-    return Ridge(multiplier, shifted_inverse(K, multiplier), spanned(multiplier), active, finite)
+    return torch.where(active, root, floor), active
 
 
 def _span(K: Tensor, floor: Tensor) -> Tensor:

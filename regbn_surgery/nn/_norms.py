@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._linalg import accumulation_dtype
+from ._linalg import ORDINARY, accumulation_dtype, exporting, values_at_hand
+from ._presence import Rows
 from ._ranks import Ranks
+from ._readers import is_read_by_autograd
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,35 @@ def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(x.dtype)
 
 
+SHRUNK_TO = 10  # power of two: eps is below rounding beside its square, and products with gradients stay in range
+
+
+def _layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """`F.layer_norm`, with the right result for values whose squares are beyond their precision, too."""
+    if values_at_hand(x):
+        y, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
+        # By numpy, which starts in a fraction of the time; NaN is not > 0.
+        if x.numel() == 0 or scale.detach().numpy().min() > 0 or not bool(torch.isfinite(x.detach()).all()):
+            return y
+    elif exporting():
+        return F.layer_norm(x, shape, weight, bias, eps)
+    return F.layer_norm(_within_range(x), shape, weight, bias, eps)
+
+
+def _within_range(x: Tensor) -> Tensor:
+    """`x` [b, ...] divided by a power of two for each sample where it is large, by far not so much that eps counts."""
+    size = x.detach().abs().flatten(1).amax(1)
+    large = torch.isfinite(size) & (size > 2.0 ** ORDINARY[1])
+    shrunk = torch.where(large, (SHRUNK_TO - torch.where(large, size, 1.0).log2().ceil()).exp2(), 1.0)
+    return x * shrunk.view(-1, *[1] * (x.dim() - 1))
+
+
 class SampleNorm(nn.LayerNorm):
     """LayerNorm over (C, *spatial) of each sample, in the precision of its input whatever that of its weights."""
 
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = _like(self.weight, input), _like(self.bias, input)
-        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+        return _layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
 class PositionNorm(nn.LayerNorm):
@@ -40,7 +65,7 @@ class PositionNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = _like(self.weight, input), _like(self.bias, input)
         last = input.movedim(1, -1)
-        return F.layer_norm(last, self.normalized_shape, weight, bias, self.eps).movedim(-1, 1)
+        return _layer_norm(last, self.normalized_shape, weight, bias, self.eps).movedim(-1, 1)
 
 
 class ChannelNorm(nn.Module):
@@ -72,27 +97,37 @@ class ChannelNorm(nn.Module):
         return self.normalize(input, training)[0]
 
     def normalize(
-        self, x: Tensor, training: bool | None = None, ranks: Ranks | None = None
+        self, x: Tensor, training: bool | None = None, ranks: Ranks | None = None, rows: Rows | None = None
     ) -> tuple[Tensor, Moments | None]:
-        """The normalised x, and in training the moments that it was normalised with (of all `ranks` together)."""
+        """The normalised x, and in training the moments that it was normalised with (of all `ranks` together).
+
+        With `rows` the moments are those of the rows that take part; the others are normalised with them, too.
+        """
         weight, bias = _like(self.weight, x), _like(self.bias, x)
         if not (self.training if training is None else training):
             mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
+            if is_read_by_autograd(x):  # a later step changes them in place
+                mean, var = mean.clone(), var.clone()
             return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps), None
-        if ranks is not None:
-            return self._normalize_joined(x, weight, bias, ranks)
+        if ranks is not None or (rows is not None and rows.present is not None):
+            return self._normalize_over(x, weight, bias, ranks, rows)
         y, mean, inverse_std = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, self.eps)
+        if values_at_hand(x) and not bool((inverse_std.detach() > 0).all()):  # squares beyond the precision of x
+            return self._normalize_over(x, weight, bias, ranks, rows)
         var = inverse_std.detach().square().reciprocal() - self.eps
         return y, Moments(mean.detach(), var, float(x.numel() // x.shape[1]))
 
-    def _normalize_joined(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, ranks: Ranks
+    def _normalize_over(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, ranks: Ranks | None, rows: Rows | None
     ) -> tuple[Tensor, Moments]:
-        flat = x.transpose(0, 1).flatten(1)
-        wide = flat.to(accumulation_dtype(x.device))
-        count = wide.new_full((1,), float(flat.shape[1]))
-        sums = ranks.sum(torch.cat([wide.sum(1), wide.square().sum(1), count]))
-        total, squares, count = sums[: len(flat)], sums[len(flat) : -1], sums[-1].detach()
+        """Over the rows that take part, of all ranks."""
+        counted = x if rows is None else rows.of(x)
+        own: Tensor | int = len(x) if rows is None or rows.present is None else rows.present.sum()
+        wide = counted.transpose(0, 1).flatten(1).to(accumulation_dtype(x.device))
+        count = wide.new_ones(1) * own * (x.numel() // max(len(x) * x.shape[1], 1))
+        sums = torch.cat([wide.sum(1), wide.square().sum(1), count])
+        sums = sums if ranks is None else ranks.sum(sums)
+        total, squares, count = sums[: len(wide)], sums[len(wide) : -1], sums[-1].detach().clamp_min(1.0)
         mean = total / count
         var = (squares / count - mean.square()).clamp_min(0.0)
         scale = (var + self.eps).rsqrt()
@@ -100,7 +135,7 @@ class ChannelNorm(nn.Module):
             scale = scale * weight
         shift = -mean * scale if bias is None else bias - mean * scale
         shape = (1, -1) + (1,) * (x.dim() - 2)
-        y = x * scale.to(x.dtype).view(shape) + shift.to(x.dtype).view(shape)
+        y = (x.to(wide.dtype) * scale.view(shape) + shift.view(shape)).to(x.dtype)
         return y, Moments(mean.detach(), var.detach(), count)
 
     @torch.no_grad()
@@ -109,7 +144,9 @@ class ChannelNorm(nn.Module):
         count = seen.count
         unbiased = seen.var * (count / (count - 1.0)) if not isinstance(count, float) or count > 1 else seen.var
         for running, new in ((self.running_mean, seen.mean), (self.running_var, unbiased)):
-            running.add_(torch.where(finite, self.momentum * (new.to(running.dtype) - running), 0.0))
+            new = new.to(running.dtype)
+            moves = finite & torch.isfinite(new)  # a variance may be beyond float32 where the batch is not
+            running.add_(torch.where(moves, self.momentum * (new - running), 0.0))
         self.num_batches_tracked.add_(finite)
 
     def extra_repr(self) -> str:

@@ -29,17 +29,21 @@ class Ranks:
     def size(self) -> int:
         return dist.get_world_size(self.group)
 
-    def batch_sizes(self, own: int, device: torch.device) -> list[int]:
-        """The batch size of every rank, in order. Raises where the joined batch is below 2."""
-        sizes = torch.zeros(self.size, dtype=torch.long, device=device)
-        sizes[dist.get_rank(self.group)] = own
+    def batch_sizes(self, own: int, present: int | Tensor, device: torch.device) -> tuple[list[int], int]:
+        """The batch size of every rank, in order, and how many rows of all take part, `present` of them here.
+
+        Raises where the joined batch is below 2.
+        """
+        rank, size = dist.get_rank(self.group), self.size
+        sizes = torch.zeros(2 * size, dtype=torch.long, device=device)
+        sizes[rank], sizes[size + rank] = own, present
         dist.all_reduce(sizes, group=self.group)
         found = cast("list[int]", sizes.tolist())
-        if sum(found) < 2:
+        if sum(found[:size]) < 2:
             raise RegBNShapeError(
-                f"RegBN expects more than 1 sample over all ranks in training; found {found} on the {self.size} ranks"
+                f"RegBN expects more than 1 sample over all ranks in training; found {found[:size]} on the {size} ranks"
             )
-        return found
+        return found[:size], sum(found[size:])
 
     def join_rows(self, rows: Tensor, sizes: list[int]) -> Tensor:
         """[own, k] -> [sum(sizes), k], the ranks' rows in order: one all-gather, and one all-reduce backward."""

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .._errors import RegBNWarning
-from ._dense import DenseUpdate, PrimalUpdate
-from ._linalg import values_at_hand
+from ._dense import DenseUpdate, PrimalUpdate, RmsUpdate
+from ._linalg import exporting, values_at_hand
 from ._low_rank import LowRankUpdate
 from ._multiplier import Ridge
 from ._norms import ChannelNorm, Moments
+from ._presence import Rows, keep_rows
+from ._readers import Readers, is_read_by_autograd, may_hook
 from .options import RegBNOptions
 
 _log = logging.getLogger("regbn_surgery")
 _NORMS = ("norm_f", "norm_g", "norm_f_out", "norm_g_out")
 #: What the published layer does not save.
 _OWN_STATE = ("change_mean", "change_square", "num_steps", "num_skipped")
+#: What options add to the state dict.
+_OPTIONAL_STATE = ("mean_g", "zero_weight")
 DEFAULT_RANK = 64
+MEAN_MOMENTUM = 0.1  # of the running mean of g, as BatchNorm's; the first steps are averaged
 
 Update = DenseUpdate | PrimalUpdate | LowRankUpdate
 Number = TypeVar("Number", float, Tensor)
@@ -33,12 +40,40 @@ def in_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+class Projection(NamedTuple):
+    """The running projection at some time: its factors, whose product it is, and the mean of g that belongs to it."""
+
+    factors: tuple[Tensor, ...]
+    mean_g: Tensor | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a batch has to say to the running state.
+
+    `rows`: those that took part. `g_mean` [m]: their mean of g, where that is taken off. `batch_norm`: ||W_batch||_F,
+    and `removed`: ||f - f'|| / ||f|| before the output norms, for who watches.
+    """
+
+    update: Update
+    solution: Ridge
+    rows: Rows
+    n_epoch: int | None
+    moments: tuple[tuple[ChannelNorm, Moments], ...]
+    g_mean: Tensor | None
+    batch_norm: Tensor
+    removed: Tensor
+
+
 class RunningState(nn.Module):
     """The part of RegBN that lasts. Everything that a resumed run needs is in the state dict.
 
     Buffers: `W` [m, n], or `W_left` [m, r] and `W_right` [r, n]; `change_mean`, `change_square`, the moments of the
-    size of W's change; `num_steps`; `num_skipped`, the batches that were not finite; and outside the state dict
-    `multiplier`, lambda of the last training step. Floating ones stay in float32 when the module is made half.
+    size of W's change; `num_steps`; `num_skipped`, the batches that moved nothing: not finite, or with fewer than two
+    rows in which both sides are there. With `centre` the running mean of g, `mean_g` [m]; with `correct_start`
+    `zero_weight`, the share of its start that an uncorrected W would still have. Outside the state dict `multiplier`,
+    lambda of the last training step, and `observed`, see `statistics`. Floating ones stay in float32 when the module
+    is made half.
     """
 
     W: Tensor
@@ -48,7 +83,10 @@ class RunningState(nn.Module):
     change_square: Tensor
     num_steps: Tensor
     num_skipped: Tensor
+    mean_g: Tensor
+    zero_weight: Tensor
     multiplier: Tensor
+    observed: Tensor
 
     def __init__(self, options: RegBNOptions, projection: str, m: int, n: int) -> None:
         super().__init__()
@@ -64,9 +102,15 @@ class RunningState(nn.Module):
         self.register_buffer("change_square", torch.zeros(()))
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("num_skipped", torch.zeros((), dtype=torch.long))
+        if options.centre:
+            self.register_buffer("mean_g", torch.zeros(m))
+        if options.correct_start:
+            self.register_buffer("zero_weight", torch.ones(()))
         self.register_buffer("multiplier", torch.zeros(()), persistent=False)
+        self.register_buffer("observed", torch.zeros(3), persistent=False)
         self._warned = False
-        self._before: tuple[Tensor, ...] | None = None
+        self._before: Projection | None = None
+        self._readers = Readers()
 
     # -- the projection ----------------------------------------------------------------------------------------
 
@@ -75,17 +119,34 @@ class RunningState(nn.Module):
         """`(W,)`, or `(W_left, W_right)`; their product is the running projection."""
         return (self.W,) if self.projection == "dense" else (self.W_left, self.W_right)
 
-    def subtract(self, f: Tensor, g: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
-        """`f - g W` for `f` [b, n], `g` [b, m]."""
-        *inner, last = (factor.to(f.dtype) for factor in factors)
-        for factor in inner:
-            g = g @ factor
-        return torch.addmm(f, g, last, alpha=-1.0)
+    @property
+    def running(self) -> Projection:
+        """The running projection as it is now: the buffers themselves."""
+        return Projection(self.factors, self.mean_g if self.options.centre else None)
 
-    def snapshot(self) -> tuple[Tensor, ...]:
+    def subtract(self, f: Tensor, g: Tensor, by: Projection, present: Tensor | None = None) -> Tensor:
+        """`f - (g - mean) W` for `f` [b, n], `g` [b, m]; f where `present` [b] is false."""
+        if by.mean_g is not None:
+            g = g - by.mean_g.to(g.dtype)
+        g = keep_rows(g, present)
+        factors = by.factors
+        if not (is_read_by_autograd(g) and self._is_live(factors)):
+            return _residual(f, g, factors)
+        if may_hook(factors[0]):
+            with self._readers.reading(factors):
+                return _residual(f, g, factors)
+        return _residual(f, g, factors if exporting() else tuple(factor.clone() for factor in factors))
+
+    def _is_live(self, factors: tuple[Tensor, ...]) -> bool:
+        """Whether these are the buffers, which a step changes in place, and not a copy of them."""
+        return all(ours is theirs for ours, theirs in zip(self.factors, factors, strict=True))
+
+    def snapshot(self) -> Projection:
         """The projection from before this step, kept for a second forward by gradient checkpointing."""
         if not in_backward() or self._before is None:
-            self._before = tuple(factor.clone() for factor in self.factors)
+            now = self.running
+            mean = None if now.mean_g is None else now.mean_g.clone()
+            self._before = Projection(tuple(factor.clone() for factor in now.factors), mean)
         return self._before
 
     def update_towards(self, rows: Tensor, columns: Tensor) -> Update:
@@ -93,61 +154,82 @@ class RunningState(nn.Module):
         factors = self.factors
         rows, columns = rows.detach().to(factors[0].dtype), columns.detach().to(factors[0].dtype)
         if len(factors) == 1:
-            return DenseUpdate(factors[0], rows, columns)
+            update = RmsUpdate if self.options.step_size == "rms" else DenseUpdate
+            return update(factors[0], rows, columns)
         return LowRankUpdate(factors[0], factors[1], rows, columns)
 
     # -- a step ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def advance(
-        self,
-        update: Update,
-        solution: Ridge,
-        n_epoch: int | None,
-        moments: Iterable[tuple[ChannelNorm, Moments]],
-    ) -> None:
-        """Move the state by one batch; a batch that is not finite is only counted. Nothing in a second forward."""
+    def advance(self, step: Step) -> None:
+        """Move the state by one batch; one that is not finite, or has no rows, is only counted.
+
+        Nothing in a second forward (gradient checkpointing).
+        """
         if in_backward():
             return
-        change = update.change()
-        finite = torch.isfinite(change + solution.multiplier) & solution.finite
-        on_host = values_at_hand(change)
+        self._readers.before_writing()
+        change = step.update.change()
+        finite = torch.isfinite(change + step.solution.multiplier) & step.solution.finite
+        on_host = values_at_hand(change) and not isinstance(step.rows.count, Tensor)
         if on_host:
             # The host waits for this device anyway: branch, and reckon with plain numbers.
-            if not finite:
+            if not (finite and step.rows.enough):
                 self.num_skipped.add_(1)
-                self._warn_of_skipping()
+                if not finite:
+                    self._warn_of_skipping()
                 return
-            self.num_steps.add_(1)
-            exponent = int(self.num_steps) if n_epoch is None else n_epoch + 1
-            state = (self.change_mean.item(), self.change_square.item())
-            mean, square, share = adaptive_share(self.options, *state, change.item(), exponent)
-            update.move(share)
-            self.change_mean.fill_(mean)
-            self.change_square.fill_(square)
-            self.multiplier.copy_(solution.multiplier)
+            self._advance_seen(step, change.item())
         else:
-            self._advance_unseen(update, change, finite, solution.multiplier, n_epoch)
-        for norm, seen in moments:
+            finite = finite & step.rows.enough
+            self._advance_unseen(step, change, finite)
+        for norm, seen in step.moments:
             norm.track(seen, finite)
         if on_host and self.options.verbose:
             _log.info("RegBN: lambda %.6g, change of W %.3g", self.multiplier.item(), change.item())
 
-    def _advance_unseen(
-        self, update: Update, change: Tensor, finite: Tensor, multiplier: Tensor, n_epoch: int | None
-    ) -> None:
+    def _advance_seen(self, step: Step, change: float) -> None:
+        self.num_steps.add_(1)
+        count = int(self.num_steps)
+        exponent = count if step.n_epoch is None else step.n_epoch + 1
+        state = (self.change_mean.item(), self.change_square.item())
+        limit = torch.finfo(self.change_square.dtype).max
+        mean, square, share = adaptive_share(self.options, *state, change, exponent, limit)
+        if self.options.correct_start:
+            left, share = corrected_share(self.zero_weight.item(), share)
+            self.zero_weight.fill_(left)
+        step.update.move(share)
+        self.change_mean.fill_(mean)
+        self.change_square.fill_(square)
+        if step.g_mean is not None:
+            self.mean_g.lerp_(step.g_mean.to(self.mean_g.dtype), max(MEAN_MOMENTUM, 1.0 / count))
+        self.multiplier.copy_(step.solution.multiplier)
+        self.observed[0], self.observed[1], self.observed[2] = share, step.batch_norm, step.removed
+
+    def _advance_unseen(self, step: Step, change: Tensor, moves: Tensor | bool) -> None:
         """The same where no value may be read back to the host (another device, a compiler)."""
-        self.num_steps.add_(finite)
-        self.num_skipped.add_(~finite)
-        exponent = self.num_steps.clamp_min(1) if n_epoch is None else n_epoch + 1
-        change = torch.where(finite, change, 0.0)
+        moves = torch.as_tensor(moves, device=change.device)
+        self.num_steps.add_(moves)
+        self.num_skipped.add_(~moves)
+        count = self.num_steps.clamp_min(1)
+        exponent = count if step.n_epoch is None else step.n_epoch + 1
+        change = torch.where(moves, change, 0.0)
         state = (self.change_mean, self.change_square)
-        mean, square, share = adaptive_share(self.options, *state, change, exponent)
-        update.neutralise_unless(finite)
-        update.move(torch.where(finite, share, 0.0))
-        self.change_mean.copy_(torch.where(finite, mean, self.change_mean))
-        self.change_square.copy_(torch.where(finite, square, self.change_square))
-        self.multiplier.copy_(torch.where(finite, multiplier, self.multiplier))
+        limit = torch.finfo(self.change_square.dtype).max
+        mean, square, share = adaptive_share(self.options, *state, change, exponent, limit)
+        if self.options.correct_start:
+            left, share = corrected_share(self.zero_weight, share)
+            self.zero_weight.copy_(torch.where(moves, left, self.zero_weight))
+        step.update.neutralise_unless(moves)
+        step.update.move(torch.where(moves, share, 0.0))
+        self.change_mean.copy_(torch.where(moves, mean, self.change_mean))
+        self.change_square.copy_(torch.where(moves, square, self.change_square))
+        if step.g_mean is not None:
+            towards = step.g_mean.to(self.mean_g.dtype) - self.mean_g
+            self.mean_g.add_(torch.where(moves, towards * (1.0 / count).clamp_min(MEAN_MOMENTUM), 0.0))
+        self.multiplier.copy_(torch.where(moves, step.solution.multiplier, self.multiplier))
+        seen = torch.stack([x.to(self.observed.dtype) for x in (share, step.batch_norm, step.removed)])
+        self.observed.copy_(torch.where(moves, seen, self.observed))
 
     def _warn_of_skipping(self) -> None:
         if not self._warned:
@@ -179,16 +261,24 @@ class RunningState(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_before": None}
+        return {**self.__dict__, "_before": None, "_readers": Readers()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take pickles of older versions too, which lack what is not part of the state dict."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.__dict__.setdefault("_readers", Readers())
+        if "observed" not in self._buffers:
+            self.register_buffer("observed", self.change_mean.new_zeros(3), persistent=False)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *rest: Any
     ) -> None:
         """Take the published layer's state dict too: it has no moments and may hold norms that are off here."""
+        self._readers.before_writing()
         missing = [name for name in _OWN_STATE if prefix + name not in state_dict]
         if len(missing) == len(_OWN_STATE) and prefix + "W" in state_dict:
-            for name in missing:
-                state_dict[prefix + name] = torch.zeros_like(getattr(self, name))
+            for name in (*missing, *(name for name in _OPTIONAL_STATE if name in self._buffers)):
+                state_dict[prefix + name] = torch.zeros_like(getattr(self, name))  # its W has left its start behind
             for name in _NORMS:
                 if isinstance(getattr(self, name), nn.Identity):
                     for key in [key for key in state_dict if key.startswith(f"{prefix}{name}.")]:
@@ -196,15 +286,39 @@ class RunningState(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
 
 
+def _residual(f: Tensor, g: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+    *inner, last = (factor.to(f.dtype) for factor in factors)
+    for factor in inner:
+        g = g @ factor
+    return torch.addmm(f, g, last, alpha=-1.0)
+
+
 def adaptive_share(
-    options: RegBNOptions, mean: Number, square: Number, change: Number, exponent: int | Tensor
+    options: RegBNOptions, mean: Number, square: Number, change: Number, exponent: int | Tensor, limit: float = math.inf
 ) -> tuple[Number, Number, Number]:
     """The two moments of the change's size with `change` taken in, and the share of the batch's projection.
 
-    `share = momentum * (mean / (1 - beta1^t)) / (sqrt(square / (1 - beta2^t)) + 1e-8)`, t the exponent.
+    `share = momentum * (mean / (1 - beta1^t)) / (sqrt(square / (1 - beta2^t)) + 1e-8)`, t the exponent. Where the mean
+    square is beyond `limit`, the largest number that can be kept, the share is `momentum`.
     """
     mean = options.beta1 * mean + (1.0 - options.beta1) * change
     square = options.beta2 * square + (1.0 - options.beta2) * change * change
     corrected: Any = (square / (1.0 - options.beta2**exponent)) ** 0.5
-    share = options.momentum * (mean / (1.0 - options.beta1**exponent)) / (corrected + 1e-8)
-    return mean, square, share
+    share: Any = options.momentum * (mean / (1.0 - options.beta1**exponent)) / (corrected + 1e-8)
+    if isinstance(square, Tensor):
+        beyond = square >= limit
+        return mean, torch.where(beyond, limit, square), torch.where(beyond, options.momentum, share)
+    return (mean, square, share) if square < limit else (mean, limit, options.momentum)
+
+
+def corrected_share(zero_weight: Number, share: Number) -> tuple[Number, Number]:
+    """The weight that the zero start has after a step by `share`, and the share that takes it out of W.
+
+    With `p` the product of all `1 - share`, W / (1 - p) is the average of the batches alone. It moves by
+    `share / (1 - p)`: the first step takes the batch's projection whole.
+    """
+    left: Any = zero_weight * (1.0 - share)
+    arrived: Any = 1.0 - left
+    if isinstance(arrived, Tensor):
+        return left, torch.where(arrived > 0.0, share / torch.where(arrived > 0.0, arrived, 1.0), 0.0)  # type: ignore[return-value]
+    return left, share / arrived if arrived > 0.0 else share

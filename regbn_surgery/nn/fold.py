@@ -40,16 +40,21 @@ def fold_into_linear(
         on_f, on_g = weight[:, :n], weight[:, n:]
     else:
         on_g, on_f = weight[:, :m], weight[:, m:]
-    # y = A_f (f - W^T g) + A_g g = A_f f + (A_g - A_f W^T) g, for columns f and g; in float64, rounded once
+    # y = A_f (f - W^T (g - mean)) + A_g g = A_f f + (A_g - A_f W^T) g + A_f W^T mean, for columns f and g; in float64,
+    # rounded once
+    running = regbn.running
     explained = on_f.double()
-    for factor in reversed(regbn.factors):
+    for factor in reversed(running.factors):
         explained = explained @ factor.double().mT
+    offset = None if running.mean_g is None else explained @ running.mean_g.double()
     on_g = (on_g.double() - explained).to(weight.dtype)
     parts = [on_g, on_f] if takes == "gf" else [on_f, on_g]
-    folded = nn.Linear(n + m, linear.out_features, linear.bias is not None, device=weight.device, dtype=weight.dtype)
+    biased = offset is not None or linear.bias is not None
+    folded = nn.Linear(n + m, linear.out_features, biased, device=weight.device, dtype=weight.dtype)
     folded.weight.copy_(torch.cat(parts, dim=1))
-    if linear.bias is not None:
-        folded.bias.copy_(linear.bias)
+    if biased:
+        own = weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+        folded.bias.copy_(own if offset is None else own.double() + offset)
     folded.requires_grad_(weight.requires_grad)
     return folded.train(linear.training)
 

@@ -7,41 +7,41 @@ closed form; see `_multiplier` for the equations of lambda.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from ._linalg import cross_gram, gram, with_inverse_gradient
-from ._multiplier import FLOAT32, Limits, Ridge, attach_gradient, solve_by_eigenvectors, solve_by_inverses
+from . import _gcv
+from ._linalg import cross_gram, gram, unit_of, with_inverse_gradient
+from ._multiplier import (
+    Problem,
+    Ridge,
+    Sizes,
+    attach_gradient,
+    gcv_matrices,
+    solve_by_eigenvectors,
+    solve_by_inverses,
+)
 from ._ranks import Ranks
 from ._threshold import thresholded_inverse
-from .options import Constraint, LambdaGrad
+
+__all__ = ["Problem", "dual", "primal", "projection", "subtract_dual"]
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What of the options decides the fit."""
-
-    constraint: Constraint = "smoother"
-    lambda_grad: LambdaGrad = "constant"
-    limits: Limits = FLOAT32
-
-    @property
-    def thresholded(self) -> bool:
-        return self.limits.threshold > 0.0
-
-
-def dual(G: Tensor, F: Tensor, problem: Problem, multiplier: Tensor | None = None) -> tuple[Tensor, Tensor, Ridge]:
+def dual(
+    G: Tensor, F: Tensor, problem: Problem, multiplier: Tensor | None = None, rows: int | Tensor | None = None
+) -> tuple[Tensor, Tensor, Ridge]:
     """Solve in the batch: `(R, K, solution)` with K = G G^T, R = (K + lambda I)^-1, [b, b], so that W = G^T R F.
 
     R carries the gradient; `solution.inverse` is the same without it. A given `multiplier` (0-dimensional) is
-    used in place of the root of the constraint.
+    used in place of lambda. `rows` is how many rows count where the others are zero; None: all.
     """
     K = gram(G)
-    needs_moment = problem.constraint == "frobenius"
-    moment = K @ gram(F) if needs_moment else None
-    inverse, solution = _regularised_inverse(K, moment, problem, multiplier)
+    moment, energy, outer = None, None, None
+    if problem.needs_moment:
+        outer = gram(F)
+        moment, energy = K @ outer, outer.diagonal().sum()
+    sizes = Sizes.of(len(G) if rows is None else rows, G.shape[1], True, problem, energy, outer)
+    inverse, solution = _regularised_inverse(K, moment, sizes, problem, multiplier)
     return inverse, K, solution
 
 
@@ -52,15 +52,49 @@ def primal(
 
     With `ranks` G and F are this rank's rows of the joined batch.
     """
+    W, unit, solution = primal_in_units(G, F, problem, multiplier, ranks)
+    return in_units(W, unit), solution
+
+
+def primal_in_units(
+    G: Tensor,
+    F: Tensor,
+    problem: Problem,
+    multiplier: Tensor | None = None,
+    ranks: Ranks | None = None,
+    rows: int | Tensor | None = None,
+) -> tuple[Tensor, float | Tensor, Ridge]:
+    """`(unit W, unit, solution)`: W with G measured in `unit`, 1 unless G is of a size at which W leaves float32.
+
+    `rows` is how many rows of all count where the others are zero; None: all of this rank.
+    """
     S = gram(G.mT)
-    Q = G.mT @ F
+    energy = F.to(S.dtype).square().sum() if problem.constraint == "gcv" else None
+    unit = unit_of(S.diagonal().sum().sqrt())
+    Q = in_units(G, unit).mT @ F
     if ranks is not None:
-        sums = ranks.sum(torch.cat([S, Q.to(S.dtype)], dim=1))
-        S, Q = sums[:, : len(S)], sums[:, len(S) :].to(F.dtype)
-    moment = gram(Q) if problem.constraint == "frobenius" else None
-    inverse, solution = _regularised_inverse(S, moment, problem, multiplier)
-    W = _with_value(inverse.to(F.dtype) @ Q, solution.spanned.to(F.dtype) @ Q)
-    return W, solution
+        S, wide, energy = _summed(S, Q.to(S.dtype) * unit, energy, ranks)
+        unit = unit_of(S.diagonal().sum().sqrt())  # the same everywhere
+        Q = (wide / unit).to(F.dtype)
+    moment = gram(Q) * unit**2 if problem.needs_moment else None
+    sizes = Sizes.of(len(G) if rows is None else rows, G.shape[1], False, problem, energy)
+    inverse, solution = _regularised_inverse(S, moment, sizes, problem, multiplier)
+    square = unit**2
+    W = _with_value((inverse * square).to(F.dtype) @ Q, (solution.spanned * square).to(F.dtype) @ Q)
+    return W, unit if isinstance(unit, float) else unit.to(F.dtype), solution
+
+
+def in_units(x: Tensor, unit: float | Tensor) -> Tensor:
+    """`x / unit`, and `x` itself where that is 1."""
+    return x / unit.to(x.dtype) if isinstance(unit, Tensor) else x if unit == 1.0 else x / unit
+
+
+def _summed(S: Tensor, Q: Tensor, energy: Tensor | None, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All of them over all ranks, in one all-reduce."""
+    parts = [S, Q] if energy is None else [S, Q, energy.expand(len(S), 1) / len(S)]
+    sums = ranks.sum(torch.cat(parts, dim=1))
+    total = None if energy is None else sums[:, -1].sum()
+    return sums[:, : len(S)], sums[:, len(S) : len(S) + Q.shape[1]], total
 
 
 def projection(G: Tensor, F: Tensor, problem: Problem, multiplier: Tensor | None = None) -> Tensor:
@@ -83,19 +117,47 @@ def subtract_dual(f: Tensor, g: Tensor, G: Tensor, F: Tensor, fit: tuple[Tensor,
     return torch.addmm(f, weights.to(f.dtype), F, alpha=-1.0)
 
 
+def factors_in_units(G: Tensor, F: Tensor, K: Tensor, solution: Ridge) -> tuple[Tensor, Tensor, Tensor]:
+    """`rows` [b, m] and `columns` [b, n] with W = rows.T @ columns, and ||W||_F; without gradient.
+
+    Both are within the range of float32 where W is, whatever the size of G.
+    """
+    with torch.no_grad():
+        unit = unit_of(K.diagonal().amax().sqrt())
+        spanned = solution.spanned
+        if isinstance(unit, Tensor) or unit != 1.0:
+            spanned, K = spanned * unit, K / unit**2
+        columns = spanned.to(F.dtype) @ F
+        size = unit_of(torch.linalg.vector_norm(columns, dtype=K.dtype))
+        small = in_units(columns, size)
+        norm = (K * (small @ small.mT)).sum().clamp_min(0.0).sqrt() * size
+        return in_units(G.detach(), unit), columns, norm
+
+
 def _regularised_inverse(
-    K: Tensor, moment: Tensor | None, problem: Problem, given: Tensor | None
+    K: Tensor, moment: Tensor | None, sizes: Sizes, problem: Problem, given: Tensor | None
 ) -> tuple[Tensor, Ridge]:
     with torch.no_grad():
-        solution = _solve(K, moment, problem, given)
+        solution = _solve(K, moment, sizes, problem, given)
     if problem.thresholded and solution.spectrum is not None:
         return thresholded_inverse(K, solution.spanned, solution.spectrum, solution.multiplier), solution
     multiplier = solution.multiplier
     if given is not None:
         multiplier = given.to(K.dtype)
     elif problem.lambda_grad == "implicit":
-        multiplier = attach_gradient(multiplier, K, K @ K if moment is None else moment, solution.active)
+        multiplier = _implicit(multiplier, K, moment, sizes, problem, solution.active)
     return with_inverse_gradient(K, multiplier, solution.inverse), solution
+
+
+def _implicit(
+    multiplier: Tensor, K: Tensor, moment: Tensor | None, sizes: Sizes, problem: Problem, active: Tensor
+) -> Tensor:
+    """`multiplier` with the derivative of what decides it."""
+    if problem.constraint == "fixed":
+        return torch.where(active, problem.fixed(K.diagonal().sum(), sizes), multiplier)
+    if problem.constraint == "gcv" and moment is not None:
+        return _gcv.attach_gradient(multiplier, gcv_matrices(K, moment, sizes), active)
+    return attach_gradient(multiplier, K, K @ K if moment is None else moment, active)
 
 
 def _with_value(x: Tensor, value: Tensor) -> Tensor:
@@ -107,10 +169,9 @@ def _with_value(x: Tensor, value: Tensor) -> Tensor:
     return x + (value - x).detach()
 
 
-def _solve(K: Tensor, moment: Tensor | None, problem: Problem, given: Tensor | None) -> Ridge:
+def _solve(K: Tensor, moment: Tensor | None, sizes: Sizes, problem: Problem, given: Tensor | None) -> Ridge:
     K = K.detach()
     moment = None if moment is None else moment.detach()
     given = None if given is None else given.detach().to(K.dtype)
-    if K.device.type == "cpu" or problem.thresholded:
-        return solve_by_eigenvectors(K, moment, problem.constraint, problem.limits, given)
-    return solve_by_inverses(K, moment, problem.constraint, problem.limits, given)
+    by = solve_by_eigenvectors if K.device.type == "cpu" or problem.thresholded else solve_by_inverses
+    return by(K, moment, sizes, problem, given)

@@ -7,12 +7,15 @@ Sizes are left out: they come from the tensors at the site.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from .._errors import RegBNOptionError
 
-Constraint = Literal["smoother", "frobenius"]
+Constraint = Literal["smoother", "frobenius", "fixed", "gcv"]
+LambdaScale = Literal["relative", "absolute"]
+StepSize = Literal["mean", "rms"]
 Reduce = Literal["flatten", "mean"]
 Fit = Literal["batch", "running"]
 Replace = Literal["both", "f"]
@@ -23,6 +26,8 @@ Form = Literal["auto", "dual", "primal"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "constraint": get_args(Constraint),
+    "lam_scale": get_args(LambdaScale),
+    "step_size": get_args(StepSize),
     "reduce": get_args(Reduce),
     "fit": get_args(Fit),
     "replace": get_args(Replace),
@@ -38,6 +43,9 @@ DOCS: dict[str, str] = {
     "beta1": "decay of the mean size of the projection's change (first moment), in [0, 1)",
     "beta2": "decay of its mean square (second moment), in [0, 1)",
     "momentum": "scale of the share of the batch's projection that enters the running one",
+    "correct_start": "correct the running W for its start at zero, as Adam corrects its moments",
+    "step_size": "size of the change of W that sets the share: mean, its mean absolute value (published); "
+    "rms, its root mean square, by one product with W and no copy of it (a low-rank W always takes this)",
     "normalize_input": "normalise f and g before the projection is fitted",
     "normalize_output": "layer-normalise the outputs over channels and positions",
     "affine": "give the norms a learned weight and bias",
@@ -45,7 +53,13 @@ DOCS: dict[str, str] = {
     "sigma_MIN": "what such singular values are replaced by (0 drops their directions)",
     "verbose": "log lambda and the size of the change at each training step (level INFO)",
     "constraint": "equation that sets lambda: smoother, ||K (K + lambda I)^-1||_F = 1, as the published code; "
-    "frobenius, ||W||_F = 1, as the paper",
+    "frobenius, ||W||_F = 1, as the paper; fixed, lambda is `lam`; gcv, lambda of the least generalised "
+    "cross-validation score of the batch",
+    "lam": "lambda where constraint is fixed; null otherwise",
+    "lam_scale": "what `lam` is in units of: relative, the mean of the eigenvalues that K can have above 0, "
+    "tr(K) / min(samples, features of g), so that it does not depend on the scale of g; absolute, as it is",
+    "centre": "take the batch means (in evaluation the running mean of g) off f and g before the fit, so that neither "
+    "an offset uses the constraint up nor g enters an f that only has a mean",
     "reduce": "flatten: fixed sizes, each position has its own rows of W; "
     "mean: fit on the means over positions, any number of them",
     "fit": "in training subtract with the projection of this batch, or with the running one from before "
@@ -71,6 +85,8 @@ class RegBNOptions:
     beta1: float = 0.9
     beta2: float = 0.99
     momentum: float = 0.02
+    correct_start: bool = False
+    step_size: StepSize = "mean"
     normalize_input: bool = False
     normalize_output: bool = True
     affine: bool = False
@@ -78,6 +94,9 @@ class RegBNOptions:
     sigma_MIN: float = 0.0  # noqa: N815 (the published name)
     verbose: bool = False
     constraint: Constraint = "smoother"
+    lam: float | None = None
+    lam_scale: LambdaScale = "relative"
+    centre: bool = False
     reduce: Reduce = "flatten"
     fit: Fit = "batch"
     replace: Replace = "both"
@@ -91,18 +110,23 @@ class RegBNOptions:
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            _check_type(entry.name, getattr(self, entry.name))
-        for name in ("beta1", "beta2"):
-            _check(name, getattr(self, name), 0.0 <= getattr(self, name) < 1.0, "a number in [0, 1)")
-        _check("momentum", self.momentum, 0.0 <= self.momentum <= 1.0, "a number in [0, 1]")
-        for name in ("sigma_THR", "sigma_MIN"):
-            value = getattr(self, name)
-            _check(name, value, value >= 0.0, "a number that is not negative")
-        _check("max_dense_gib", self.max_dense_gib, self.max_dense_gib > 0.0, "a number of GiB above 0")
-        _check("rank", self.rank, self.rank is None or self.rank >= 1, "an integer of at least 1, or null")
+            check_value(entry.name, getattr(self, entry.name))
         self._check_combinations()
 
     def _check_combinations(self) -> None:
+        if self.constraint == "fixed" and self.lam is None:
+            raise RegBNOptionError("constraint='fixed' needs lam, as in lam=0.1 (relative to the mean eigenvalue of K)")
+        if self.constraint != "fixed" and (self.lam is not None or self.lam_scale != "relative"):
+            given = f"lam={self.lam}" if self.lam is not None else f"lam_scale={self.lam_scale!r}"
+            raise RegBNOptionError(
+                f"{given} was given with constraint={self.constraint!r}, which finds lambda itself; "
+                "set constraint to 'fixed', or leave it out"
+            )
+        if self.constraint == "gcv" and self.sigma_THR > 0.0:
+            raise RegBNOptionError(
+                f"constraint='gcv' scores ridge fits, and sigma_THR={self.sigma_THR} makes another kind of fit; "
+                "leave sigma_THR at 0, or take another constraint"
+            )
         if self.rank is not None and self.projection == "dense":
             raise RegBNOptionError(
                 f"rank={self.rank} was given with projection='dense', which keeps W whole; "
@@ -137,21 +161,42 @@ class RegBNOptions:
 
 
 _INTEGERS = frozenset({"rank"})
-_BOOLEANS = frozenset({"normalize_input", "normalize_output", "affine", "verbose", "sync"})
+_BOOLEANS = frozenset({"normalize_input", "normalize_output", "affine", "verbose", "sync", "centre", "correct_start"})
+_NULLABLE = frozenset({"rank", "lam"})
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "beta1": (lambda x: 0.0 <= x < 1.0, "a number in [0, 1)"),
+    "beta2": (lambda x: 0.0 <= x < 1.0, "a number in [0, 1)"),
+    "momentum": (lambda x: 0.0 <= x <= 1.0, "a number in [0, 1]"),
+    "sigma_THR": (lambda x: x >= 0.0, "a number that is not negative"),
+    "sigma_MIN": (lambda x: x >= 0.0, "a number that is not negative"),
+    "lam": (lambda x: x >= 0.0, "a number that is not negative, or null"),
+    "max_dense_gib": (lambda x: x > 0.0, "a number of GiB above 0"),
+    "rank": (lambda x: x >= 1, "an integer of at least 1, or null"),
+}
+
+
+def check_value(name: str, value: object) -> None:
+    """Hold one option to its type and range. Raises `RegBNOptionError`. What options say together is not looked at."""
+    _check_type(name, value)
+    if name in _RANGES and isinstance(value, int | float):
+        good, wanted = _RANGES[name]
+        _check(name, value, good(value), wanted)
 
 
 def _check_type(name: str, value: object) -> None:
+    null = " or null" if name in _NULLABLE else ""
+    if null and value is None:
+        return
     if name in CHOICES:
         wanted = "one of " + ", ".join(CHOICES[name])
         _check(name, value, isinstance(value, str) and value in CHOICES[name], wanted)
     elif name in _BOOLEANS:
         _check(name, value, isinstance(value, bool), "true or false")
     elif name in _INTEGERS:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        _check(name, value, value is None or whole, "an integer or null")
+        _check(name, value, isinstance(value, int) and not isinstance(value, bool), f"an integer{null}")
     else:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        _check(name, value, number, "a finite number")
+        _check(name, value, number, f"a finite number{null}")
 
 
 def _check(name: str, value: object, good: bool, wanted: str) -> None:

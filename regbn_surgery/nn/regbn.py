@@ -5,37 +5,72 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace as with_options
 from math import prod
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from . import _checks, functional
 from ._dense import PrimalUpdate
-from ._features import Features, mean_over_positions, prepare
+from ._features import Features, Preparation, mean_over_positions
+from ._linalg import accumulation_dtype
 from ._multiplier import Limits
 from ._norms import input_norm, output_norm
+from ._presence import Rows, present_rows, taking_part
 from ._ranks import Ranks, joined
-from ._running import RunningState, Update
-from .options import Constraint, Fit, Form, LambdaGrad, Projection, Reduce, RegBNOptions, Replace, Residual
+from ._running import RunningState, Step, Update
+from .options import (
+    Constraint,
+    Fit,
+    Form,
+    LambdaGrad,
+    LambdaScale,
+    Projection,
+    Reduce,
+    RegBNOptions,
+    Replace,
+    Residual,
+    StepSize,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+class Call(NamedTuple):
+    """What a call says beside f and g: see `RegBN.forward`; `ranks` are those that join their batches."""
+
+    f_mask: Tensor | None
+    g_mask: Tensor | None
+    present: Tensor | None
+    training: bool
+    n_epoch: int | None
+    multiplier: Tensor | None
+    ranks: Ranks | None
+
+
 class RegBN(RunningState):
     """Subtracts from f what is linearly explained by g: `f' = norm(f - g W)`, `g' = norm(g)`.
 
-    With F and G the flat fitted features [b, n] and [b, m], W solves the ridge problem of each training batch,
-    `W_batch = (G^T G + lambda I)^-1 G^T F`, with lambda >= 0 set by one of two constraints:
+    With F and G the flat fitted features [b, n] and [b, m] and K = G G^T, W solves the ridge problem of each training
+    batch, `W_batch = (G^T G + lambda I)^-1 G^T F`, with lambda >= 0 set in one of four ways:
 
-    - `constraint="smoother"` (default; what the published code solves): `||K (K + lambda I)^-1||_F = 1`, K = G G^T;
-    - `constraint="frobenius"` (the published formulation): `||W_batch||_F = 1`.
+    - `constraint="smoother"` (default; what the published code solves): `||K (K + lambda I)^-1||_F = 1`. It takes about
+      one direction of g out of f, however many they share;
+    - `constraint="frobenius"` (the published formulation): `||W_batch||_F = 1`. How much goes depends on the scales;
+    - `constraint="fixed"`: `lambda = lam tr(K) / min(b, m)`, or `lam` itself with `lam_scale="absolute"`. Every
+      direction goes whose eigenvalue is well above lambda;
+    - `constraint="gcv"`: the lambda of the least `||F - G W||^2 / (b - tr(K (K + lambda I)^-1))^2`, the generalised
+      cross-validation score of the batch. The directions go that predict f; where none does, next to nothing.
 
-    Where the left side is at most 1 at lambda = 0 lambda stays at its floor (b times the float32 rounding unit times
-    the largest eigenvalue of K). In training the batch's own W is subtracted, with gradient; a running W follows by
+    What each removes is measured in docs/regbn.md. In the first two lambda stays at its floor (b times the float32
+    rounding unit times the largest eigenvalue of K) where the left side is at most 1 there. With `centre=True` the
+    means over the batch are taken off f and g before the fit, and `f' = norm(f - (g - mean(g)) W)`, with a running mean
+    in evaluation; without it a mean of f and one of g count as dependence.
+
+    In training the batch's own W is subtracted, with gradient; a running W follows by
     `W <- (1 - share) W + share W_batch` with an adaptive share, and is subtracted in evaluation. Source: RegBN
-    (NeurIPS 2023); the closed form and the root: `regbn_surgery.nn.functional` and `_multiplier`.
+    (NeurIPS 2023); the closed form and lambda: `regbn_surgery.nn.functional`, `_multiplier` and `_gcv`.
 
     Shapes, with `reduce="flatten"`: f `[B, C_f, *f_layer_dim]`, g `[B, C_g, *g_layer_dim]`, any number of spatial
     axes on either side; W is `[m, n]`, m and n the flat sizes of g and f. With `reduce="mean"`: f `[B, C_f, *any]`,
@@ -62,6 +97,8 @@ class RegBN(RunningState):
         beta1: float = 0.9,
         beta2: float = 0.99,
         momentum: float = 0.02,
+        correct_start: bool = False,
+        step_size: StepSize = "mean",
         normalize_input: bool = False,
         normalize_output: bool = True,
         affine: bool = False,
@@ -69,6 +106,9 @@ class RegBN(RunningState):
         sigma_MIN: float = 0.0,
         verbose: bool = False,
         constraint: Constraint = "smoother",
+        lam: float | None = None,
+        lam_scale: LambdaScale = "relative",
+        centre: bool = False,
         reduce: Reduce = "flatten",
         fit: Fit = "batch",
         replace: Replace = "both",
@@ -84,6 +124,8 @@ class RegBN(RunningState):
             beta1=beta1,
             beta2=beta2,
             momentum=momentum,
+            correct_start=correct_start,
+            step_size=step_size,
             normalize_input=normalize_input,
             normalize_output=normalize_output,
             affine=affine,
@@ -91,6 +133,9 @@ class RegBN(RunningState):
             sigma_MIN=sigma_MIN,
             verbose=verbose,
             constraint=constraint,
+            lam=lam,
+            lam_scale=lam_scale,
+            centre=centre,
             reduce=reduce,
             fit=fit,
             replace=replace,
@@ -138,6 +183,7 @@ class RegBN(RunningState):
         *,
         f_mask: Tensor | None = None,
         g_mask: Tensor | None = None,
+        present: Tensor | None = None,
         multiplier: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`(f', g')` in the shapes and dtypes of f and g.
@@ -145,6 +191,9 @@ class RegBN(RunningState):
         `is_training` None means the module's own mode. `n_epoch` (from 0) reproduces the published bias correction
         `1 - beta^(n_epoch + 1)`; without it steps are counted. `steps_per_epoch` is accepted and not needed.
         Masks, `[B, *positions]`, True where a position counts, are for `reduce="mean"`: they decide the means.
+        `present`, `[B]`, bool: the samples in which both sides are there. Others, and those in which all of f or all
+        of g is zero, take no part in the fit, and nothing is subtracted from them. A training batch with fewer than
+        two others fits nothing, moves nothing and is counted in `num_skipped`.
         `multiplier` (0-dimensional) replaces the lambda that solves the constraint.
 
         The inside runs in float32 (float64 for float64 inputs or state), under autocast too.
@@ -154,38 +203,35 @@ class RegBN(RunningState):
         any_length = self.options.reduce == "mean"
         _checks.check_features("f", f, self.f_num_channels, self.f_layer_dim, f_mask, any_length)
         _checks.check_features("g", g, self.g_num_channels, self.g_layer_dim, g_mask, any_length)
-        _checks.check_batch(f, g, training, ranks is not None)
+        _checks.check_batch(f, g, training, ranks is not None, present)
+        call = Call(f_mask, g_mask, present, training, n_epoch, multiplier, ranks)
         kind = f.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
-                return self._normalize(f, g, f_mask, g_mask, training, n_epoch, multiplier, ranks)
-        return self._normalize(f, g, f_mask, g_mask, training, n_epoch, multiplier, ranks)
+                return self._normalize(f, g, call)
+        return self._normalize(f, g, call)
 
-    def _normalize(
-        self,
-        f: Tensor,
-        g: Tensor,
-        f_mask: Tensor | None,
-        g_mask: Tensor | None,
-        training: bool,
-        n_epoch: int | None,
-        multiplier: Tensor | None,
-        ranks: Ranks | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _normalize(self, f: Tensor, g: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         work = torch.promote_types(torch.promote_types(f.dtype, g.dtype), self.change_mean.dtype)
         given = (f.to(work), g.to(work))
         pooled = given
         if self.options.reduce == "mean":
-            pooled = (mean_over_positions(given[0], f_mask), mean_over_positions(given[1], g_mask))
+            pooled = (mean_over_positions(given[0], call.f_mask), mean_over_positions(given[1], call.g_mask))
         normalized_residual = self.options.residual == "normalized"
         norms = None
-        if self.options.normalize_input and (training or normalized_residual):
+        if self.options.normalize_input and (call.training or normalized_residual):
             norms = (self.norm_f, self.norm_g)
-        features = prepare(given, pooled, norms, training, normalized_residual, ranks)
-        if training:
-            residual = self._fit(features, n_epoch, multiplier, ranks)
+        prepare = Preparation(norms, call.training, normalized_residual)
+        if call.training:
+            rows = taking_part(*pooled, call.present, call.ranks)
+            features = prepare(given, pooled, rows, call.ranks)
+            residual = self._fit(features, rows, call)
         else:
-            residual = self.subtract(features.f_raw, features.g_raw, self.factors)
+            # An absent g that is zero subtracts nothing anyway, unless its mean is taken off.
+            sides = pooled if self.options.centre else pooled[:1]
+            features = prepare(given, pooled, None, None)
+            present = present_rows(sides, call.present)
+            residual = self.subtract(features.f_raw, features.g_raw, self.running, present)
         f_out = self.norm_f_out(features.restore(residual, self.options.reduce == "mean"))
         g_out = self.norm_g_out(given[1]) if self.options.replace == "both" else g
         return f_out.to(f.dtype), g_out.to(g.dtype)
@@ -197,45 +243,64 @@ class RegBN(RunningState):
         """The part of the options that decides the fit."""
         options = self.options
         limits = Limits(torch.finfo(torch.float32).eps, options.sigma_THR, options.sigma_MIN)
-        return functional.Problem(options.constraint, options.lambda_grad, limits)
+        fixed = (options.lam or 0.0, options.lam_scale == "relative")
+        return functional.Problem(options.constraint, options.lambda_grad, limits, *fixed, options.centre)
 
-    def _fit(self, features: Features, n_epoch: int | None, multiplier: Tensor | None, ranks: Ranks | None) -> Tensor:
+    def _fit(self, features: Features, rows: Rows, call: Call) -> Tensor:
         """Fit, move the running state, and return the residual [b, n] of this rank's rows."""
-        G, F, f, g = features.g_fit, features.f_fit, features.f_raw, features.g_raw
         before = self.snapshot() if self.options.fit == "running" else None
-        sizes = None if ranks is None else ranks.batch_sizes(len(G), G.device)
+        seen = features.for_fit(rows, self.options.centre, call.ranks)
+        G, F, f, g = seen.g_fit, seen.f_fit, seen.f_raw, seen.g_raw
         residual = None
-        if self._takes_primal(len(G) if sizes is None else sum(sizes)):
-            target, solution = functional.primal(G, F, self.problem, multiplier, ranks)
-            update: Update = PrimalUpdate(self.factors[0], target.detach().to(self.factors[0].dtype))
+        if self._takes_primal(len(G) if rows.sizes is None else sum(rows.sizes)):
+            W, unit, solution = functional.primal_in_units(G, F, self.problem, call.multiplier, call.ranks, rows.count)
+            target = functional.in_units(W.detach(), unit)
+            rms = self.options.step_size == "rms"
+            update: Update = PrimalUpdate(self.factors[0], target.to(self.factors[0].dtype), rms)
+            batch_norm = torch.linalg.vector_norm(target, dtype=solution.multiplier.dtype)
             if before is None:
-                residual = torch.addmm(f, g, target, alpha=-1.0)
+                residual = torch.addmm(f, functional.in_units(g, unit), W, alpha=-1.0)
         else:
-            if ranks is not None and sizes is not None:
-                rows = ranks.join_rows(torch.cat([G, F], dim=1), sizes)
-                G, F = rows[:, : G.shape[1]], rows[:, G.shape[1] :]
-            fit = functional.dual(G, F, self.problem, multiplier)
+            if call.ranks is not None and rows.sizes is not None:
+                joined_rows = call.ranks.join_rows(torch.cat([G, F], dim=1), rows.sizes)
+                G, F = joined_rows[:, : G.shape[1]], joined_rows[:, G.shape[1] :]
+            fit = functional.dual(G, F, self.problem, call.multiplier, rows.count)
             solution = fit[-1]
-            update = self.update_towards(G, solution.spanned.to(F.dtype) @ F.detach())
+            left, right, batch_norm = functional.factors_in_units(G, F, fit[1], solution)
+            update = self.update_towards(left, right)
             if before is None:
                 residual = functional.subtract_dual(f, g, G, F, fit)
-        self.advance(update, solution, n_epoch, features.moments)
-        return residual if residual is not None else self.subtract(f, g, before or self.factors)
+        if residual is None:
+            residual = self.subtract(f, features.g_raw, before or self.running, rows.present)
+        removed = _share_removed(f, residual)
+        self.advance(Step(update, solution, rows, call.n_epoch, seen.moments, seen.g_mean, batch_norm, removed))
+        return residual
 
     def _takes_primal(self, batch_size: int) -> bool:
         form = self.options.form
-        if self.projection == "low_rank":
-            return False
+        wide = self.projection_shape[0] >= batch_size
+        if self.projection == "low_rank" or (wide and self.options.constraint == "gcv"):
+            return False  # the score needs the residual of each lambda, which only the dual form has exactly there
         return form == "primal" or (form == "auto" and self.projection_shape[0] < batch_size)
 
     def extra_repr(self) -> str:
         m, n = self.projection_shape
         options = self.options
+        centred = ", centre" if options.centre else ""
         return (
             f"f=[{', '.join(map(str, (self.f_num_channels, *self.f_layer_dim)))}], "
             f"g=[{', '.join(map(str, (self.g_num_channels, *self.g_layer_dim)))}], W=[{m}, {n}] {self.projection}, "
-            f"constraint={options.constraint}, reduce={options.reduce}, replace={options.replace}"
+            f"constraint={options.constraint}{centred}, reduce={options.reduce}, replace={options.replace}"
         )
+
+
+@torch.no_grad()
+def _share_removed(f: Tensor, residual: Tensor) -> Tensor:
+    """`||f - f'|| / ||f||`, 0-dimensional; 0 where f is."""
+    wide = accumulation_dtype(f.device)
+    whole = torch.linalg.vector_norm(f, dtype=wide)
+    taken: Tensor = torch.linalg.vector_norm(f - residual, dtype=wide)
+    return taken / torch.where(whole > 0, whole, 1.0)
 
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -77,6 +77,18 @@ def clear_of_zero_level(G: Array, size: int) -> bool:
     return not ((sigma > 1e-6 * level) & (sigma < 10 * level)).any()
 
 
+def gcv_score(G: Array, F: Array, lam: Array, centred: bool = False) -> Array:
+    """The score of generalised cross-validation at each lambda [k], from the hat matrix itself; [k]."""
+    if centred:
+        G, F = G - G.mean(0), F - F.mean(0)
+    d = len(G) - centred
+    scores = []
+    for value in np.atleast_1d(lam):
+        hat = G @ np.linalg.solve(G.T @ G + value * np.eye(G.shape[1]), G.T)
+        scores.append(((F - hat @ F) ** 2).sum() / (d - np.trace(hat)) ** 2)
+    return np.array(scores)
+
+
 class Oracle:
     """Steps of RegBN with the running projection, for the options `normalize_input` and `normalize_output`."""
 

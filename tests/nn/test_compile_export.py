@@ -154,3 +154,37 @@ def test_onnx_in_evaluation(case: str, tmp_path: Path) -> None:
         outputs = session.run(None, dict(zip(names, (f[:size].numpy(), g[:size].numpy()), strict=True)))
         for ours, theirs in zip(outputs, module(f[:size], g[:size]), strict=True):
             torch.testing.assert_close(torch.from_numpy(ours), theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"constraint": "gcv", "centre": True, "correct_start": True},
+        {"constraint": "fixed", "lam": 0.1, "step_size": "rms"},
+        {"normalize_input": True, "centre": True},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_later_options_compile_and_export(options: dict[str, object]) -> None:
+    """One graph for training, with and without an absent row, and one for evaluation."""
+    torch.manual_seed(0)
+    module = RegBN(6, 5, [2, 2], [3, 2], **options)
+    plain = copy.deepcopy(module)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for step in range(3):
+        f, g = torch.randn(9, 6, 2, 2) + 1, torch.randn(9, 5, 3, 2) + 1
+        if step == 1:
+            g[2] = 0.0
+        leaves = [f.clone().requires_grad_() for _ in range(2)]
+        outputs = [layer(leaf, g)[0] for layer, leaf in zip((compiled, plain), leaves, strict=True)]
+        for out in outputs:
+            out.square().sum().backward()
+        torch.testing.assert_close(*outputs, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(leaves[0].grad, leaves[1].grad, atol=1e-3, rtol=1e-3)
+    for key, value in module.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[key], atol=1e-4, rtol=1e-3, msg=key)
+    exported = torch.export.export(plain.eval(), (f, g)).module()
+    absent = g.clone()
+    absent[1] = 0.0
+    for given in (g, absent):
+        torch.testing.assert_close(exported(f, given)[0], plain(f, given)[0])

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regbn_surgery import RegBN
 from regbn_surgery.nn import _dense
 from regbn_surgery.nn._dense import DenseUpdate, PrimalUpdate
 
@@ -54,3 +55,19 @@ def test_what_is_not_finite_does_not_reach_w(workspace: int) -> None:
     primal.neutralise_unless(torch.isfinite(primal.change()))
     primal.move(torch.tensor(0.0))
     assert torch.equal(W, before)
+
+
+@pytest.mark.parametrize("form", ["dual", "primal"])
+def test_rms_size_of_the_change(form: str) -> None:
+    """The size is the root mean square of W - W_batch, the step that follows is by the share that it gives."""
+    torch.manual_seed(0)
+    module = RegBN(4, 30, form=form, step_size="rms").double()
+    for _ in range(3):
+        f, g = torch.randn(9, 4, dtype=torch.float64), torch.randn(9, 30, dtype=torch.float64)
+        before, mean = module.W.clone(), float(module.change_mean)
+        module(f, g)
+        W_batch = torch.linalg.solve(g.T @ g + module.multiplier * torch.eye(30), g.T @ f)
+        want = float((before - W_batch).square().mean().sqrt())
+        assert (float(module.change_mean) - 0.9 * mean) / 0.1 == pytest.approx(want, rel=1e-6)
+        share = float(module.observed[0])
+        torch.testing.assert_close(module.W, (1 - share) * before + share * W_batch, atol=1e-7, rtol=1e-6)

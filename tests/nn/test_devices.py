@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from regbn_surgery import RegBN, RegBNWarning
-from regbn_surgery.nn import _running, functional
+from regbn_surgery.nn import _linalg, _norms, _presence, _running, functional
 
 OPTIONS = [
     {},
@@ -16,6 +16,10 @@ OPTIONS = [
     {"lambda_grad": "implicit", "form": "primal"},
     {"fit": "running"},
     {"reduce": "mean"},
+    {"constraint": "gcv", "centre": True, "correct_start": True},
+    {"constraint": "gcv", "form": "primal", "lambda_grad": "implicit"},
+    {"constraint": "fixed", "lam": 0.1, "centre": True, "normalize_input": True},
+    {"constraint": "fixed", "lam": 3.0, "lam_scale": "absolute", "step_size": "rms"},
 ]
 
 
@@ -60,7 +64,8 @@ def test_what_other_devices_compute(options: dict[str, object], monkeypatch: pyt
     with pytest.warns(RegBNWarning, match="not finite"):
         want = run(here)
     monkeypatch.setattr(functional, "solve_by_eigenvectors", functional.solve_by_inverses)
-    monkeypatch.setattr(_running, "values_at_hand", lambda x: False)
+    for room in (_running, _presence, _linalg, _norms):
+        monkeypatch.setattr(room, "values_at_hand", lambda x: False)
     for ours, theirs in zip(run(there), want, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     for name, value in there.state_dict().items():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from regbn_surgery.nn import functional
-from regbn_surgery.nn._multiplier import Limits, solve_by_eigenvectors, solve_by_inverses, solve_root
+from regbn_surgery.nn._multiplier import Limits, Sizes, solve_by_eigenvectors, solve_by_inverses, solve_root
 from regbn_surgery.nn.functional import Problem
 
 from . import oracle
@@ -122,8 +122,9 @@ def test_inverses_find_what_eigenvectors_find(constraint: str, shape: tuple) -> 
     K = torch.from_numpy(G @ G.T)
     T = K @ torch.from_numpy(F @ F.T)
     assume(not G.any() or oracle.clear_of_zero_level(G, len(G)))
-    ours = solve_by_inverses(K, T, constraint, Limits(EPS32))
-    theirs = solve_by_eigenvectors(K, T, constraint, Limits(EPS32))
+    problem = Problem(constraint)
+    sizes = Sizes.of(len(G), G.shape[1], True, problem)
+    ours, theirs = (solve(K, T, sizes, problem) for solve in (solve_by_inverses, solve_by_eigenvectors))
     floor = len(G) * EPS32 * float(K.diagonal().sum())  # of theirs or up to the rank times it
     if bool(theirs.active) and float(theirs.multiplier) > 2 * floor:
         # Not lambda itself: near its floor W and the constraint hardly depend on it

@@ -27,7 +27,13 @@ CASES: dict[str, dict[str, object]] = {
     "running": {"fit": "running"},
     "low_rank": {"projection": "low_rank", "rank": 10},
     "normalized": {"residual": "normalized"},
+    "gcv": {"constraint": "gcv", "centre": True, "correct_start": True},
+    "gcv primal": {"constraint": "gcv", "centre": True, "form": "primal"},
+    "missing": {"constraint": "fixed", "lam": 0.1, "centre": True},
+    "missing primal": {"form": "primal", "residual": "normalized"},
 }
+#: Rows of each batch in which g is missing: all that one of four ranks has, none of another's.
+MISSING = [1, 5, 6]
 
 
 def build(case: str) -> torch.nn.Module:
@@ -61,12 +67,15 @@ def batch(step: int, b: int) -> tuple[torch.Tensor, ...]:
 STARTS = {1: ([0, 12], [0, 7]), 2: ([0, 7, 12], [0, 4, 7]), 4: ([0, 5, 6, 9, 12], [0, 3, 3, 5, 7])}
 
 
-def train(model: torch.nn.Module, rank: int, world: int) -> dict[str, torch.Tensor]:
+def train(model: torch.nn.Module, rank: int, world: int, case: str) -> dict[str, torch.Tensor]:
     """Three steps on this rank's rows. The loss is a sum over samples; DDP's mean over ranks is undone."""
     record = {}
     for step in range(3):
         starts = STARTS[world][step == 2]
-        f, g, r_f, r_g = (x[starts[rank] : starts[rank + 1]] for x in batch(step, starts[-1]))
+        f, g, r_f, r_g = batch(step, starts[-1])
+        if case.startswith("missing"):
+            g[MISSING] = 0.0
+        f, g, r_f, r_g = (x[starts[rank] : starts[rank + 1]] for x in (f, g, r_f, r_g))
         f, g = f.clone().requires_grad_(), g.clone().requires_grad_()
         model.zero_grad()
         f_out, g_out = model(f, g)
@@ -98,7 +107,7 @@ def worker(folder: str) -> None:
     results = {}
     for case in CASES:
         model = torch.nn.parallel.DistributedDataParallel(convert_sync_regbn(Model(case)))
-        results[case] = train(model, rank, world)
+        results[case] = train(model, rank, world, case)
     if world == 2:
         results["own batches"] = train_unjoined(torch.nn.parallel.DistributedDataParallel(Model("dual")), rank)
     torch.save(results, Path(folder) / f"{rank}.pt")
@@ -136,7 +145,7 @@ def test_ranks_equal_one_process_with_the_joined_batch(world: int, tmp_path: Pat
     """Outputs, gradients, parameters' gradients and running state, within 1e-5, on uneven shares and last batches."""
     results = spawn(tmp_path, world)
     for case in CASES:
-        want = train(Model(case), 0, 1)
+        want = train(Model(case), 0, 1, case)
         for name, value in want.items():
             if name.startswith(("f_out", "g_out", "grad")):
                 ours = torch.cat([result[case][name] for result in results])

@@ -216,6 +216,13 @@ def test_a_missing_side_is_told() -> None:
         ({"reduce": "mean", "f_layer_dim": [3]}, "leave both empty"),
         ({"projection": "auto", "form": "primal"}, "form='primal' solves with an m x m matrix"),
         ({"sigma_THR": 0.1, "lambda_grad": "implicit"}, "makes jump"),
+        ({"sigma_THR": 0.1, "constraint": "gcv"}, "scores ridge fits"),
+        ({"constraint": "fixed"}, "needs lam, as in lam=0.1"),
+        ({"lam": 0.1}, "lam=0.1 was given with constraint='smoother', which finds lambda itself"),
+        ({"lam_scale": "absolute", "constraint": "gcv"}, "lam_scale='absolute' was given with constraint='gcv'"),
+        ({"constraint": "fixed", "lam": -1.0}, "lam must be a number that is not negative, or null; found -1.0"),
+        ({"constraint": "fixed", "lam": "a"}, "lam must be a finite number or null"),
+        ({"centre": 1}, "centre must be true or false"),
         ({"residual": "normalized", "reduce": "mean", "normalize_input": True}, "were not normalised"),
         ({"momentum": float("nan")}, "momentum must be a finite number"),
         ({"sigma_MIN": -1.0}, "sigma_MIN must be a number that is not negative"),
@@ -241,9 +248,10 @@ def test_auto_takes_the_smaller_system(monkeypatch: pytest.MonkeyPatch) -> None:
 
     taken = []
     for name in ("dual", "primal"):
-        original = getattr(functional, name)
+        called = "primal_in_units" if name == "primal" else name
+        original = getattr(functional, called)
         monkeypatch.setattr(
-            functional, name, lambda *args, name=name, original=original: (taken.append(name), original(*args))[1]
+            functional, called, lambda *args, name=name, original=original: (taken.append(name), original(*args))[1]
         )
     f, g = torch.randn(20, 5), torch.randn(20, 12)
     for b, want in ((20, "primal"), (12, "dual"), (6, "dual")):

@@ -145,7 +145,7 @@ KINDS = [
 @pytest.mark.parametrize("constraint", ["smoother", "frobenius"])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_degenerate_batches_stay_finite(kind: str, constraint: str, normalize: bool, b: int) -> None:
-    """Whatever g is, and whatever f is: finite outputs, gradients and state; nothing is skipped."""
+    """Whatever g is, and whatever f is: finite outputs, gradients and state; only absent sides are skipped."""
     for f_kind, g_kind in ((kind, "scales apart"), ("scales apart", kind), (kind, kind)):
         f, g = degenerate(f_kind, b, 8).requires_grad_(), degenerate(g_kind, b, 6).requires_grad_()
         module = RegBN(8, 6, constraint=constraint, normalize_input=normalize)
@@ -153,7 +153,7 @@ def test_degenerate_batches_stay_finite(kind: str, constraint: str, normalize: b
         (f_out.sum() + g_out.square().sum()).backward()
         for x in (f_out, g_out, f.grad, g.grad, module.W, module.multiplier):
             assert torch.isfinite(x).all()
-        assert int(module.num_skipped) == 0
+        assert int(module.num_skipped) == ("zero" in (f_kind, g_kind))
 
 
 @pytest.mark.parametrize("constraint", ["smoother", "frobenius"])

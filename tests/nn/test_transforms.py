@@ -20,6 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "affine": {"affine": True},
     "normalized": {"normalize_input": True, "residual": "normalized"},
     "low rank": {"projection": "low_rank", "rank": 2},
+    "centred": {"centre": True, "constraint": "gcv", "normalize_output": False},
     "f alone": {"replace": "f", "fit": "running"},
 }
 SHAPES = {"vectors": ((), ()), "tokens and vectors": ((5,), ()), "maps and tokens": ((3, 2), (4,)),

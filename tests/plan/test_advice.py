@@ -94,6 +94,18 @@ class TestWeights:
         assert plan_of(vectors(), facts, normalize="gray", regbn={"normalize_output": False}).notes == ()
 
 
+class TestSteps:
+    @pytest.mark.parametrize(
+        ("regbn", "told"),
+        [({}, True), ({"momentum": 0.2}, False), ({"momentum": 0.01}, True), ({"correct_start": True}, False)],
+    )
+    def test_too_few_for_the_running_projection(self, regbn: dict, told: bool) -> None:
+        facts = Facts(weights_seen=True, steps=60)
+        notes = plan_of(vectors(), facts, normalize="gray", regbn=regbn).notes
+        assert any("after 60 steps the running projection" in note and "(`regbn_r`)" in note for note in notes) == told
+        assert plan_of(vectors(), FRESH, normalize="gray", regbn=regbn).notes == ()
+
+
 class TestSizes:
     def test_more_features_than_samples(self) -> None:
         wide = inspection(point("cat", side("gray"), side("colored", (8, 16, 3, 3), MAP)))

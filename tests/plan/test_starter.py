@@ -82,7 +82,7 @@ def test_trained_weights_are_left_as_they_compute() -> None:
     found = inspection(point("cat", side("gray"), side("colored")))
     facts = Facts(weights_seen=True, trained="they come from 'x'")
     (made,) = planned(starter(found, facts), found, facts).sites
-    assert made.options == {"normalize_output": False}
+    assert made.options == {"normalize_output": False, "centre": True}
 
 
 def test_kinds_that_no_rule_takes_unnamed_are_listed() -> None:

@@ -1,0 +1,105 @@
+"""How much of a dependence RegBN removes: by constraint, number of shared factors, and batch size.
+
+python benchmarks/what_is_removed.py            # the tables of docs/regbn.md
+
+f and g [b, 32] have unit noise and share k factors with random loadings, scaled so that about half of the variance of f
+is predictable from g whatever k. RegBN is trained on fresh batches (momentum 0.1, without norms) and measured in
+evaluation, with its running projection: held-out R2 of a least-squares fit of f' on g.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regbn_surgery import RegBN
+
+WIDTH = 32
+FACTORS = (1, 2, 4, 8, 16)
+BATCHES = (64, 256)
+WAYS: dict[str, dict[str, object]] = {
+    "smoother": {"constraint": "smoother"},
+    "frobenius": {"constraint": "frobenius"},
+    "fixed, lam 0.1": {"constraint": "fixed", "lam": 0.1},
+    "fixed, lam 1": {"constraint": "fixed", "lam": 1.0},
+    "gcv": {"constraint": "gcv"},
+}
+HELD_OUT = 4000
+
+
+@dataclass(frozen=True)
+class Source:
+    """Draws batches of f and g that share `factors` factors; `offset`: a mean of 1 on both, and a ReLU on g."""
+
+    factors: int
+    offset: bool
+    generator: torch.Generator
+    to_f: Tensor
+    to_g: Tensor
+
+    @classmethod
+    def of(cls, factors: int, offset: bool, seed: int) -> Source:
+        generator = torch.Generator().manual_seed(seed)
+        to_f, to_g = (torch.randn(factors, WIDTH, generator=generator) * (2.0 / factors) ** 0.5 for _ in range(2))
+        return cls(factors, offset, generator, to_f, to_g)
+
+    def draw(self, size: int) -> tuple[Tensor, Tensor]:
+        shared = torch.randn(size, self.factors, generator=self.generator)
+        f = shared @ self.to_f + torch.randn(size, WIDTH, generator=self.generator)
+        g = shared @ self.to_g + torch.randn(size, WIDTH, generator=self.generator)
+        return (f + 1.0, torch.relu(g + 1.0)) if self.offset else (f, g)
+
+
+def held_out(f: Tensor, g: Tensor) -> float:
+    """R2 of f on g, fitted with an intercept on one half and measured on the other."""
+    f, g = (x.double() - x.double().mean(0) for x in (f, g))
+    half = len(f) // 2
+    W = torch.linalg.lstsq(g[:half], f[:half]).solution
+    return 1.0 - float((f[half:] - g[half:] @ W).square().sum() / f[half:].square().sum())
+
+
+def left(way: dict[str, object], factors: int, size: int, steps: int, offset: bool, seed: int) -> tuple[float, float]:
+    """Held-out R2 before and after."""
+    source = Source.of(factors, offset, seed)
+    regbn = RegBN(WIDTH, WIDTH, momentum=0.1, normalize_output=False, **way)
+    for _ in range(steps):
+        regbn(*source.draw(size))
+    f, g = source.draw(HELD_OUT)
+    return held_out(f, g), held_out(regbn.eval()(f, g)[0], g)
+
+
+def table(size: int, steps: int, seeds: int, offset: bool, ways: dict[str, dict[str, object]]) -> None:
+    print("| constraint | " + " | ".join(f"{k} shared" for k in FACTORS) + " |")
+    print("| --- |" + " --- |" * len(FACTORS))
+    before: dict[int, float] = {}
+    rows: dict[str, list[str]] = {}
+    for name, way in ways.items():
+        rows[name] = []
+        for factors in FACTORS:
+            found = torch.tensor([left(way, factors, size, steps, offset, seed) for seed in range(seeds)]).mean(0)
+            before[factors] = float(found[0])
+            rows[name].append(f"{float(found[1]):.2f}")
+    print("| before | " + " | ".join(f"{before[k]:.2f}" for k in FACTORS) + " |")
+    for name, cells in rows.items():
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    for size in BATCHES:
+        print(f"\nBatch {size}: held-out R2 of f on g\n")
+        table(size, arguments.steps, arguments.seeds, False, WAYS)
+    print(f"\nFeatures with a mean, g after a ReLU, batch {BATCHES[0]}\n")
+    offset = {f"{name}{', centred' * centre}": {**WAYS[name], "centre": centre}
+              for name in ("smoother", "gcv") for centre in (False, True)}  # fmt: skip
+    table(BATCHES[0], arguments.steps, arguments.seeds, True, offset)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What figures on the dependence at a site mean for the RegBN there: sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ._diagnosis import Dependence
+from .nn.options import RegBNOptions
+
+RISEN = 0.02  # of explained variance: below it before and after count as the same
+OFFSET = 0.1  # share of the mean in the size of g from which it matters
+LITTLE = 0.05  # explained variance that is hardly worth a RegBN
+BEHIND = 0.9
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured of one fitted RegBN.
+
+    `offset`: ||mean g||^2 / mean ||g||^2. `batch`: the samples of its batches. `running_to_batch`: the size of what the
+    running projection subtracts over that of what each batch's own does.
+    """
+
+    site: str
+    options: RegBNOptions
+    before: Dependence
+    after: Dependence
+    offset: float
+    batch: int
+    running_to_batch: float
+
+
+def risen(found: Evidence) -> str | None:
+    """A sentence where RegBN has put dependence in, with the likely cause and its cure; None where it has not."""
+    before, after = found.before.explained_variance, found.after.explained_variance
+    if after <= before + RISEN:
+        return None
+    head = f"`{found.site}`: after RegBN g explains more of f than before ({before:.1%} -> {after:.1%})"
+    if not found.options.centre and found.offset > OFFSET:
+        return (
+            f"{head}. g varies around a mean ({found.offset:.0%} of its size), and the fit has no intercept, so that a "
+            "mean of f is explained by g; `regbn: {centre: true}` takes the means off first"
+        )
+    if found.options.constraint != "gcv":
+        return (
+            f"{head}. The fit of one batch of {found.batch} samples is mostly noise; larger batches help, or "
+            "`regbn: {constraint: gcv}`, which takes little where little is known"
+        )
+    return f"{head}. The fit of one batch of {found.batch} samples is mostly noise; larger batches help"
+
+
+def verdict(found: Evidence) -> Iterator[str]:
+    """What the chosen constraint can and cannot remove on these data."""
+    before, after = found.before, found.after
+    shared = before.shared_directions
+    many = f"{shared} shared direction{'' if shared == 1 else 's'}"
+    if shared == 0 and before.explained_variance < LITTLE:
+        yield f"`{found.site}`: f and g share no direction that shows in {before.samples} samples: nothing to remove"
+        return
+    yield f"`{found.site}`: {many}; {_ability(found.options, shared)}; {after.shared_directions} left"
+    if found.running_to_batch < BEHIND:
+        yield (
+            f"`{found.site}`: the running projection subtracts {found.running_to_batch:.0%} of what a batch's own "
+            "does: evaluation removes less than training shows. What batches of "
+            f"{found.batch} samples have in common is all that it can hold; larger batches or more steps help"
+        )
+
+
+def _ability(options: RegBNOptions, shared: int) -> str:
+    if options.constraint == "smoother":
+        if shared <= 1:
+            return "`smoother` takes about one, which is enough here"
+        return (
+            "`smoother` takes about one in all, whatever their number; `regbn: {constraint: gcv}` takes those it finds"
+        )
+    if options.constraint == "frobenius":
+        return "`frobenius` holds W to the norm 1: how many that takes depends on the scales of f and g"
+    if options.constraint == "fixed":
+        unit = "times the mean eigenvalue" if options.lam_scale == "relative" else "in absolute terms"
+        return f"`fixed` takes those in which g varies well above lambda, {options.lam:g} {unit}"
+    return "`gcv` takes as many as a batch can show"

@@ -1,0 +1,84 @@
+"""Which rows of a batch take part in a fit: those in which both sides are there.
+
+A row of f or g that holds nothing but zeros stands for a modality that is missing; a caller may also say so by a mask.
+Such rows are zeroed on both sides, so that they add nothing to any product, and are not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._linalg import values_at_hand
+from ._ranks import Ranks
+
+ENOUGH = 2  # rows: with one of them any f is explained by any g
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that take part. `present` [b] bool is None where the host knows that all of them do.
+
+    `count` is their number, over all ranks where these are joined (`sizes`: the batch of each); a 0-dimensional
+    tensor where the host must not ask for it. With fewer than two there are none: `present` is then false everywhere.
+    """
+
+    present: Tensor | None
+    count: int | Tensor
+    sizes: list[int] | None = None
+
+    @property
+    def enough(self) -> bool | Tensor:
+        """Whether there is anything to fit."""
+        return self.count >= ENOUGH
+
+    def of(self, x: Tensor) -> Tensor:
+        """`x` [b, ...] with zeros in the rows that do not take part."""
+        return keep_rows(x, self.present)
+
+
+def keep_rows(x: Tensor, present: Tensor | None) -> Tensor:
+    """`x` [b, ...] with zeros where `present` is false, whatever stood there (no NaN passes, in either direction)."""
+    return x if present is None else torch.where(present.view(-1, *[1] * (x.dim() - 1)), x, 0.0)
+
+
+def present_rows(sides: tuple[Tensor, ...], given: Tensor | None) -> Tensor | None:
+    """[b] bool: in which rows none of the sides [b, ...] is all zero and `given` [b] is true; None for all of them."""
+    if values_at_hand(sides[0]) and values_at_hand(sides[-1]) and (given is None or values_at_hand(given)):
+        whole = given is None or bool(given.all())
+        if whole and all(_rows_nonzero(x) for x in sides):
+            return None
+    found = given
+    for x in sides:
+        nonzero = x.detach().abs().flatten(1).sum(1) != 0  # true for what is not finite, too
+        found = nonzero if found is None else found & nonzero
+    return found
+
+
+def _rows_nonzero(x: Tensor) -> bool:
+    """Whether each row of a tensor on the host holds something. By numpy, which starts in a fraction of the time."""
+    values = x.detach().flatten(1).numpy()
+    # A row may only be all zero where it begins with a zero: most batches are through with that.
+    return bool(values[:, :1].all()) or bool(values.any(1).all())
+
+
+def taking_part(f: Tensor, g: Tensor, given: Tensor | None, ranks: Ranks | None) -> Rows:
+    """The rows of f [b, ...] and g [b, ...] that a training step is fitted on."""
+    present = present_rows((f, g), given)
+    if ranks is not None:
+        own = len(f) if present is None else present.sum()
+        sizes, count = ranks.batch_sizes(len(f), own, f.device)
+        return Rows(_none_of(f) if count < ENOUGH else present, count, sizes)
+    if present is None:
+        return Rows(None, len(f))
+    total = present.sum()
+    if not values_at_hand(total):
+        return Rows(present & (total >= ENOUGH), total)
+    count = int(total)
+    return Rows(_none_of(f) if count < ENOUGH else present, count)
+
+
+def _none_of(x: Tensor) -> Tensor:
+    return torch.zeros(len(x), dtype=torch.bool, device=x.device)

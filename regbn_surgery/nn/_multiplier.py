@@ -259,7 +259,7 @@ def solve_by_eigenvectors(
             problem,
             None if given is None else given.numpy(),
         )
-        small = _Shrunk(*(torch.as_tensor(x) for x in vars(small).values()))
+        small = _Shrunk(*(torch.as_tensor(np.asarray(x)) for x in vars(small).values()))
     else:
         small = _shrink(values, own, sizes, problem, given)
     inverse = (vectors / (small.values + small.multiplier)) @ vectors.mT

@@ -19,9 +19,9 @@ def leaving(mode: Leavable) -> Iterator[None]:
     """Out of the host's frame: nothing is watched, and children run at full speed."""
     stack: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     on_top = bool(stack) and stack[-1] is mode  # while torch asks the mode, it is off the stack already
-    mode.inside = True
+    before, mode.inside = mode.inside, True
     try:
         with _pop_mode_temporarily() if on_top else nullcontext():
             yield
     finally:
-        mode.inside = False
+        mode.inside = before

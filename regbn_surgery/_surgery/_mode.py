@@ -7,13 +7,14 @@ A call is known by its code object and instruction. Slower than a rewritten forw
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _ops as fn
@@ -143,4 +144,8 @@ def run_by_mode(
     frame.passage, passage.met_before = passage, frame.met_before
     mode = PassageMode(surgery, passage, locator)
     passage.around = mode.run_here
-    return intercepted(mode, lambda: bound(*args, **kwargs), mode)
+    with contextlib.ExitStack() as stack:
+        for other in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            if isinstance(other, PassageMode) and other.passage.host is host:  # a forward that calls `self.forward`
+                stack.enter_context(leaving(other))
+        return intercepted(mode, lambda: bound(*args, **kwargs), mode)

@@ -98,7 +98,7 @@ def in_closure(w: Writer, join: Join, x: str, y: str) -> str:
         first, second = {x}, {y}
 
         def fused_here(scale=1.0):
-            return {join.write(w, "first", "second")} * scale
+            return ({join.write(w, "first", "second")}) * scale
     """)
     return "fused_here(0.5)"
 
@@ -110,7 +110,7 @@ def in_lambda(w: Writer, join: Join, x: str, y: str) -> str:
 
 
 def in_partial(w: Writer, join: Join, x: str, y: str) -> str:
-    w.function(f"def fuse_scaled(scale, x, y):\n    return {join.write(w, 'x', 'y')} * scale")
+    w.function(f"def fuse_scaled(scale, x, y):\n    return ({join.write(w, 'x', 'y')}) * scale")
     w.attribute("self.fuse_partly = functools.partial(fuse_scaled, 0.75)")
     return f"self.fuse_partly({x}, {y})"
 

@@ -22,8 +22,6 @@ def limit(generated: Generated) -> str:
         return "under a mode, a side is known where the example has made it"
     if any(text in join for join in joins for text in _OTHER_SITES):
         return "the sites of products lie before views and scaling"
-    if "place: in_partial" in forms:
-        return "the operand of the join is scaled in the helper, so that f is the scaled tensor"
     if by_mode and any("sum(" in join or "reduce(" in join for join in joins):
         return "under a mode, `sum` joins two by two"
     return ""

@@ -317,19 +317,6 @@ def is_inside(inner: CodeType, outer: CodeType) -> bool:
     return inner == outer or any(code == inner for code in _codes(outer))
 
 
-@functools.lru_cache(maxsize=4096)
-def instruction_of(code: CodeType, offset: int) -> int:
-    """The first of the instructions that one call is made of. Which of them a frame points to while the call runs
-    differs: the interpreter merges and specialises instructions as it goes."""
-    instructions = code.co_code
-    while offset > 0 and instructions[offset] == 0:  # what the interpreter keeps behind an instruction
-        offset -= 2
-    positions = list(code.co_positions())
-    while offset > 0 and None not in positions[offset // 2] and positions[offset // 2 - 1] == positions[offset // 2]:
-        offset -= 2
-    return offset
-
-
 # -- has it changed? --------------------------------------------------------------------------------------------------
 
 
@@ -409,7 +396,6 @@ __all__ = [
     "compiled",
     "find",
     "fingerprint",
-    "instruction_of",
     "is_inside",
     "name_of",
     "named_at",

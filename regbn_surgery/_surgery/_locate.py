@@ -14,7 +14,6 @@ from ._functions import (
     NoSourceError,
     behind,
     find,
-    instruction_of,
     is_inside,
     name_of,
     read,
@@ -58,9 +57,8 @@ class Locator:
             outer, code, offset, module = groups[number]
             name = name_of(found) if found is not None else f"{module}:{outer.co_qualname}"
             self._running[name] = outer
-            instruction = instruction_of(code, offset)
             ordinal = self._ordinal(found, code, offset, op if number == len(groups) - 1 else "")
-            steps.append(Step(name, ordinal, code.co_qualname, instruction))
+            steps.append(Step(name, ordinal, code.co_qualname, offset))
             caller = found
             number += 1
         return Place(tuple(steps), op)

@@ -23,7 +23,6 @@ from .._errors import RewriteError
 from .._trace import intercepted, listening
 from .._trace._source import current_source, kind_of_module
 from ._classes import original_class, unbound_function
-from ._functions import instruction_of
 from ._growing import Frame
 from ._leaving import leaving
 from ._locate import Locator
@@ -124,7 +123,7 @@ class PassageMode(TorchFunctionMode):
         if source is None:
             return None
         groups = self.locator.groups(source.frames, self.surgery.entry)
-        keys = [(code.co_qualname, instruction_of(code, offset)) for _, code, offset, _ in groups]
+        keys = [(code.co_qualname, offset) for _, code, offset, _ in groups]
         return self.surgery.slots.find(keys, name)
 
 

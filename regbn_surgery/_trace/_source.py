@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from types import FrameType
+from types import CodeType, FrameType
 
 import torch
 from torch import nn
@@ -26,14 +27,28 @@ def current_source() -> Source | None:
         code = frame.f_code
         if is_user_file(code.co_filename):
             innermost = innermost or frame
-            frames.append((code, frame.f_lasti, frame.f_globals.get("__name__", "")))
+            frames.append((code, instruction_of(code, frame.f_lasti), frame.f_globals.get("__name__", "")))
         elif innermost is not None and code.co_name == "_call_impl" and code.co_filename == _MODULE_CALLS:
             break
         frame = frame.f_back
     if innermost is None:
         return None
     code = innermost.f_code
-    return Source(code.co_filename, innermost.f_lineno, code.co_name, innermost.f_lasti, tuple(frames))
+    instruction = instruction_of(code, innermost.f_lasti)
+    return Source(code.co_filename, innermost.f_lineno, code.co_name, instruction, tuple(frames))
+
+
+@functools.lru_cache(maxsize=4096)
+def instruction_of(code: CodeType, offset: int) -> int:
+    """The first of the instructions that one call is made of. Which of them a frame points to while the call runs
+    differs: the interpreter merges and specialises instructions as it goes."""
+    instructions = code.co_code
+    while offset > 0 and instructions[offset] == 0:  # what the interpreter keeps behind an instruction
+        offset -= 2
+    positions = list(code.co_positions())
+    while offset > 0 and None not in positions[offset // 2] and positions[offset // 2 - 1] == positions[offset // 2]:
+        offset -= 2
+    return offset
 
 
 def is_user_file(filename: str) -> bool:

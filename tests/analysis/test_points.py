@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -304,3 +305,28 @@ def test_what_arrives_inside_another_stream_has_met() -> None:
     found = inspected(forward, example, m=nn.Linear(16, 4))
     assert [point.homes for point in found.fusion_points] == [(("b",), ("a",)), (("b",), ("c",))]
     assert not [note for note in found.notes if "never meets" in note]
+
+
+class JoinedBySum(nn.Module):
+    """One call of builtin `sum` in a loop: the interpreter points to it by another instruction once it is warm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(6, 8), nn.Linear(5, 8)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        rounds = []
+        for step in range(2):
+            f, g = self.left(a * (step + 1)), self.right(b - step)
+            rounds.append(sum([f, g]))
+        return torch.stack(rounds).mean(0)
+
+
+@pytest.mark.parametrize("calls_before", range(0, 24, 2))
+def test_a_place_stays_the_place_once_its_code_is_warm(calls_before: int) -> None:
+    namespace: dict[str, Any] = {"torch": torch, "nn": nn, "__name__": __name__}
+    exec(compile(inspect.getsource(JoinedBySum), __file__, "exec"), namespace)  # cold code at each time
+    model, example = namespace["JoinedBySum"](), {"a": torch.randn(4, 6), "b": torch.randn(4, 5)}
+    for _ in range(calls_before):
+        model(**example)
+    assert [(point.id, point.kind) for point in of(model, example)] == [("add", "sum")]

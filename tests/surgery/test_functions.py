@@ -22,10 +22,10 @@ from regbn_surgery._surgery._functions import (
     compiled,
     find,
     fingerprint,
-    instruction_of,
     name_of,
     read,
 )
+from regbn_surgery._trace._source import instruction_of
 
 Write = Callable[[str], Any]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,14 +115,22 @@ class Recipe:
             AlreadyRewrittenError: where the model already carries RegBN.
         """
         from .._api import _copied
+
+        return self._put_into(model, lambda: model if inplace else _copied(model))
+
+    def put_into_empty(self, model: nn.Module) -> nn.Module:
+        """`apply` in place, to a model whose parameters may be on the meta device: the caller gives them values."""
+        return self._put_into(model, lambda: model, empty=True)
+
+    def _put_into(self, model: nn.Module, to_change: Callable[[], nn.Module], *, empty: bool = False) -> nn.Module:
         from .._inspecting import refuse_wrapped
 
         refuse_wrapped(model)
         operations = fitted(self, model)
-        target = model if inplace else _copied(model)
+        target = to_change()
         by_mode = {host.path: host.reason for host in self.hosts if host.reason}
         try:
-            repeat(target, operations, self.writes_parameters, by_mode)
+            repeat(target, operations, self.writes_parameters, by_mode, empty=empty)
         except AlreadyRewrittenError:
             raise
         except ChangedError as error:
@@ -230,8 +238,8 @@ def _opened_by(operations: tuple[Operation, ...]) -> tuple[str, ...]:
 
 def _wrapped(model: nn.Module) -> str:
     """What to do instead, where the model is in a wrapper of which the inside does carry RegBN."""
-    for name in ("module", "_orig_mod"):
-        inner = getattr(model, name, None)
-        if isinstance(inner, nn.Module) and operations_of(inner):
-            return f" The model inside it does: pass `.{name}`."
-    return ""
+    inside = [(path, module) for path, module in model.named_modules() if path and operations_of(module)]
+    if not inside:
+        return ""
+    others = f", one of {len(inside)}" if len(inside) > 1 else ""
+    return f" The {type(inside[0][1]).__name__} inside it does{others}: pass `.{inside[0][0]}`."

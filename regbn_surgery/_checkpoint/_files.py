@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import _codec
 from .._codec import CodecError
+from .._copying import Model
 from .._errors import RecipeError
 from .._surgery import RECIPE_FILE, undo
 from ._empty import filling
@@ -43,7 +44,7 @@ def save_regbn(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     recipe.write(folder / RECIPE_FILE)
 
 
-def load_regbn(model: nn.Module, directory: str | os.PathLike[str], *, recipe: Recipe | None = None) -> nn.Module:
+def load_regbn(model: Model, directory: str | os.PathLike[str], *, recipe: Recipe | None = None) -> Model:
     """Put RegBN into a fresh instance of the original class, in place, and load the weights of a directory.
 
     Args:

@@ -18,6 +18,7 @@ from torch import nn
 from .. import _codec
 from .._analysis import MODEL_ERRORS
 from .._codec import CodecError
+from .._copying import Model
 from .._errors import AlreadyRewrittenError, RecipeError, RegBNError
 from .._surgery import Operation, explain, operations_of, repeat
 from .._surgery._classes import original_class
@@ -99,7 +100,7 @@ class Recipe:
         versions = versions_of(model)
         return cls(class_at(model, ""), versions, tuple(hosts), tuple(table.sources), kept, writes, opened)
 
-    def apply(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    def apply(self, model: Model, *, inplace: bool = False) -> Model:
         """Put RegBN into `model`, a fresh instance of the same class, without running it.
 
         Each RegBN starts untrained. A host whose forward is generated is captured, and held to the original, when it
@@ -118,11 +119,11 @@ class Recipe:
 
         return self._put_into(model, lambda: model if inplace else _copied(model))
 
-    def put_into_empty(self, model: nn.Module) -> nn.Module:
+    def put_into_empty(self, model: Model) -> Model:
         """`apply` in place, to a model whose parameters may be on the meta device: the caller gives them values."""
         return self._put_into(model, lambda: model, empty=True)
 
-    def _put_into(self, model: nn.Module, to_change: Callable[[], nn.Module], *, empty: bool = False) -> nn.Module:
+    def _put_into(self, model: Model, to_change: Callable[[], Model], *, empty: bool = False) -> Model:
         from .._inspecting import refuse_wrapped
 
         refuse_wrapped(model)

@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     )
     from ._explain import SurgeryReport, explain
     from ._inputs import Inputs
+    from ._inspecting import inspect
     from ._rules import Rules
     from ._statistics import statistics
     from ._surgery import Verification, VerifiedSite
     from ._tracing import trace
-    from ._types import Plan
-    from .nn import RegBN
+    from ._types import Inspection, Plan
+    from .nn import RegBN, convert_sync_regbn
 
 _HOME = {
     **dict.fromkeys(("fold", "freeze", "plan", "regbnify", "unregbnify", "verify"), "._api"),
@@ -68,9 +69,9 @@ _HOME = {
     **dict.fromkeys(("SurgeryReport", "explain"), "._explain"),
     "Inputs": "._inputs",
     **dict.fromkeys(("Recipe", "load_regbn", "save_regbn"), "._checkpoint"),
-    "Plan": "._types",
+    **dict.fromkeys(("Inspection", "Plan"), "._types"),
     "Rules": "._rules",
-    "RegBN": ".nn",
+    **dict.fromkeys(("RegBN", "convert_sync_regbn"), ".nn"),
     "statistics": "._statistics",
     "trace": "._tracing",
 }
@@ -80,6 +81,7 @@ __all__ = [
     "CaptureError",
     "Inputs",
     "InputsError",
+    "Inspection",
     "NothingMatchedError",
     "Plan",
     "PlanError",
@@ -99,6 +101,7 @@ __all__ = [
     "Verification",
     "VerifiedSite",
     "__version__",
+    "convert_sync_regbn",
     "explain",
     "fold",
     "freeze",

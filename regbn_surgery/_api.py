@@ -14,7 +14,7 @@ from torch import nn
 
 from ._analysis import Analysis, analyse
 from ._analysis._causal import Streams
-from ._copying import deep_copy
+from ._copying import Model, deep_copy
 from ._errors import RegBNWarning, RewriteError
 from ._facts import find_facts, needs, pair_sides, streams_of
 from ._inputs import InputsLike, are_two, find_inputs, make_batches, named_shapes
@@ -79,13 +79,13 @@ def plan(
 
 
 def regbnify(
-    model: nn.Module,
+    model: Model,
     rules: RulesLike | Plan,
     example_inputs: InputsLike | None = None,
     *,
     inplace: bool = False,
     make: Make | None = None,
-) -> nn.Module:
+) -> Model:
     """Put RegBN into a model where the rules say, or exactly as a plan says.
 
     The result is an instance of the model's class with all its original state-dict keys; new ones live under
@@ -118,13 +118,13 @@ def regbnify(
 
 @guarding
 def operate(
-    model: nn.Module,
+    model: Model,
     rules: RulesLike | Plan,
     example_inputs: InputsLike | None = None,
     *,
     inplace: bool = False,
     make: Make | None = None,
-) -> tuple[Plan, Analysis, nn.Module]:
+) -> tuple[Plan, Analysis, Model]:
     """`regbnify`, with the plan and the analysis that it was done by: what a report wants, from one analysis."""
     loaded = rules if isinstance(rules, Plan) else Rules.load(rules)
     refuse_second(model)
@@ -193,7 +193,7 @@ def _together(one: Verification, other: Verification) -> Verification:
     return dataclasses.replace(one, sites=tuple(sites))
 
 
-def unregbnify(model: nn.Module) -> nn.Module:
+def unregbnify(model: Model) -> Model:
     """Take every RegBN out of a rewritten model, in place: the very class, hooks and keys it had before.
 
     Raises:
@@ -207,7 +207,7 @@ def unregbnify(model: nn.Module) -> nn.Module:
     return model
 
 
-def freeze(model: nn.Module, frozen: bool = True) -> nn.Module:
+def freeze(model: Model, frozen: bool = True) -> Model:
     """Hold every RegBN of a rewritten model still, in place: the running projection is subtracted in training, too.
 
     Evaluation stays exactly what it was. `frozen=False` takes it back.
@@ -215,11 +215,12 @@ def freeze(model: nn.Module, frozen: bool = True) -> nn.Module:
     Raises:
         RewriteError: for a model that carries no RegBN put in by `regbnify`.
     """
-    return freeze_sites(model, frozen)
+    freeze_sites(model, frozen)
+    return model
 
 
 @guarding
-def fold(model: nn.Module, example_inputs: InputsLike | None = None, *, inplace: bool = False) -> nn.Module:
+def fold(model: Model, example_inputs: InputsLike | None = None, *, inplace: bool = False) -> Model:
     """A model for inference in which RegBN has become part of the linear layer behind it, where that is exact.
 
     Exact is: RegBN is a linear map (`normalize_output: false`, vectors), and f' and g' meet in one concatenation that
@@ -304,7 +305,7 @@ def _refuse_weightless(model: nn.Module) -> None:
         )
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copied(model: Model) -> Model:
     wanted = [(name, p.requires_grad) for name, p in model.named_parameters()]
     try:
         with torch.no_grad():  # scripted submodules copy their parameters by an operation that autograd would record

@@ -85,13 +85,18 @@ _WRAPPERS = {
     "FullyShardedDataParallel": "put RegBN into the module first, and shard the result",
     "DataParallel": "put RegBN into the module first, and wrap the result",
     "RecursiveScriptModule": "scripted code cannot be followed; pass the module it was made from",
+    "PeftModel": (
+        "put RegBN into the model first, and add adapters to the result, with RegBN among what they save: "
+        "`get_peft_model(regbnify(base, ...), LoraConfig(..., modules_to_save=['regbn_<id of the rule>.regbn']))`. "
+        "A model with adapters takes RegBN inside: `regbnify(model.get_base_model(), ..., inplace=True)`"
+    ),
     "TopLevelTracedModule": "traced code cannot be followed; pass the module it was made from",
 }
 
 
 def refuse_wrapped(model: nn.Module) -> None:
     """Raises CaptureError for a model that is compiled, scripted, wrapped for several devices, or not yet made."""
-    advice = _WRAPPERS.get(type(model).__name__)
+    advice = next((_WRAPPERS[base.__name__] for base in type(model).__mro__ if base.__name__ in _WRAPPERS), None)
     if advice is not None:
         raise CaptureError(f"The model is a {type(model).__name__}: {advice}.")
     if model._compiled_call_impl is not None:

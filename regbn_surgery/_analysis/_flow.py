@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-import networkx as nx
 import torch
 
+from .._later import nx
 from .._trace import Call, TensorInfo, Trace, tensor_of
 from . import _axes as ax
 from ._lineage import NOBODY, Home, Lineage, Piece, Segments, carry_axes, fuse, union

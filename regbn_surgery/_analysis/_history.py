@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-import networkx as nx
-
+from .._later import nx
 from .._ops import Value
 from .._trace import Call, TensorInfo, Trace
 from ._met import Met

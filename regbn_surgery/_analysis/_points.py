@@ -8,8 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import networkx as nx
-
+from .._later import nx
 from .._trace import Frame, Trace
 from .._types import NEVER_BY_DEFAULT, FusionPoint, Kind, Level, Operand, Site
 from ._lineage import Home

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from .. import _codec
 from .._codec import CodecError
+from .._copying import Model
 from .._errors import RecipeError
-from .._surgery import Make
+from .._surgery import RECIPE_FILE, Make, undo
+from ._empty import filling
 from ._recipe import Recipe
 
-RECIPE_FILE = "regbn.json"
 WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"  # where `transformers` splits the weights over several files
 
@@ -44,18 +45,19 @@ def save_regbn(model: nn.Module, directory: str | os.PathLike[str]) -> None:
 
 
 def load_regbn(
-    model: nn.Module,
+    model: Model,
     directory: str | os.PathLike[str],
     *,
     recipe: Recipe | None = None,
     make: Make | None = None,
-) -> nn.Module:
+) -> Model:
     """Put RegBN into a fresh instance of the original class, in place, and load the weights of a directory.
 
     Args:
-        model: as its own constructor, or `from_pretrained(directory)`, made it.
-        directory: written by `save_regbn`, or by the `save_pretrained` or the Trainer of `transformers`, which keep
-            the weights and not the recipe.
+        model: as its own constructor, or `from_pretrained(directory)`, made it. Parameters on the meta device
+            (`with torch.device("meta")`, `init_empty_weights` of accelerate) become those of the directory, on the CPU.
+        directory: written by `save_regbn`, or by `save_pretrained` of a rewritten model or the Trainer of
+            `transformers`.
         recipe: for a directory without one.
         make: as given to `regbnify`, where it was.
 
@@ -69,20 +71,21 @@ def load_regbn(
     if recipe is None:
         if not (folder / RECIPE_FILE).exists():
             raise RecipeError(
-                f"{folder} holds no {RECIPE_FILE}. save_regbn writes it; for weights that were written by another way "
-                "pass recipe=Recipe.of(model), made while the rewritten model was at hand, or Recipe.read(path)."
+                f"{folder} holds no {RECIPE_FILE}. save_regbn writes it, and so does save_pretrained of a rewritten "
+                "model; for weights that were written by another way pass recipe=Recipe.of(model), made while the "
+                "rewritten model was at hand, or Recipe.read(path)."
             )
         recipe = Recipe.read(folder / RECIPE_FILE)
     weights = _read_weights(folder)
-    rewritten = recipe.apply(model, inplace=True, make=make)
+    rewritten = recipe.put_into_empty(model, make)
     try:
         weights = _renamed(rewritten, weights, folder)
         _refuse_misfit(rewritten, weights, folder)
+        fill = filling(rewritten, weights, folder)
     except RecipeError:
-        from .._surgery import undo
-
         undo(rewritten)
         raise
+    fill()
     rewritten.load_state_dict(weights, strict=False)
     return rewritten
 
@@ -170,7 +173,7 @@ def _longest_end(name: str, others: list[str]) -> str | None:
 
 def _refuse_misfit(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     """Raises RecipeError for weights of other names or shapes. Of tensors that share memory one name is enough."""
-    wanted = model.state_dict()
+    wanted = model.state_dict(keep_vars=True)
     places: dict[Any, list[str]] = {}
     for name, tensor in wanted.items():
         if isinstance(tensor, Tensor):
@@ -201,6 +204,8 @@ _NAMED = 6
 
 
 def _place(tensor: Tensor, name: str) -> Any:
+    if tensor.is_meta:
+        return id(tensor)
     if tensor.numel() == 0:
         return name
     return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), torch.typename(tensor))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 from .. import _codec
 from .._analysis import MODEL_ERRORS
 from .._codec import CodecError
+from .._copying import Model
 from .._errors import AlreadyRewrittenError, RecipeError, RegBNError
 from .._surgery import Make, Operation, exchange, explain, made_paths, operations_of, repeat, undo
 from .._surgery._classes import original_class
@@ -102,7 +103,7 @@ class Recipe:
             class_at(model, ""), versions, tuple(hosts), tuple(table.sources), kept, writes, opened, made_paths(model)
         )
 
-    def apply(self, model: nn.Module, *, inplace: bool = False, make: Make | None = None) -> nn.Module:
+    def apply(self, model: Model, *, inplace: bool = False, make: Make | None = None) -> Model:
         """Put RegBN into `model`, a fresh instance of the same class, without running it.
 
         Each RegBN starts untrained. A host whose forward is generated is captured, and held to the original, when it
@@ -119,6 +120,16 @@ class Recipe:
             AlreadyRewrittenError: where the model already carries RegBN.
         """
         from .._api import _copied
+
+        return self._put_into(model, lambda: model if inplace else _copied(model), make)
+
+    def put_into_empty(self, model: Model, make: Make | None) -> Model:
+        """`apply` in place, to a model whose parameters may be on the meta device: the caller gives them values."""
+        return self._put_into(model, lambda: model, make, empty=True)
+
+    def _put_into(
+        self, model: Model, to_change: Callable[[], Model], make: Make | None, *, empty: bool = False
+    ) -> Model:
         from .._inspecting import refuse_wrapped
 
         if self.made and make is None:
@@ -128,10 +139,10 @@ class Recipe:
             )
         refuse_wrapped(model)
         operations = fitted(self, model)
-        target = model if inplace else _copied(model)
+        target = to_change()
         by_mode = {host.path: host.reason for host in self.hosts if host.reason}
         try:
-            repeat(target, operations, self.writes_parameters, by_mode)
+            repeat(target, operations, self.writes_parameters, by_mode, empty=empty)
             if make is not None and self.made:
                 try:
                     exchange(target, make, self.made)
@@ -245,8 +256,8 @@ def _opened_by(operations: tuple[Operation, ...]) -> tuple[str, ...]:
 
 def _wrapped(model: nn.Module) -> str:
     """What to do instead, where the model is in a wrapper of which the inside does carry RegBN."""
-    for name in ("module", "_orig_mod"):
-        inner = getattr(model, name, None)
-        if isinstance(inner, nn.Module) and operations_of(inner):
-            return f" The model inside it does: pass `.{name}`."
-    return ""
+    inside = [(path, module) for path, module in model.named_modules() if path and operations_of(module)]
+    if not inside:
+        return ""
+    others = f", one of {len(inside)}" if len(inside) > 1 else ""
+    return f" The {type(inside[0][1]).__name__} inside it does{others}: pass `.{inside[0][0]}`."

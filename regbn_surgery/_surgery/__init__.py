@@ -5,12 +5,14 @@ from __future__ import annotations
 from ._exchange import Make, exchange, made_paths
 from ._fold import fold, freeze
 from ._operations import Operation
+from ._saving import RECIPE_FILE
 from ._site import RegBNSite, identity
 from ._source import forward_digests, refuse_changed
 from ._surgery import HostReport, explain, operations_of, perform, refuse_second, repeat, undo
 from ._verify import Verification, VerifiedSite, carried_in
 
 __all__ = [
+    "RECIPE_FILE",
     "HostReport",
     "Make",
     "Operation",

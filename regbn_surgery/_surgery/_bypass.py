@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from .. import _tree
 from .._errors import RegBNBypassedError
 from ._arguments import spelled
+from ._compiling import outside_graphs
 from ._memory import Met, caches_in, has_caches, recollect, remember
 
 _LEGACY = ("past_key_value", "cache_params", "kv_cache")
@@ -23,7 +23,7 @@ class Named(Protocol):
     def name(self) -> str: ...
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@outside_graphs
 def remember_caches(host: nn.Module, ran: Iterable[str], lasting: Collection[str], *values: Any) -> None:
     """The caches among the arguments and outputs of a call hold what RegBN had a part in. By site's name: those that
     `ran`, and those after which f may follow alone."""
@@ -33,7 +33,7 @@ def remember_caches(host: nn.Module, ran: Iterable[str], lasting: Collection[str
     remember(tokens.values(), [tokens[name] for name in lasting], *values)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@outside_graphs
 def remembered(
     host: nn.Module, sites: Iterable[Named], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Met]:
@@ -63,7 +63,7 @@ def refuse_going_on(
         )
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@outside_graphs
 def refuse_unknown_caches(
     host: nn.Module, path: str, sites: Sequence[Named], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:

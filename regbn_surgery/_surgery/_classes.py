@@ -215,7 +215,7 @@ def install(host: nn.Module, surgery: HostSurgery | GraphHost) -> None:
                 f"`methods:` of {site.name}: its RegBN puts calls of forward in another order, and counts there alone"
             )
     host.__dict__[ATTRIBUTE] = surgery
-    if own is not None or _asks_its_class(type(host)):
+    if own is not None or asks_its_class(type(host)):
         host.__dict__["forward"] = InstanceForward(host, own)
         if not methods:
             return
@@ -240,7 +240,7 @@ def _is_its_own(forward: Any, host: nn.Module) -> bool:
     return inspect.ismethod(forward) and forward.__self__ is host
 
 
-def _asks_its_class(cls: type[nn.Module]) -> bool:
+def asks_its_class(cls: type[nn.Module]) -> bool:
     """Whether the forward asks for the class by identity, to which a class of the instance's own is another answer."""
     try:
         source = inspect.getsource(inspect.unwrap(cls.forward))

@@ -18,11 +18,13 @@ from .._inputs import Inputs
 from .._state import preserved
 from ..nn import RegBN
 from ..nn.fold import fold_into_linear
+from ._adapters import watch_adapters_no_more
 from ._arguments import own_arguments
 from ._classes import uninstall
 from ._compare import difference
 from ._guard import ATTRIBUTE, RECORD, Guard
 from ._hoist import HoistHook
+from ._saving import save_recipe_no_more, save_recipe_too
 from ._site import RegBNSite, sites_of
 
 
@@ -88,8 +90,13 @@ def fold(model: nn.Module, inputs: Inputs) -> list[str]:
             for name in folded:
                 watch.names[name].folded = False
             raise RewriteError(f"Folding would change what {type(model).__name__} computes: {wrong}")
+    save_recipe_no_more(model)
     for name in folded:
         _take_out(model, watch.names[name])
+    if RECORD in model.__dict__:
+        save_recipe_too(model)
+    else:
+        watch_adapters_no_more(model)
     if kept:
         warnings.warn(f"not folded: {' | '.join(kept)}", RegBNWarning, stacklevel=2)
     return folded

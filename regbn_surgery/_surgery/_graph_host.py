@@ -27,6 +27,7 @@ from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, re
 from ._calls import Key, Known, key_of, kind_of, sizes_of
 from ._classes import original_forward
 from ._compare import difference
+from ._compiling import outside_graphs
 from ._growing import called_with
 from ._guard import on_the_stack
 from ._local import LocalSite, Variant, build_variant
@@ -131,7 +132,7 @@ class GraphHost:
         learned: Variant = self.learn(host, role, args, kwargs)
         return learned
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_graphs
     def learn(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
         """Capture this kind of call, put RegBN in, and hold the result to the original's. The host stays as it was.
 

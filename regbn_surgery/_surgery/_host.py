@@ -22,6 +22,7 @@ from .._errors import RegBNBypassedError, RegBNWarning
 from ._arguments import spelled
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
 from ._classes import InstanceForward, original_class, unbound_forward, unbound_function
+from ._compiling import outside_graphs
 from ._functions import ChangedError, NoSourceError, named_at, refuse_another
 from ._growing import Frame, called_with, enclosing_frame
 from ._guard import on_the_stack
@@ -182,7 +183,7 @@ class HostSurgery:
             elif not passage.reached:
                 refuse_unknown_caches(host, self.path, self._sites(role), args, kwargs)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_graphs
     def _run_by_mode(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with on_the_stack(self.token), Frame(args, kwargs, host, role) as frame:
             self._begin(frame, args, kwargs)

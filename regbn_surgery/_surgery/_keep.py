@@ -30,7 +30,9 @@ def keep(model: nn.Module, path: str, name: str, site: RegBNSite) -> None:
             f"{type(host).__name__} at `{path}` already has an attribute {name!r}; give the rule another id"
         )
     device = next((tensor.device for tensor in (*host.parameters(), *host.buffers())), torch.device("cpu"))
-    site.to(device).train(host.training)
+    if device.type != "meta":  # the values of RegBN's own start are not to be had again
+        site.to(device)
+    site.train(host.training)
     if not goes_over_children(host):
         host.add_module(name, site)
         return

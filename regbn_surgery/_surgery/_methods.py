@@ -21,6 +21,7 @@ from .. import _ops as fn
 from .. import _tree
 from .._errors import RegBNBypassedError, RewriteError
 from .._trace import intercepted
+from ._compiling import outside_graphs
 from ._continued import Continued
 from ._leaving import leaving
 from ._record import CodeSite
@@ -146,7 +147,7 @@ def _meet(site: CodeSite, tags: list[frozenset[Tag]]) -> bool:
     return any(f in own and g not in own for own in tags) and any(g in own and f not in own for own in tags)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@outside_graphs
 def interposed_method(
     host: nn.Module, name: str, method: Callable[..., Any], sites: tuple[CodeSite, ...], args: Any, kwargs: Any
 ) -> Any:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import torch
 from torch import nn
+
+from ._compiling import constant_in_graphs
 
 #: The role of calls at which nothing meets, such as self-attention through the same module.
 NO_ROLE = -1
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def _thread() -> int:
     """The thread we are in; in a compiled graph the one that compiled it, which counts and resets in the same graph."""
     return threading.get_ident()

@@ -16,6 +16,7 @@ from torch import nn
 from .._analysis import MODEL_ERRORS, Analysis, Observed
 from .._errors import AlreadyRewrittenError, RegBNError, RewriteError
 from .._types import Plan, PlannedSite
+from ._adapters import watch_adapters, watch_adapters_no_more
 from ._classes import original_class, uninstall
 from ._compare import difference_of_values
 from ._graph_host import GraphHost
@@ -26,6 +27,7 @@ from ._host import HostSurgery
 from ._keep import forget
 from ._operations import Operation, operations_for, put_in
 from ._roles import RoleReset
+from ._saving import save_recipe_no_more, save_recipe_too
 from ._site import RegBNSite, sites_of
 from ._trials import check, observe
 from ._verify import refuse_other_streams
@@ -92,6 +94,8 @@ def _performed(model: nn.Module, plan: Plan, analysis: Analysis, expected: Seque
             replace(op, unhooked=problems[0]) if (old.tier, op.tier) == (1, 2) and problems else op
             for op, old in zip(operations, hooked, strict=True)
         )
+        save_recipe_too(model)
+        watch_adapters(model)
         return
     raise RewriteError(
         f"RegBN could not be put into {type(model).__name__} without changing what it computes; it is as it was. "
@@ -161,21 +165,30 @@ def operations_of(model: nn.Module) -> tuple[Operation, ...]:
 
 
 def repeat(
-    model: nn.Module, operations: Sequence[Operation], writes_parameters: bool, by_mode: Mapping[str, str]
+    model: nn.Module,
+    operations: Sequence[Operation],
+    writes_parameters: bool,
+    by_mode: Mapping[str, str],
+    *,
+    empty: bool = False,
 ) -> None:
     """Put the same sites into another instance of the model, in place and without running it.
 
-    `by_mode` names the hosts whose forward has to run under a mode, with the reason.
+    `by_mode` names the hosts whose forward has to run under a mode, with the reason. `empty` allows parameters on the
+    meta device, which the caller fills.
 
     Raises:
         AlreadyRewrittenError: where the model carries RegBN already.
         RewriteError: where a site does not fit; the model is then as it was before.
     """
     refuse_second(model)
-    _refuse_meta(model)
+    if not empty:
+        _refuse_meta(model)
     with _undone_on_error(model):
         put_in(model, operations, writes_parameters, by_mode)
     model.__dict__[RECORD] = tuple(operations)
+    save_recipe_too(model)
+    watch_adapters(model)
 
 
 def refuse_second(model: nn.Module) -> None:
@@ -193,12 +206,14 @@ def _refuse_meta(model: nn.Module) -> None:
     if meta is not None:
         raise RewriteError(
             f"{type(model).__name__} has parameters on the meta device (`{meta}`): the rewrite could not be checked. "
-            "Load the weights first; inspect and plan work without them."
+            "Load the weights first, or from a folder of save_regbn by load_regbn; inspect and plan work without them."
         )
 
 
 def undo(model: nn.Module) -> None:
     """Give back the very model: classes, hooks, keys."""
+    watch_adapters_no_more(model)
+    save_recipe_no_more(model)
     for module in list(model.modules()):
         uninstall(module)
         for registry, with_kwargs in ((module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),):

@@ -664,6 +664,7 @@ def test_weights_without_a_recipe_take_one_from_elsewhere(tmp_path: Path) -> Non
     model: Any = regbn_surgery.regbnify(case.model(), case.rules_dict(), case.example)
     training_step(model, case.example(3))
     model.save_pretrained(tmp_path)
+    (tmp_path / "regbn.json").unlink()
     fresh = type(case.model()).from_pretrained(tmp_path)  # type: ignore[attr-defined]
     with pytest.raises(RecipeError, match=r"recipe=Recipe\.of"):
         load_regbn(fresh, tmp_path)

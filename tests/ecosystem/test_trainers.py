@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import regbn_surgery
-from regbn_surgery import Recipe, RewriteError, load_regbn, unregbnify
+from regbn_surgery import RewriteError, load_regbn, unregbnify
 
 from ._subject import Subject, assert_regbn_learned, counting, outputs
 from ._with_trainers import SITUATIONS, STEPS, _hf, _loss
@@ -91,14 +91,13 @@ def test_surgery_after_accelerate_is_refused_with_the_order() -> None:
         regbn_surgery.regbnify(model, subject.case.rules_dict(), subject.case.example, inplace=True)
 
 
-def test_a_checkpoint_of_the_trainer_comes_back_with_the_recipe(tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_trainer_holds_the_recipe(tmp_path: Path) -> None:
     subject = Subject("hf_blip_captioning")
     model = subject.rewritten()
-    recipe = Recipe.of(model)
     _hf(model, subject, STEPS, tmp_path)
     checkpoint = tmp_path / f"checkpoint-{STEPS}"
     cls: Any = type(subject.original())
-    found = load_regbn(cls.from_pretrained(checkpoint), checkpoint, recipe=recipe)
+    found = load_regbn(cls.from_pretrained(checkpoint), checkpoint)
     torch.testing.assert_close(
         outputs(found.eval(), subject.example(3)), outputs(model.eval(), subject.example(3)), rtol=0, atol=0
     )

@@ -1,0 +1,150 @@
+"""A rewritten model that saves itself as its library does: the recipe goes along, without anybody asking for it.
+
+`save_pretrained`, which trainers call for their checkpoints, writes the weights, RegBN's among them. Without the recipe
+beside them the folder would load as the original. So the root gets a class that writes both, and that says what
+`from_pretrained` of the same class leaves out. A root that has to keep its very class writes by a method of its own.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .._errors import RegBNError, RegBNWarning
+from .._trace._subclass import quiet_subclass
+from ._classes import asks_its_class, original_class
+from ._guard import RECORD
+
+RECIPE_FILE = "regbn.json"
+_SAVE, _LOAD = "save_pretrained", "from_pretrained"
+_SAVES = "_regbn_saves_recipe"
+
+
+def save_recipe_too(root: nn.Module) -> None:
+    """Let a rewritten model write its recipe wherever its own `save_pretrained` writes."""
+    if not callable(getattr(root, _SAVE, None)) or getattr(type(root), _SAVES, False):
+        return
+    if _SAVE in root.__dict__ or asks_its_class(original_class(root)):
+        root.__dict__[_SAVE] = _InstanceSave(root, root.__dict__.get(_SAVE))
+    else:
+        object.__setattr__(root, "__class__", _saving_class(type(root)))
+
+
+def save_recipe_no_more(root: nn.Module) -> None:
+    """Give back the class and the method that `save_recipe_too` found."""
+    own = root.__dict__.get(_SAVE)
+    if isinstance(own, _InstanceSave):
+        del root.__dict__[_SAVE]
+        if own.before is not None:
+            root.__dict__[_SAVE] = own.before
+    before = vars(type(root)).get(_SAVES)
+    if before is not None:
+        object.__setattr__(root, "__class__", before)
+
+
+class _InstanceSave:
+    """`save_pretrained` on an instance; `before` is what stood there, None where the class' serves."""
+
+    def __init__(self, root: nn.Module, before: Callable[..., Any] | None) -> None:
+        self.root = root
+        self.before = before
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        save = self.before or getattr(type(self.root), _SAVE).__get__(self.root)
+        result = save(*args, **kwargs)
+        _write_recipe(self.root, args, kwargs)
+        return result
+
+
+_classes: dict[Any, type[nn.Module]] = {}
+
+
+def _saving_class(cls: Any) -> type[nn.Module]:
+    if cls in _classes:
+        return _classes[cls]
+    original = getattr(cls, "_regbn_original_class", cls)
+
+    @functools.wraps(getattr(cls, _SAVE))
+    def save_pretrained(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = getattr(cls, _SAVE)(self, *args, **kwargs)
+        _write_recipe(self, args, kwargs)
+        return result
+
+    def from_pretrained(_: type, *args: Any, **kwargs: Any) -> Any:
+        made = getattr(original, _LOAD)(*args, **kwargs)
+        _tell_original(original.__name__, args, kwargs)
+        return made
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        make, args, *rest = cls.__reduce_ex__(self, protocol)
+        if make is copyreg.__newobj__:  # type: ignore[attr-defined]
+            args = tuple(cls if given is type(self) else given for given in args)
+        return (_make_saving, (make, args), *rest)
+
+    body: dict[str, Any] = {
+        _SAVE: save_pretrained,
+        "__reduce_ex__": reduce,
+        _SAVES: cls,
+        "_regbn_original_class": original,
+    }
+    if hasattr(cls, _LOAD):
+        body[_LOAD] = classmethod(from_pretrained)
+    if hasattr(cls, "__deepcopy__"):
+
+        def __deepcopy__(self: nn.Module, memo: dict[int, Any]) -> nn.Module:  # noqa: N807
+            made: nn.Module = cls.__deepcopy__(self, memo)
+            save_recipe_too(made)
+            return made
+
+        body["__deepcopy__"] = __deepcopy__
+    return _classes.setdefault(cls, quiet_subclass(cls, body))
+
+
+def _make_saving(make: Callable[..., nn.Module], args: tuple[Any, ...]) -> nn.Module:
+    """What pickle calls: the module as its class would make it, with the class that saves the recipe."""
+    made = make(*args)
+    if not getattr(type(made), _SAVES, False):
+        object.__setattr__(made, "__class__", _saving_class(type(made)))
+    return made
+
+
+def _write_recipe(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Beside what has just been saved. A recipe that cannot be written must not cost a checkpoint: it is a warning."""
+    from .._checkpoint import Recipe
+
+    folder = _folder(args, kwargs, "save_directory")
+    if folder is None or RECORD not in root.__dict__ or not kwargs.get("is_main_process", True):
+        return
+    try:
+        Recipe.of(root).write(folder / RECIPE_FILE)
+    except (RegBNError, OSError) as error:
+        warnings.warn(
+            f"The weights are in {folder}, the recipe of RegBN ({RECIPE_FILE}) is not: {error}",
+            RegBNWarning,
+            stacklevel=4,
+        )
+
+
+def _tell_original(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    folder = _folder(args, kwargs, "pretrained_model_name_or_path")
+    if folder is not None and (folder / RECIPE_FILE).exists():
+        what = f"{folder} holds RegBN's weights and its recipe ({RECIPE_FILE})"
+        then = f"For the model with RegBN call load_regbn({name}.from_pretrained({str(folder)!r}), {str(folder)!r})."
+    else:
+        what = "its class is that of a rewritten model"
+        then = "For a model with RegBN call regbnify, or load_regbn with what save_regbn wrote."
+    warnings.warn(
+        f"This {name} is the original and carries no RegBN, though {what}. {then}", RegBNWarning, stacklevel=3
+    )
+
+
+def _folder(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Path | None:
+    given = args[0] if args else kwargs.get(name)
+    return Path(given) if isinstance(given, str | os.PathLike) else None

@@ -1,0 +1,79 @@
+"""Adapters of PEFT around a rewritten model, and a rewritten model inside of adapters."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from regbn_surgery import CaptureError, Recipe, RecipeError, RegBNWarning, regbnify, unregbnify
+from tests.surgery.models import Joined, Late, Nested, build, everything, operate, rules, run, step, vectors
+
+peft = pytest.importorskip("peft")
+
+
+def adapted(model: Any, **config: Any) -> Any:
+    return peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["enc_a"], **config))
+
+
+def test_a_model_with_adapters_is_refused_with_the_line_to_write() -> None:
+    with pytest.raises(
+        CaptureError, match=r"get_peft_model\(regbnify\(base.*modules_to_save=\['regbn_<id of the rule>\.regbn'\]"
+    ):
+        regbnify(adapted(build(Late)), rules("concat"), vectors())
+
+
+def test_the_line_for_a_model_that_has_its_adapters_works() -> None:
+    model = adapted(build(Late))
+    regbnify(model.get_base_model(), rules("concat"), vectors(), inplace=True)
+    step(model, vectors())
+    assert model.base_model.model.regbn_x.regbn.num_steps == 1
+
+
+def test_the_recipe_of_a_model_with_adapters_says_where_the_rewritten_one_is() -> None:
+    with pytest.raises(RecipeError, match=r"The Late inside it does: pass `\.base_model\.model`"):
+        Recipe.of(adapted(operate(build(Late), vectors())))
+
+
+@pytest.mark.parametrize("cls", [Late, Nested])
+@pytest.mark.parametrize("way", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_saving_adapters_without_the_state_of_regbn_says_so_once(way: Any, cls: Any, tmp_path: Path) -> None:
+    model = adapted(way(operate(build(cls), vectors())))
+    with pytest.warns(RegBNWarning, match=r"modules_to_save=\['regbn_x\.regbn'\].*save_regbn\(model\.get_base_model\("):
+        model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RegBNWarning)
+        model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("cls", [Joined, Nested])  # the BatchNorm of Late is no part of adapters, either
+def test_the_line_of_the_warning_carries_the_state(cls: Any, tmp_path: Path) -> None:
+    base = operate(build(cls), vectors())
+    model = adapted(copy.deepcopy(base), modules_to_save=["regbn_x.regbn"])
+    step(model, vectors())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RegBNWarning)
+        model.save_pretrained(tmp_path)
+    found = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    expected, ours = run(model, vectors(3), False), run(found, vectors(3), False)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+def test_the_state_of_the_model_itself_is_whole_and_says_nothing() -> None:
+    model = adapted(operate(build(Late), vectors()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RegBNWarning)
+        assert any("regbn_x" in name for name in model.get_base_model().state_dict())
+
+
+def test_the_watch_goes_with_regbn() -> None:
+    original = build(Late)
+    before = everything(original)
+    model = regbnify(original, rules("concat"), vectors(), inplace=True)
+    assert len(model._state_dict_hooks) == 1
+    assert everything(unregbnify(model)) == before

@@ -69,7 +69,8 @@ def captured(model: nn.Module, batches: Batches) -> Captured:
 
 def _captured_by(model: nn.Module, batches: Batches, fakes: Fakes) -> Captured:
     if batches.given is not None:
-        run_plainly(model, batches.given, training=False, fakes=fakes)
+        with watching_parameters(model, []):  # it may write to them, and nobody has asked yet
+            run_plainly(model, batches.given, training=False, fakes=fakes)
     return _borne(batches, lambda reading: _captured_as(model, reading, fakes))
 
 
@@ -105,7 +106,8 @@ def _captured_as(model: nn.Module, batches: Batches, fakes: Fakes) -> Captured:
 
 def _trains_as_given(model: nn.Module, batches: Batches, fakes: Fakes) -> bool:
     try:
-        run_plainly(model, batches.given or batches.small, training=True, fakes=fakes)
+        with watching_parameters(model, []):
+            run_plainly(model, batches.given or batches.small, training=True, fakes=fakes)
     except CaptureError:
         return False
     return batches.given is not None

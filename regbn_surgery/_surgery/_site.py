@@ -126,7 +126,8 @@ class RegBNSite(nn.Module):
                 f"RegBN cannot go on from a cache: {batch} samples of f are to go on from {g.shape[0]} of g, which "
                 "cannot be told apart. Fill a cache with as many samples as are to go on from it"
             )
-        f_new, _ = self.regbn(_permuted(f, self.f_axes), g, False)
+        # These positions may be zero by themselves: padding has such embeddings.
+        f_new, _ = self.regbn(_permuted(f, self.f_axes), g, False, zeros_absent=False)
         return _permuted_back(f_new, self.f_axes)
 
     def _is_identity(self) -> bool:

@@ -47,6 +47,7 @@ class Call(NamedTuple):
     n_epoch: int | None
     multiplier: Tensor | None
     ranks: Ranks | None
+    zeros_absent: bool
 
 
 class RegBN(RunningState):
@@ -185,6 +186,7 @@ class RegBN(RunningState):
         g_mask: Tensor | None = None,
         present: Tensor | None = None,
         multiplier: Tensor | None = None,
+        zeros_absent: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """`(f', g')` in the shapes and dtypes of f and g.
 
@@ -194,6 +196,8 @@ class RegBN(RunningState):
         `present`, `[B]`, bool: the samples in which both sides are there. Others, and those in which all of f or all
         of g is zero, take no part in the fit, and nothing is subtracted from them. A training batch with fewer than
         two others fits nothing, moves nothing and is counted in `num_skipped`.
+        `zeros_absent` False: in evaluation zeros are values like others, and `present` alone says what is missing; for
+        calls that get a part of f alone, such as the positions that follow a key-value cache.
         `multiplier` (0-dimensional) replaces the lambda that solves the constraint.
 
         The inside runs in float32 (float64 for float64 inputs or state), under autocast too.
@@ -204,7 +208,7 @@ class RegBN(RunningState):
         _checks.check_features("f", f, self.f_num_channels, self.f_layer_dim, f_mask, any_length)
         _checks.check_features("g", g, self.g_num_channels, self.g_layer_dim, g_mask, any_length)
         _checks.check_batch(f, g, training, ranks is not None, present)
-        call = Call(f_mask, g_mask, present, training, n_epoch, multiplier, ranks)
+        call = Call(f_mask, g_mask, present, training, n_epoch, multiplier, ranks, zeros_absent)
         kind = f.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
@@ -230,7 +234,7 @@ class RegBN(RunningState):
             # An absent g that is zero subtracts nothing anyway, unless its mean is taken off.
             sides = pooled if self.options.centre else pooled[:1]
             features = prepare(given, pooled, None, None)
-            present = present_rows(sides, call.present)
+            present = present_rows(sides, call.present) if call.zeros_absent else call.present
             residual = self.subtract(features.f_raw, features.g_raw, self.running, present)
         f_out = self.norm_f_out(features.restore(residual, self.options.reduce == "mean"))
         g_out = self.norm_g_out(given[1]) if self.options.replace == "both" else g

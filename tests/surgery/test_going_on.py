@@ -94,6 +94,21 @@ def test_the_tokens_after_the_first_would_be_others_with_the_image_of_another_sa
     assert not torch.allclose(*found, atol=0.01)
 
 
+@every_way
+def test_a_token_whose_embedding_is_zero_is_no_absent_one(cls: type[nn.Module], way: str) -> None:
+    """Padding has such an embedding. Without a cache it is one position of many; alone it must count as well."""
+    model, given, cache = rewritten(cls, way), example(), Cache()
+    token = given["ids"][:, -1:] + 1
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.weight[token] = 0
+        model(given["ids"], given["image"], cache)
+        found = model(token, cache=cache)
+        longer = model(torch.cat([given["ids"], token], dim=1), given["image"])[:, -1:]
+    torch.testing.assert_close(found, longer)
+
+
 def test_it_lies_on_the_cache_and_goes_with_it() -> None:
     model = rewritten(Writing)
     cache = Cache()

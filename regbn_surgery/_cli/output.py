@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import sys
 import sysconfig
 import threading
@@ -163,13 +164,26 @@ def _picture(views: list[RenderableType]) -> str:
 
     from .._report.console import SafeConsole
 
-    command = " ".join(["regbn-surgery", *(word for word in sys.argv[1:] if word != "--debug")])
     console = SafeConsole(
         record=True, width=_PICTURE_WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
     for view in views:
         console.print(view, highlight=False)
-    return console.export_svg(title=command)
+    # Without the fonts that rich would have a reader's browser fetch from elsewhere: any monospace one will do.
+    return _FONT_FACE.sub("", console.export_svg(title=_command(sys.argv[1:])))
+
+
+_FONT_FACE = re.compile(r"@font-face\s*\{[^}]*\}\s*")
+
+
+def _command(words: list[str]) -> str:
+    """The command line of a picture, without where the picture goes."""
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if word not in ("--debug", "-o", "--output") and before not in ("-o", "--output")
+    ]
+    return " ".join(["regbn-surgery", *kept])
 
 
 def write_views(make: Callable[[int], list[RenderableType]], output: str | None) -> None:

@@ -55,6 +55,8 @@ def test_a_text_format_in_an_svg_is_a_picture_of_the_terminal(run, place):
     text = (place / "m.svg").read_text()
     assert "rich-terminal" in text
     assert "regbn_late" in text
+    assert "font-face" not in text, "a picture that asks for fonts of another host"
+    assert "m.svg" not in text, "where it goes is no part of it"
 
 
 def test_tree(run, place):

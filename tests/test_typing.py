@@ -13,7 +13,7 @@ import pytest
 import regbn_surgery
 
 ROOT = Path(regbn_surgery.__file__).parents[1]
-USERS_FILE = '''
+USERS_FILE = """
 import torch
 from torch import nn
 
@@ -42,13 +42,13 @@ made: Plan = plan(net, "late", example)
 held: Verification = verify(rewritten, example)
 told: SurgeryReport = explain(rewritten)
 f, g = RegBN(3, 2)(*example)
-'''
-MISTAKES = '''
+"""
+MISTAKES = """
 reveal_type(seen)
 regbnify(net, "rules.yaml", example).yours()
 inspect(net, example, 3)
 seen.pionts
-'''
+"""
 LINES = USERS_FILE.count("\n")
 
 

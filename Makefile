@@ -15,11 +15,12 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --c
 MODEL := examples/pmr/model.py:factory
 RULES := examples/pmr/rules/late.yaml
 
-.PHONY: demo test test-all lint types format pictures clean help
+.PHONY: demo test test-all test-versions lint types format pictures clean help
 
 help:
 	@echo "make demo    inspect, rewrite and train the example (no download of data)"
 	@echo "make test    run the tests;  make test-all: the slow ones, too"
+	@echo "make test-versions    the core tests with other versions, floors to newest (SETS=newest: one set)"
 	@echo "make lint    ruff;  make types: mypy;  make format: rewrite in ruff's format;  make clean: remove .venv"
 	@echo "make pictures    the pictures of docs/ (PICTURES=clip: one of them); needs Chromium"
 
@@ -36,6 +37,10 @@ test: $(VENV)/.for-development
 
 test-all: $(VENV)/.for-development
 	@$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+
+# Needs the Pythons that it is to try, and downloads torch for each set: see tests/versions.py.
+test-versions:
+	@$(PYTHON) tests/versions.py $(SETS)
 
 lint: $(VENV)/.for-development
 	@$(BIN)/ruff check .

@@ -17,9 +17,19 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 """
 #: What takes long: together they cost more than torch itself.
 HEAVY = (
-    "torch._dynamo", "torch._inductor", "torch.onnx", "torch.distributed.fsdp", "sympy", "networkx", "transformers",
-    "matplotlib", "scipy", "sklearn", "rich", "safetensors",
-)  # fmt: skip
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.onnx",
+    "torch.distributed.fsdp",
+    "sympy",
+    "networkx",
+    "transformers",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "rich",
+    "safetensors",
+)
 
 
 def brought_by(statement: str) -> list[str]:

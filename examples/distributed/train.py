@@ -1,6 +1,7 @@
 """RegBN fitted on the joined batch of several processes, on one machine without a GPU:
 
     torchrun --nproc-per-node 2 examples/distributed/train.py
+    accelerate launch --multi_gpu --num_processes 2 examples/distributed/train.py
 
 Each process sees half of every batch of a small two-branch regression in which the second modality leaks into the
 first. `convert_sync_regbn` makes them fit one projection on all rows; at the end the processes compare theirs.
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from regbn_surgery.nn import RegBN, convert_sync_regbn
+from regbn_surgery import RegBN, convert_sync_regbn
 
 
 class TwoBranches(nn.Module):

@@ -88,6 +88,10 @@ def _plan(request: ModelRequest, parsed: Rules, steps: int | None = None) -> Pla
         return make_plan(built, parsed, inputs, steps=steps)
 
 
+#: Editors complete and check by it, once `regbn-surgery schema -o rules.schema.json` has put it beside the file.
+_FOR_EDITORS = "# yaml-language-server: $schema=rules.schema.json\n"
+
+
 def _yaml(planned: Plan) -> str:
     import yaml
 
@@ -149,7 +153,8 @@ for _parameter in check.params:
 def init(request: ModelRequest, modalities: dict[str, Any], output: str | None) -> None:
     """Write a commented rules file for MODEL, with a rule for each fusion point at which RegBN can go in.
 
-    The file can be used as it is. MODEL is as for `inspect`.
+    The file can be used as it is. MODEL is as for `inspect`. Its first line names the schema that editors complete and
+    check by: `regbn-surgery schema -o rules.schema.json` puts it there.
     """
     with progress("loading torch and the model"), quiet_stdout():
         from .._starter import starter_rules
@@ -157,7 +162,7 @@ def init(request: ModelRequest, modalities: dict[str, Any], output: str | None) 
         built, inputs = request.load()
     with progress(f"running {type(built).__name__} and trying its rules"), quiet_stdout():
         text = starter_rules(built, inputs, modalities or None)
-    write_text(text.rstrip("\n"), output)
+    write_text(_FOR_EDITORS + text.rstrip("\n"), output)
 
 
 @click.command(

@@ -260,7 +260,7 @@ def _plain(value: Any, path: Path, problems: list[Problem]) -> Any:
             else:
                 problems.append(Problem(path, f"keys are text; found the {type(key).__name__} {key!r}"))
         return out
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
         return [_plain(child, (*path, index), problems) for index, child in enumerate(value)]
     if isinstance(value, _PLAIN):
         return value

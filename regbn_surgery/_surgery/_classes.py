@@ -23,6 +23,7 @@ from ._guard import ATTRIBUTE
 from ._methods import refuse_methods
 from ._record import CodeSite
 from ._site import RegBNSite
+from ._symbolic import refuse_symbols
 
 if TYPE_CHECKING:
     from ._graph_host import GraphHost
@@ -77,6 +78,7 @@ class InstanceForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         surgery: HostSurgery = self.host.__dict__[ATTRIBUTE]
+        refuse_symbols(self.host, args, kwargs)
         return surgery.run(self.host, args, kwargs)
 
 
@@ -100,6 +102,7 @@ def rewritten_class(cls: Any, methods: tuple[str, ...] = ()) -> type[nn.Module]:
             output = surgery.direct(self, *args, **kwargs)
             surgery.after_compiled(self, 0, args, kwargs, output)
             return output
+        refuse_symbols(self, args, kwargs)
         return surgery.run(self, args, kwargs)
 
     # Who unwraps functions (accelerate, taking its own wrapper off) must not unwrap this one: RegBN would be gone.

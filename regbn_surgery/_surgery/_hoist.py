@@ -23,6 +23,7 @@ from ._memory import forget_if_empty, has_caches, mark_compiled
 from ._record import FunctionText
 from ._roles import Roles
 from ._site import RegBNSite
+from ._symbolic import refuse_symbols
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class HoistHook:
             f = self._find(spec.f[0], args, kwargs)
             g = self._find(spec.g[0], args, kwargs)
             if not isinstance(f, Tensor) or not isinstance(g, Tensor):
+                refuse_symbols(module, (f, g), {})
                 if isinstance(f, Tensor) or isinstance(g, Tensor):
                     args, kwargs, went_on = self._alone(module, spec, f, args, kwargs)
                     changed = changed or went_on

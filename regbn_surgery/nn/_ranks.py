@@ -5,6 +5,8 @@ Every rank's backward pass must run, since each all-reduces the gradients that t
 
 from __future__ import annotations
 
+import functools
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-from .._errors import RegBNShapeError
+from .._errors import RegBNShapeError, RegBNWarning
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -55,11 +57,28 @@ class Ranks:
 
 
 def joined(sync: bool, group: ProcessGroup | None) -> Ranks | None:
-    """The ranks to join with, or None where there is nothing to join."""
-    if not (sync and dist.is_available() and dist.is_initialized()):
+    """The ranks to join with, or None where there is nothing to join; where they are not to join, they are told so."""
+    if not sync:
+        if not torch.compiler.is_compiling() and dist.is_available() and dist.is_initialized():
+            _tell_apart(dist.get_world_size())
+        return None
+    if not (dist.is_available() and dist.is_initialized()):
         return None
     ranks = Ranks(group)
     return ranks if ranks.size > 1 else None
+
+
+@functools.cache
+def _tell_apart(size: int) -> None:
+    """Once in a process: conversions of BatchNorm (Lightning's `sync_batchnorm=True`) know nothing of RegBN."""
+    if size > 1:
+        warnings.warn(
+            f"RegBN is trained on {size} ranks, and each fits its own part of the batch. To fit the joined batch call "
+            "regbn_surgery.convert_sync_regbn(model) before it is wrapped; the conversion to SyncBatchNorm does not "
+            "do it.",
+            RegBNWarning,
+            stacklevel=5,
+        )
 
 
 class _Sum(Function):

@@ -139,6 +139,7 @@ class TestCheck:
 class TestInit:
     def test_the_file_checks_and_plans_as_it_is(self, run, project):
         result = run("init", "project.py:build", "-o", "mine.yaml")
+        assert Path("mine.yaml").read_text().startswith("# yaml-language-server: $schema=rules.schema.json\n")
         assert (result.exit_code, result.stdout) == (0, "")
         assert Rules.from_file(project / "mine.yaml").modalities.keys() == {"gray", "colored"}
         assert run("check", "mine.yaml", "project.py:build").exit_code == 0

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from regbn_surgery import RegBN
-from regbn_surgery.nn import convert_sync_regbn
+from regbn_surgery import RegBN, RegBNWarning, convert_sync_regbn
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo backend"
@@ -105,11 +105,20 @@ def worker(folder: str) -> None:
                             world_size=int(os.environ["WORLD_SIZE"]))  # fmt: skip
     rank, world = dist.get_rank(), dist.get_world_size()
     results = {}
+    warnings.simplefilter("error", RegBNWarning)  # nothing to say of what is converted
     for case in CASES:
         model = torch.nn.parallel.DistributedDataParallel(convert_sync_regbn(Model(case)))
         results[case] = train(model, rank, world, case)
     if world == 2:
-        results["own batches"] = train_unjoined(torch.nn.parallel.DistributedDataParallel(Model("dual")), rank)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(Model("dual")).eval()(*batch(0, 12)[:2])
+            assert not told, "in evaluation there is nothing to join"
+            results["own batches"] = train_unjoined(torch.nn.parallel.DistributedDataParallel(Model("dual")), rank)
+        texts = [str(one.message) for one in told if issubclass(one.category, RegBNWarning)]
+        assert len(texts) == 1, texts
+        assert "trained on 2 ranks" in texts[0]
+        assert "regbn_surgery.convert_sync_regbn(model)" in texts[0]
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -176,9 +185,18 @@ def test_converter_and_single_process() -> None:
     assert torch.equal(model[0](f, g)[0], RegBN(4, 3)(f, g)[0])
 
 
-def test_the_example_runs_under_torchrun() -> None:
+ONE_MACHINE = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
+    # `--multi_gpu` is its word for several processes on a machine; the example itself asks for gloo.
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", *ONE_MACHINE],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
+def test_the_example_runs_under_its_launchers(launcher: list[str]) -> None:
     example = ROOT / "examples" / "distributed" / "train.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(example)]
+    command = [sys.executable, "-m", *launcher, str(example)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     for _ in range(3):

@@ -1,6 +1,7 @@
 import contextlib
 import subprocess
 import sys
+from collections import UserDict, UserList
 
 import pytest
 import yaml
@@ -203,6 +204,14 @@ def test_dicts_that_no_file_could_say():
         Rules.from_dict({"version": {1}})
     with pytest.raises(RulesError, match="found int"):
         Rules.load(3)
+
+
+def test_lists_and_mappings_of_other_libraries_are_taken():
+    """As OmegaConf has them: a Sequence and a Mapping that are no list and no dict."""
+    rules = UserDict(version=1, rules=UserList([UserDict(id="x", match=UserDict(kind=UserList(["concat", "sum"])))]))
+    assert Rules.load(rules).rules[0].match.kind == ("concat", "sum")
+    with pytest.raises(RulesError, match="found a bytes"):
+        Rules.load({"version": 1, "rules": b"x"})
 
 
 def test_modalities_are_resolved_to_inputs():

@@ -21,6 +21,7 @@ from ._flow import Flow
 from ._lineage import Lineage
 
 Key = tuple[str, str, int, int]
+Frames = tuple[tuple[CodeType, int, str], ...]  # the user's functions that run, innermost first, as in `Source`
 Reader = tuple[Key, int]  # an event of the owner's frame, and which of its tensor operands
 
 #: Behind these the numbers are the same, laid out otherwise.
@@ -40,7 +41,7 @@ class Spot:
     """Where a call of the owner stands: the user's functions that run there, innermost first, as in `Source`."""
 
     op: str
-    frames: tuple[tuple[CodeType, int, str], ...]
+    frames: Frames
     turn: int = 0  # how many calls of the owner stood there before
     shared: bool = False  # whether several do
 
@@ -342,7 +343,7 @@ class FrameView:
 
 
 @functools.lru_cache(maxsize=4096)
-def _within_one_text(frames: tuple[tuple[CodeType, int, str], ...]) -> tuple[tuple[CodeType, int, str], ...]:
+def _within_one_text(frames: Frames) -> Frames:
     """The functions that run without those that only call a function in their own text: a nested function, a lambda or
     a comprehension is one place, whoever calls it."""
     kept: list[tuple[CodeType, int, str]] = []

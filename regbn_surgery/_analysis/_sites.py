@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from .._types import Reduce, Side, Site
 from ._across import Across
-from ._anchors import Event, FrameView, Key, Spot, Take
+from ._anchors import Event, Frames, FrameView, Key, Spot, Take
 from ._axes import concat_dim
 from ._flow import Meeting, Met
 from ._lineage import comparable
@@ -26,8 +26,9 @@ class Recipe:
     `elsewhere` gives the same site as the other runs have it (in training), where another call may make a side.
 
     `leaf` is the path of the torch module whose arguments the two sides are (an `nn.MultiheadAttention`). `cycle` is
-    the role of each call of the owner within one call of the module `caller`, where roles differ; else None. `mask`
-    is the argument that masks the positions of side `mask_side`.
+    the role of each call of the owner within one call of the module `caller`, where roles differ; else None. `ways` are
+    the functions that lead from the caller to each of these calls in any run, innermost first, with its role. `mask` is
+    the argument that masks the positions of side `mask_side`.
     """
 
     owner: str
@@ -54,6 +55,7 @@ class Recipe:
         None  # the same in the owner's caller, where a list's order does not matter: see `from_caller`
     )
     elsewhere: Callable[[], tuple[Recipe, ...]] | None = field(default=None, compare=False, repr=False)
+    ways: tuple[tuple[Frames, int], ...] = field(default=(), compare=False, repr=False)
     waits: bool = False  # whether a call reads one side before the other exists, and would have to wait
 
 

@@ -21,8 +21,8 @@ from ._keep import keep
 from ._local import LocalSite
 from ._locate import Locator
 from ._opened import refuse_hooks
-from ._record import CodeSite, FunctionText
-from ._roles import RoleReset, Roles
+from ._record import CodeSite, FunctionText, Way
+from ._roles import RoleReset, Roles, ways_of
 from ._scatter import PositionSite
 from ._site import RegBNSite
 
@@ -40,6 +40,7 @@ class Operation:
     code: CodeSite | None = None
     graph: LocalSite | None = None
     roles: tuple[tuple[int, ...], str] | None = None  # of a shared owner: the roles of its calls within one of a module
+    ways: tuple[tuple[Way, int], ...] = ()  # by which expressions these calls come, each with its role
     masking: tuple[str, bool] | None = None  # which side a mask is of, and whether True in it leaves out
     texts: tuple[FunctionText, ...] = ()  # of the functions that surgery writes into
     unhooked: str = ""
@@ -103,25 +104,36 @@ def _operation(
     as_graph: bool,
     locator: Locator | None,
 ) -> Operation:
+    ways = () if recipe is None else recipe.ways
     if recipe is None or hooked:
         roles = (recipe.cycle, recipe.caller) if recipe is not None and recipe.cycle is not None else None
         forward = text_of_forward(model.get_submodule(path))
         known = () if forward is None else (forward,)
-        return Operation(planned, path, hook=_spec(planned, recipe), roles=roles, texts=known)
+        return Operation(planned, path, hook=_spec(planned, recipe), roles=roles, ways=ways_of(ways), texts=known)
     roles = None if recipe.cycle is None else (recipe.cycle, recipe.caller)
     masking = _masking(planned, recipe)
     if as_graph:
-        return Operation(planned, path, graph=_local(planned, recipe, path), roles=roles, masking=masking)
+        local = _local(planned, recipe, path)
+        return Operation(planned, path, graph=local, roles=roles, ways=ways_of(ways), masking=masking)
     assert locator is not None, "every host that is not hooked has one"
     i, j = _orient(recipe, planned)
     makers = (_within(path, recipe.makers[i]), _within(path, recipe.makers[j]))
     site = code_site(locator, Oriented(planned, recipe, i, _replaces_g(planned), makers))
     texts = locator.texts(site.places())
     if planned.host == path:
-        return Operation(planned, path, code=site, roles=roles, masking=masking, texts=texts)
+        return Operation(planned, path, code=site, roles=roles, ways=ways_of(ways), masking=masking, texts=texts)
     alias = f"{planned.name}_{_within(path, planned.host)}".replace(".", "_")
     renamed = replace(site, name=alias)
-    return Operation(planned, path, code=renamed, roles=roles, masking=masking, texts=texts, keeper=planned.host)
+    return Operation(
+        planned,
+        path,
+        code=renamed,
+        roles=roles,
+        ways=ways_of(ways),
+        masking=masking,
+        texts=texts,
+        keeper=planned.host,
+    )
 
 
 def _is_hoistable(recipe: Recipe, kind: str, planned: PlannedSite) -> bool:
@@ -215,11 +227,11 @@ def _masking(planned: PlannedSite, recipe: Recipe | None) -> tuple[str, bool] | 
 
 
 def _roles(model: nn.Module, members: list[Operation]) -> Roles | None:
-    found = next((operation.roles for operation in members if operation.roles is not None), None)
-    if found is None:
+    found = next((operation for operation in members if operation.roles is not None), None)
+    if found is None or found.roles is None:
         return None
-    cycle, caller = found
-    roles = Roles(cycle)
+    cycle, caller = found.roles
+    roles = Roles(cycle, found.ways)
     model.get_submodule(caller).register_forward_pre_hook(RoleReset(roles))
     return roles
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: The expressions by which a call comes, innermost first: of each the function, and its ordinal in the text.
+Way = tuple[tuple[str, int], ...]
+
 
 @dataclass(frozen=True)
 class Step:

@@ -51,9 +51,8 @@ class Recipe:
     spots: Mapping[Key, Spot] = field(default_factory=dict, compare=False, repr=False)
     layers: tuple[Key | None, Key | None] = (None, None)  # the owner's calls of the makers
     onward: tuple[Key, ...] = ()  # the owner's calls that read what comes out of the fusion call
-    outer: Recipe | None = (
-        None  # the same in the owner's caller, where a list's order does not matter: see `from_caller`
-    )
+    outer: Recipe | None = None  # the same in the owner's caller, where order does not matter: see `from_caller`
+    named: bool = False  # of an outer one: whether the names of the owner's arguments say which side is which, too
     elsewhere: Callable[[], tuple[Recipe, ...]] | None = field(default=None, compare=False, repr=False)
     ways: tuple[tuple[Frames, int], ...] = field(default=(), compare=False, repr=False)
     waits: bool = False  # whether a call reads one side before the other exists, and would have to wait
@@ -90,14 +89,15 @@ def _is_item(take: Take) -> bool:
 
 
 def from_caller(run: Run, view: FrameView, recipe: Recipe) -> Recipe | None:
-    """For sides that are items of a list that the owner is given: the site in the module that calls the owner.
+    """For sides that the owner is given: the site in the module that calls the owner.
 
-    There the sides are known by what makes them; in the owner, a list in another order looks alike. None where the
-    owner is called from several places, or another thing than the two tensors counts.
+    There the sides are known by what makes them; in the owner, a list in another order looks alike, and so do arguments
+    in exchanged places. None where the owner is called from several places, or another thing than the two counts.
     """
     others = [frame for frame in run.trace.frames if frame.path == view.frame.path and frame is not view.frame]
     whole = all(recipe.whole_input) and recipe.mask is None
-    if not all(map(_is_item, recipe.takes)) or not whole or others or view.frame.parent is None:
+    given = all(take.argument is not None for take in recipe.takes)
+    if not given or not whole or others or view.frame.parent is None:
         return None
     caller = run.trace.frames[view.frame.parent]
     around = FrameView(caller, run.trace, run.flow, run.layout)
@@ -108,7 +108,8 @@ def from_caller(run: Run, view: FrameView, recipe: Recipe) -> Recipe | None:
     takes = [around.taken(take.uid, at[0], at) for take, at in zip(recipe.takes, readers, strict=True)]
     if any(map(_is_item, takes)):
         return None
-    moved = replace(recipe, owner=caller.path, key=event.key, takes=(takes[0], takes[1]), leaf=None)
+    named = not all(map(_is_item, recipe.takes))
+    moved = replace(recipe, owner=caller.path, key=event.key, takes=(takes[0], takes[1]), leaf=None, named=named)
     return replace(placed(around, moved, event), onward=())
 
 

@@ -89,6 +89,7 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
         onward=onward,
         unwoven="; ".join(dict.fromkeys(reasons)),
         makers=member.makers,
+        positions=(takes[0].at[1], takes[1].at[1]) if recipe.named else None,
         methods=planned.methods,
     )
 

@@ -23,7 +23,7 @@ from ._growing import current_frame
 from ._here import Here, TensorMethod, inside, run, run_positional, without_checkpoint
 from ._memory import SPOILT
 from ._onward import continues
-from ._operands import among, exchanged, now_of, put, same
+from ._operands import among, exchanged, now_of, placed, put, same
 from ._record import CodeSite, End
 from ._scatter import run_scatter
 from ._site import is_identity
@@ -209,6 +209,8 @@ class Passage:
             return
         tensors = _tree.tensors((args, kwargs))
         f, g = self.held.get((site.name, "f")), self.held.get((site.name, "g"))
+        if site.positions is not None:
+            f, g = placed(f, g, tensors, site.positions)
         if site.operands and (f is None or g is None):
             return
         if f is None or g is None or (not site.operands and self._stale(entry)):

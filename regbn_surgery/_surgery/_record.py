@@ -97,6 +97,7 @@ class CodeSite:
     onward: tuple[Place, ...] = ()
     makers: tuple[str | None, str | None] = (None, None)  # paths in the host of the layers that f and g come out of
     methods: tuple[str, ...] = ()  # of the host, beside `forward`, in which the two sides meet as well
+    positions: tuple[int, int] | None = None  # which tensors of the join are f and g, where nothing else tells
     unwoven: str = ""  # why a place of it has no expression that could be wrapped; "" where all have
 
     @property

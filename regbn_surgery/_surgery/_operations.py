@@ -12,6 +12,7 @@ from torch import nn
 from .._analysis import Analysis, Recipe, index_of
 from .._errors import RewriteError
 from .._types import Plan, PlannedSite
+from ._branches import with_branches
 from ._classes import install, original_class, unbound_function
 from ._code_sites import Oriented, code_site
 from ._given import may_exchange, other_calls
@@ -159,6 +160,7 @@ def _operation(
     i, j = _orient(recipe, planned)
     makers = (_within(path, recipe.makers[i]), _within(path, recipe.makers[j]))
     site = code_site(locator, Oriented(planned, recipe, i, _replaces_g(planned), makers))
+    site = with_branches(locator, site)
     if recipe.named:
         site = _at_other_calls(locator, site)
     texts = locator.texts(site.places())

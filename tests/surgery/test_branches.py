@@ -174,9 +174,9 @@ def test_another_stream_by_another_branch_is_left_alone_and_told_once(case: str,
 def test_a_later_value_of_the_name_is_not_the_side(made: Any) -> None:
     body = """
         f, g = self.fa(a), self.fb(b)
-        h = torch.cat([f, g], 1)
+        h = torch.cat([f, g], 1).relu().mean(1, keepdim=True)
         f = self.more(f)
-        g = g + h[:, 8:]
+        g = g + h
 """
     rules = {"version": 1, "rules": [{"id": "r", "match": {"point": "cat"}, "normalize": "a"}]}
     model = regbnify(made(body), rules, batch())

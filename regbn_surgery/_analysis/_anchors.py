@@ -198,6 +198,16 @@ class FrameView:
         again = any(source is not None and source.frames == layer.source.frames for source in between)
         return None if again else layer.key
 
+    def given_to_layer(self, path: str | None, take: Take) -> tuple[Key, str] | None:
+        """The last call of the layer behind a tensor that the owner makes, and the owner's argument that it is given;
+        None where it is given another thing."""
+        made = next((event for event in self.events if take.made is not None and event.key == take.made[0]), None)
+        if made is None or path is None:
+            return None
+        calls = [event for event in self.events if event.child == path and event.order <= made.order]
+        name = self.arguments.get(calls[-1].inputs[0]) if calls and calls[-1].inputs else None
+        return None if name is None else (calls[-1].key, name)
+
     def waits(self, takes: tuple[Take, Take], fusion: Event | None) -> bool:
         """Whether a call reads one side before the other exists. One that only gives another view of it, which the
         fusion call alone reads, does not count: the view can be taken again."""

@@ -50,6 +50,7 @@ class Recipe:
     across: Across | None = None  # of a pair whose two places are called by different modules
     spots: Mapping[Key, Spot] = field(default_factory=dict, compare=False, repr=False)
     layers: tuple[Key | None, Key | None] = (None, None)  # the owner's calls of the makers
+    given: tuple[tuple[Key, str], tuple[Key, str]] | None = None  # of one layer for both: its calls, and what they get
     onward: tuple[Key, ...] = ()  # the owner's calls that read what comes out of the fusion call
     outer: Recipe | None = None  # the same in the owner's caller, where order does not matter: see `from_caller`
     named: bool = False  # of an outer one: whether the names of the owner's arguments say which side is which, too
@@ -121,13 +122,17 @@ def placed(view: FrameView, recipe: Recipe, event: Event | None) -> Recipe:
         later = (reader.key for reader, _ in view.readers.get(event.outputs[0], ()) if reader.order > event.order)
         onward = tuple(dict.fromkeys(later))
     written = recipe.scatter.written if recipe.scatter is not None else ()
-    named = [recipe.key, *onward, *written, *layers]
+    given = None
+    if recipe.makers[0] == recipe.makers[1]:
+        first, second = (view.given_to_layer(recipe.makers[0], take) for take in recipe.takes)
+        given = None if first is None or second is None or first[1] == second[1] else (first, second)
+    named = [recipe.key, *onward, *written, *layers, *(key for key, _ in given or ())]
     for take in recipe.takes:
         made = () if take.made is None else (take.made[0],)
         named += [take.at[0], *(key for key, _ in take.readers), *made, *take.passing]
     spots = {key: view.spot(key) for key in named if key is not None}
     waits = recipe.scatter is None and view.waits(recipe.takes, event)
-    return replace(recipe, spots=spots, layers=(layers[0], layers[1]), onward=onward, waits=waits)
+    return replace(recipe, spots=spots, layers=(layers[0], layers[1]), given=given, onward=onward, waits=waits)
 
 
 Pair = tuple[tuple[Met, ...], tuple[Met, ...]]

@@ -53,7 +53,7 @@ def _with_branches(locator: Locator, site: CodeSite, end: End, other: End) -> En
     return replace(end, also=tuple(also))
 
 
-def alternatives(source: FunctionSource, maker: ast.AST, theirs: set[str]) -> Iterator[ast.expr]:
+def alternatives(source: FunctionSource, maker: ast.AST, theirs: set[str]) -> list[ast.expr]:
     """Other expressions that make what `maker` makes. `theirs`: the words of the expression that makes the other
     side."""
     parents = {id(child): node for node in ast.walk(source.definition) for child in ast.iter_child_nodes(node)}
@@ -70,11 +70,28 @@ def alternatives(source: FunctionSource, maker: ast.AST, theirs: set[str]) -> It
     if name is not None and name in mine and len(found) == 1:
         mine = mine | used.chains(found[0])  # what the maker refines is the same stream before
     own = _words(maker)
+    same = []
     for node in found:
-        chains = used.chains(node) - {name}
-        news = bool(chains) or name in used.chains(node)
-        if node is not maker and news and chains <= mine and not _words(node) & (theirs - own):
-            yield node
+        chains = used.chains(node)
+        if node is not maker and chains and chains - {name} <= mine and not _words(node) & (theirs - own):
+            same.append(node)
+    if name is None or _always(source.definition, name, [maker, *same]):
+        return same
+    return [node for node in same if name not in used.chains(node)]  # what is refined may be another stream by then
+
+
+def _always(definition: ast.AST, name: str, same: list[ast.AST]) -> bool:
+    """Whether all that a name ever holds is made by one of these expressions."""
+    values = [value for other, value in _assigned(definition) if other == name]
+    stores = [node for node in ast.walk(definition) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    if sum(node.id == name for node in stores) != len(values):
+        return False
+    arms = [arm for value in values for arm in _arms(value)]
+    return all(any(arm is node for node in same) for arm in arms)
+
+
+def _arms(node: ast.expr) -> list[ast.expr]:
+    return [*_arms(node.body), *_arms(node.orelse)] if isinstance(node, ast.IfExp) else [node]
 
 
 class _Used:

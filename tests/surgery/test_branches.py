@@ -94,6 +94,13 @@ ANOTHER: dict[str, str] = {
         y = self.fb(batch["b"])
         g = y.relu()
 """,
+    "exchanged and refined": """
+        f, g = self.fa(a), self.fb(b)
+        if way:
+            f, g = g, f
+            f = self.more(f)
+            g = self.more(g)
+""",
     "both in one": """
         g = self.fb(b)
         if way:

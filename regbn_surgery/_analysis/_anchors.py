@@ -21,6 +21,7 @@ from ._flow import Flow
 from ._lineage import Lineage
 
 Key = tuple[str, str, int, int]
+Frames = tuple[tuple[CodeType, int, str], ...]  # the user's functions that run, innermost first, as in `Source`
 Reader = tuple[Key, int]  # an event of the owner's frame, and which of its tensor operands
 
 #: Behind these the numbers are the same, laid out otherwise.
@@ -40,7 +41,7 @@ class Spot:
     """Where a call of the owner stands: the user's functions that run there, innermost first, as in `Source`."""
 
     op: str
-    frames: tuple[tuple[CodeType, int, str], ...]
+    frames: Frames
     turn: int = 0  # how many calls of the owner stood there before
     shared: bool = False  # whether several do
 
@@ -197,6 +198,16 @@ class FrameView:
         again = any(source is not None and source.frames == layer.source.frames for source in between)
         return None if again else layer.key
 
+    def given_to_layer(self, path: str | None, take: Take) -> tuple[Key, str] | None:
+        """The last call of the layer behind a tensor that the owner makes, and the owner's argument that it is given;
+        None where it is given another thing."""
+        made = next((event for event in self.events if take.made is not None and event.key == take.made[0]), None)
+        if made is None or path is None:
+            return None
+        calls = [event for event in self.events if event.child == path and event.order <= made.order]
+        name = self.arguments.get(calls[-1].inputs[0]) if calls and calls[-1].inputs else None
+        return None if name is None else (calls[-1].key, name)
+
     def waits(self, takes: tuple[Take, Take], fusion: Event | None) -> bool:
         """Whether a call reads one side before the other exists. One that only gives another view of it, which the
         fusion call alone reads, does not count: the view can be taken again."""
@@ -342,7 +353,7 @@ class FrameView:
 
 
 @functools.lru_cache(maxsize=4096)
-def _within_one_text(frames: tuple[tuple[CodeType, int, str], ...]) -> tuple[tuple[CodeType, int, str], ...]:
+def _within_one_text(frames: Frames) -> Frames:
     """The functions that run without those that only call a function in their own text: a nested function, a lambda or
     a comprehension is one place, whoever calls it."""
     kept: list[tuple[CodeType, int, str]] = []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .._later import nx
 from .._trace import Frame, Trace
 from .._types import NEVER_BY_DEFAULT, FusionPoint, Kind, Level, Operand, Site
+from ._anchors import Frames
 from ._lineage import Home
 from ._met import Meeting, Met
 from ._rounds import Groups, Members, Place, across_rounds, find_rounds, rounds_merged
@@ -202,11 +203,25 @@ def _cycle(run: Run, owner: Frame, roles: dict[int, int]) -> tuple[tuple[int, ..
     return tuple(roles.get(index, -1) for index in calls), frames[common[-1]].path if common else ""
 
 
+def _ways(run: Run, owner: str, caller: str, roles: Mapping[int, int]) -> Iterator[tuple[Frames, int]]:
+    """The functions that lead from the caller to each call of an owner, and its role."""
+    frames = run.trace.frames
+    for call in frames:
+        above = _above(run.trace, call.index)
+        if call.path != owner or any(frames[index].path == owner for index in above):
+            continue
+        start = next((number for number, index in enumerate(above) if frames[index].path == caller), None)
+        if start is not None:
+            sources = [frames[index].source for index in (call.index, *above[:start])]
+            yield tuple(frame for source in sources if source for frame in source.frames), roles.get(call.index, -1)
+
+
 def _turned(run: Run, recipe: Recipe, owner: Frame, roles: dict[int, int]) -> Recipe:
     """The recipe with the roles of the calls of its owner, or of a module around the owner that has its sides."""
     if recipe.owner in (owner.path, "?"):
         cycle, caller = _cycle(run, owner, roles)
-        return replace(recipe, cycle=cycle, caller=caller)
+        ways = () if cycle is None else tuple(dict.fromkeys(_ways(run, owner.path, caller, roles)))
+        return replace(recipe, cycle=cycle, caller=caller, ways=ways)
     frames = run.trace.frames
     around: dict[int, set[int]] = {}
     for index, role in roles.items():
@@ -215,8 +230,10 @@ def _turned(run: Run, recipe: Recipe, owner: Frame, roles: dict[int, int]) -> Re
     if any(len(several) > 1 for several in around.values()):  # its calls of the owner are told apart as they stand
         return replace(recipe, role=0)
     first = next(iter(around))
-    cycle, caller = _cycle(run, frames[first], {index: role for index, (role,) in around.items()})
-    return replace(recipe, cycle=cycle, caller=caller)
+    of_calls = {index: role for index, (role,) in around.items()}
+    cycle, caller = _cycle(run, frames[first], of_calls)
+    ways = () if cycle is None else tuple(dict.fromkeys(_ways(run, recipe.owner, caller, of_calls)))
+    return replace(recipe, cycle=cycle, caller=caller, ways=ways)
 
 
 def _above(trace: Trace, index: int) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from .._types import Reduce, Side, Site
 from ._across import Across
-from ._anchors import Event, FrameView, Key, Spot, Take
+from ._anchors import Event, Frames, FrameView, Key, Spot, Take
 from ._axes import concat_dim
 from ._flow import Meeting, Met
 from ._lineage import comparable
@@ -26,8 +26,9 @@ class Recipe:
     `elsewhere` gives the same site as the other runs have it (in training), where another call may make a side.
 
     `leaf` is the path of the torch module whose arguments the two sides are (an `nn.MultiheadAttention`). `cycle` is
-    the role of each call of the owner within one call of the module `caller`, where roles differ; else None. `mask`
-    is the argument that masks the positions of side `mask_side`.
+    the role of each call of the owner within one call of the module `caller`, where roles differ; else None. `ways` are
+    the functions that lead from the caller to each of these calls in any run, innermost first, with its role. `mask` is
+    the argument that masks the positions of side `mask_side`.
     """
 
     owner: str
@@ -49,11 +50,12 @@ class Recipe:
     across: Across | None = None  # of a pair whose two places are called by different modules
     spots: Mapping[Key, Spot] = field(default_factory=dict, compare=False, repr=False)
     layers: tuple[Key | None, Key | None] = (None, None)  # the owner's calls of the makers
+    given: tuple[tuple[Key, str], tuple[Key, str]] | None = None  # of one layer for both: its calls, and what they get
     onward: tuple[Key, ...] = ()  # the owner's calls that read what comes out of the fusion call
-    outer: Recipe | None = (
-        None  # the same in the owner's caller, where a list's order does not matter: see `from_caller`
-    )
+    outer: Recipe | None = None  # the same in the owner's caller, where order does not matter: see `from_caller`
+    named: bool = False  # of an outer one: whether the names of the owner's arguments say which side is which, too
     elsewhere: Callable[[], tuple[Recipe, ...]] | None = field(default=None, compare=False, repr=False)
+    ways: tuple[tuple[Frames, int], ...] = field(default=(), compare=False, repr=False)
     waits: bool = False  # whether a call reads one side before the other exists, and would have to wait
 
 
@@ -88,14 +90,15 @@ def _is_item(take: Take) -> bool:
 
 
 def from_caller(run: Run, view: FrameView, recipe: Recipe) -> Recipe | None:
-    """For sides that are items of a list that the owner is given: the site in the module that calls the owner.
+    """For sides that the owner is given: the site in the module that calls the owner.
 
-    There the sides are known by what makes them; in the owner, a list in another order looks alike. None where the
-    owner is called from several places, or another thing than the two tensors counts.
+    There the sides are known by what makes them; in the owner, a list in another order looks alike, and so do arguments
+    in exchanged places. None where the owner is called from several places, or another thing than the two counts.
     """
     others = [frame for frame in run.trace.frames if frame.path == view.frame.path and frame is not view.frame]
     whole = all(recipe.whole_input) and recipe.mask is None
-    if not all(map(_is_item, recipe.takes)) or not whole or others or view.frame.parent is None:
+    given = all(take.argument is not None for take in recipe.takes)
+    if not given or not whole or others or view.frame.parent is None:
         return None
     caller = run.trace.frames[view.frame.parent]
     around = FrameView(caller, run.trace, run.flow, run.layout)
@@ -106,7 +109,8 @@ def from_caller(run: Run, view: FrameView, recipe: Recipe) -> Recipe | None:
     takes = [around.taken(take.uid, at[0], at) for take, at in zip(recipe.takes, readers, strict=True)]
     if any(map(_is_item, takes)):
         return None
-    moved = replace(recipe, owner=caller.path, key=event.key, takes=(takes[0], takes[1]), leaf=None)
+    named = not all(map(_is_item, recipe.takes))
+    moved = replace(recipe, owner=caller.path, key=event.key, takes=(takes[0], takes[1]), leaf=None, named=named)
     return replace(placed(around, moved, event), onward=())
 
 
@@ -118,13 +122,17 @@ def placed(view: FrameView, recipe: Recipe, event: Event | None) -> Recipe:
         later = (reader.key for reader, _ in view.readers.get(event.outputs[0], ()) if reader.order > event.order)
         onward = tuple(dict.fromkeys(later))
     written = recipe.scatter.written if recipe.scatter is not None else ()
-    named = [recipe.key, *onward, *written, *layers]
+    given = None
+    if recipe.makers[0] == recipe.makers[1]:
+        first, second = (view.given_to_layer(recipe.makers[0], take) for take in recipe.takes)
+        given = None if first is None or second is None or first[1] == second[1] else (first, second)
+    named = [recipe.key, *onward, *written, *layers, *(key for key, _ in given or ())]
     for take in recipe.takes:
         made = () if take.made is None else (take.made[0],)
         named += [take.at[0], *(key for key, _ in take.readers), *made, *take.passing]
     spots = {key: view.spot(key) for key in named if key is not None}
     waits = recipe.scatter is None and view.waits(recipe.takes, event)
-    return replace(recipe, spots=spots, layers=(layers[0], layers[1]), onward=onward, waits=waits)
+    return replace(recipe, spots=spots, layers=(layers[0], layers[1]), given=given, onward=onward, waits=waits)
 
 
 Pair = tuple[tuple[Met, ...], tuple[Met, ...]]

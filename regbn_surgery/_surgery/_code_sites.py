@@ -45,7 +45,7 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
             )
         return found
 
-    def end(take: Take, layer: Key | None, maker: str | None) -> End:
+    def end(take: Take, layer: Key | None, maker: str | None, given: tuple[Key, str] | None) -> End:
         if take.argument is not None:
             return End(argument=take.argument)
         if take.made is None:
@@ -55,13 +55,16 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
         known, turn = None, -1
         if recipe.spots[key].shared and not recipe.repeats:
             turn = recipe.spots[key].turn
+            if given is not None and recipe.spots[given[0]].shared:
+                return End(maker=place(key), output=output, given=(place(given[0]), given[1]))
             if layer is not None and maker is not None and recipe.spots[layer].shared:
                 known = place(layer), maker
         return End(maker=place(key), output=output, layer=known, turn=turn, looped=looped)
 
     keys = {take.at[0] for take in takes} | {key for take in takes for key, _ in take.readers}
     scatter = recipe.scatter
-    ends = [end(take, layer, maker) for take, layer, maker in zip(takes, layers, member.makers, strict=True)]
+    given = (None, None) if recipe.given is None else recipe.given if member.f == 0 else recipe.given[::-1]
+    ends = [end(*of_side) for of_side in zip(takes, layers, member.makers, given, strict=True)]
     ends = [replace(e, passing=tuple(map(place, take.passing))) for e, take in zip(ends, takes, strict=True)]
     ends = [_with_others(locator, member, side, known) for side, known in enumerate(ends)]
     readers = [tuple(dict.fromkeys(place(key) for key, _ in take.readers)) for take in takes]
@@ -89,6 +92,7 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
         onward=onward,
         unwoven="; ".join(dict.fromkeys(reasons)),
         makers=member.makers,
+        positions=(takes[0].at[1], takes[1].at[1]) if recipe.named else None,
         methods=planned.methods,
     )
 

@@ -17,6 +17,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from .._errors import RewriteError
+from .._trace._source import instruction_of
 from ._record import FunctionText
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
@@ -360,6 +361,38 @@ def change_of(then: FunctionText, now: FunctionText) -> str:
 _SHOWN = 24
 
 
+@functools.lru_cache(maxsize=4096)
+def expression_of(code: CodeType, offset: int) -> int:
+    """The ordinal, among those of the outermost function around it, of the expression that an instruction belongs to;
+    -1 where the source cannot tell. A rewritten function has the positions of the original."""
+    positions = list(code.co_positions())
+    line, end_line, column, end_column = positions[instruction_of(code, offset) // 2]
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+        tree = _parsed("".join(linecache.getlines(code.co_filename)))
+        for function in _outermost(tree):
+            if line is None or not function.lineno <= line <= (function.end_lineno or 0):
+                continue
+            for ordinal, node in enumerate(_expressions(function)):
+                if (node.end_lineno, node.end_col_offset) != (end_line, end_column):  # type: ignore[attr-defined]
+                    continue
+                if _range(node) == (line, end_line, column, end_column) or _names_method_at(node, line):
+                    return ordinal
+    return -1
+
+
+def _names_method_at(node: ast.AST, line: int) -> bool:
+    """Whether a call of a method over several lines begins, for the compiler, at this line, where its name stands."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.end_lineno == line
+
+
+def _outermost(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, Definition):
+            yield node
+        else:
+            yield from _outermost(node)
+
+
 @functools.lru_cache(maxsize=256)
 def fingerprint(text: str) -> str:
     """What tells two functions apart: their code without comments, docstrings and layout. It is written out from the
@@ -394,6 +427,7 @@ __all__ = [
     "behind",
     "change_of",
     "compiled",
+    "expression_of",
     "find",
     "fingerprint",
     "is_inside",

@@ -154,7 +154,7 @@ class HostSurgery:
         if not self.tables:
             self.prepare(host)
         role = self.roles.next() if self.roles is not None else 0
-        if role == NO_ROLE:
+        if role == NO_ROLE or role not in self.tables:  # a role may have no RegBN: left out by the plan, or folded
             return call_unbound(unbound_forward(host), host, args, kwargs)
         if self.by_mode:
             return self._run_by_mode(host, role, args, kwargs)

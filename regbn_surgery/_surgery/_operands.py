@@ -37,6 +37,24 @@ def same(a: Tensor, b: Tensor) -> bool:
     return a.device == b.device and a.data_ptr() == b.data_ptr()
 
 
+def placed(
+    f: Tensor | None, g: Tensor | None, tensors: list[Tensor], positions: tuple[int, int]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both sides among the operands of a call that takes them by name: one that nothing else tells stands where it
+    stood in the example, unless the other stands there now: then the two have changed places."""
+    if max(positions) >= len(tensors):
+        return f, g
+    there = [None if side is None else among(side, tensors) for side in (f, g)]
+    if there[0] is not None and there[1] is not None:
+        return f, g
+    first, second = (tensors[position] for position in positions)
+    if there[0] is None and there[1] is None:
+        return first, second
+    if there[0] is not None:
+        return f, first if there[0] is second else second
+    return second if there[1] is first else first, g
+
+
 def now_of(tensor: Tensor, now: list[tuple[Tensor, Tensor]]) -> Tensor:
     for old, new in now:
         if old is tensor:

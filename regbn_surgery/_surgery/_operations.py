@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,8 +12,10 @@ from torch import nn
 from .._analysis import Analysis, Recipe, index_of
 from .._errors import RewriteError
 from .._types import Plan, PlannedSite
+from ._branches import with_branches
 from ._classes import install, original_class, unbound_function
 from ._code_sites import Oriented, code_site
+from ._given import may_exchange, other_calls
 from ._graph_host import GraphHost
 from ._guard import ATTRIBUTE, Guard
 from ._hoist import HoistHook, HoistSpec, positions_of, refuse_changed_forward, text_of_forward
@@ -21,8 +24,8 @@ from ._keep import keep
 from ._local import LocalSite
 from ._locate import Locator
 from ._opened import refuse_hooks
-from ._record import CodeSite, FunctionText
-from ._roles import RoleReset, Roles
+from ._record import CodeSite, FunctionText, Place, Way
+from ._roles import RoleReset, Roles, ways_of
 from ._scatter import PositionSite
 from ._site import RegBNSite
 
@@ -40,6 +43,7 @@ class Operation:
     code: CodeSite | None = None
     graph: LocalSite | None = None
     roles: tuple[tuple[int, ...], str] | None = None  # of a shared owner: the roles of its calls within one of a module
+    ways: tuple[tuple[Way, int], ...] = ()  # by which expressions these calls come, each with its role
     masking: tuple[str, bool] | None = None  # which side a mask is of, and whether True in it leaves out
     texts: tuple[FunctionText, ...] = ()  # of the functions that surgery writes into
     unhooked: str = ""
@@ -57,10 +61,10 @@ def operations_for(model: nn.Module, plan: Plan, analysis: Analysis, hooks: bool
     Raises:
         RewriteError: for a site to which no way leads.
     """
-    chosen = [_chosen(planned, analysis, hooks) for planned in plan.sites]
+    chosen = [_chosen(model, planned, analysis, hooks) for planned in plan.sites]
     coded = {p.point for p, recipe, path, hooked in chosen if not hooked and p.point is not None and path == p.host}
     if hooks:
-        chosen = [c if c[0].point not in coded else _chosen(c[0], analysis, False) for c in chosen]
+        chosen = [c if c[0].point not in coded else _chosen(model, c[0], analysis, False) for c in chosen]
     graphs = {path for _, recipe, path, hooked in chosen if recipe is not None and _changes_order(recipe, hooked)}
     locators = {path: _locator(model.get_submodule(path)) for _, _, path, hooked in chosen if not hooked}
     return [
@@ -78,7 +82,9 @@ def _locator(host: nn.Module) -> Locator:
     return Locator(original_class(host), unbound_function(host), vars(host).values())
 
 
-def _chosen(planned: PlannedSite, analysis: Analysis, hooks: bool) -> tuple[PlannedSite, Recipe | None, str, bool]:
+def _chosen(
+    model: nn.Module, planned: PlannedSite, analysis: Analysis, hooks: bool
+) -> tuple[PlannedSite, Recipe | None, str, bool]:
     """The site, its recipe, its host, and whether a hook serves."""
     if planned.pair is not None:
         pair = analysis.pair(*planned.pair)
@@ -89,9 +95,45 @@ def _chosen(planned: PlannedSite, analysis: Analysis, hooks: bool) -> tuple[Plan
     if hooks and recipe.leaf is not None:
         return planned, recipe, recipe.leaf, True
     hooked = hooks and _is_hoistable(recipe, point.kind, planned)
-    if hooked and recipe.outer is not None:
-        return planned, recipe.outer, recipe.outer.owner, False
+    outer = recipe.outer
+    if hooked and outer is not None:
+        outer = replace(outer, elsewhere=functools.partial(_outer_elsewhere, recipe))
+        if not outer.named or (point.kind in _JOINS and exchanges(model, outer)):
+            return planned, outer, outer.owner, False
     return planned, recipe, recipe.owner, hooked
+
+
+#: Kinds at which an owner that is given two branches joins them as they are.
+_JOINS = ("concat", "sum", "product")
+
+
+def _outer_elsewhere(recipe: Recipe) -> tuple[Recipe, ...]:
+    """The site in the owner's caller, as the other runs have it."""
+    others = recipe.elsewhere() if recipe.elsewhere is not None else ()
+    return tuple(other.outer for other in others if other.outer is not None)
+
+
+def exchanges(model: nn.Module, outer: Recipe) -> bool:
+    """Whether the text of the owner's caller may hand the two branches over in exchanged places."""
+    locator = _locator(model.get_submodule(outer.owner))
+    spot = outer.spots[outer.key]
+    place = locator.place(spot.frames, spot.op)
+    if place is None or any(step.ordinal < 0 for step in place.steps):
+        return False
+    function = locator.functions(place)[-1][1]
+    return may_exchange(locator.source(function), place.steps[-1].ordinal)
+
+
+def _at_other_calls(locator: Locator, site: CodeSite) -> CodeSite:
+    """A site at the call of an owner, with the other calls of it that stand in the same function."""
+    *before, last = site.join.steps
+    if last.ordinal < 0:
+        return site
+    source = locator.source(locator.functions(site.join)[-1][1])
+    steps = [replace(last, ordinal=ordinal, instruction=-1) for ordinal in other_calls(source, last.ordinal)]
+    also = tuple(Place((*before, step), site.join.op) for step in steps)
+    g_readers = (*site.g_readers, *also) if site.replace_g else ()
+    return replace(site, f_readers=(*site.f_readers, *also), g_readers=g_readers)
 
 
 def _operation(
@@ -103,25 +145,39 @@ def _operation(
     as_graph: bool,
     locator: Locator | None,
 ) -> Operation:
+    ways = () if recipe is None else recipe.ways
     if recipe is None or hooked:
         roles = (recipe.cycle, recipe.caller) if recipe is not None and recipe.cycle is not None else None
         forward = text_of_forward(model.get_submodule(path))
         known = () if forward is None else (forward,)
-        return Operation(planned, path, hook=_spec(planned, recipe), roles=roles, texts=known)
+        return Operation(planned, path, hook=_spec(planned, recipe), roles=roles, ways=ways_of(ways), texts=known)
     roles = None if recipe.cycle is None else (recipe.cycle, recipe.caller)
     masking = _masking(planned, recipe)
     if as_graph:
-        return Operation(planned, path, graph=_local(planned, recipe, path), roles=roles, masking=masking)
+        local = _local(planned, recipe, path)
+        return Operation(planned, path, graph=local, roles=roles, ways=ways_of(ways), masking=masking)
     assert locator is not None, "every host that is not hooked has one"
     i, j = _orient(recipe, planned)
     makers = (_within(path, recipe.makers[i]), _within(path, recipe.makers[j]))
     site = code_site(locator, Oriented(planned, recipe, i, _replaces_g(planned), makers))
+    site = with_branches(locator, site)
+    if recipe.named:
+        site = _at_other_calls(locator, site)
     texts = locator.texts(site.places())
     if planned.host == path:
-        return Operation(planned, path, code=site, roles=roles, masking=masking, texts=texts)
+        return Operation(planned, path, code=site, roles=roles, ways=ways_of(ways), masking=masking, texts=texts)
     alias = f"{planned.name}_{_within(path, planned.host)}".replace(".", "_")
     renamed = replace(site, name=alias)
-    return Operation(planned, path, code=renamed, roles=roles, masking=masking, texts=texts, keeper=planned.host)
+    return Operation(
+        planned,
+        path,
+        code=renamed,
+        roles=roles,
+        ways=ways_of(ways),
+        masking=masking,
+        texts=texts,
+        keeper=planned.host,
+    )
 
 
 def _is_hoistable(recipe: Recipe, kind: str, planned: PlannedSite) -> bool:
@@ -215,11 +271,11 @@ def _masking(planned: PlannedSite, recipe: Recipe | None) -> tuple[str, bool] | 
 
 
 def _roles(model: nn.Module, members: list[Operation]) -> Roles | None:
-    found = next((operation.roles for operation in members if operation.roles is not None), None)
-    if found is None:
+    found = next((operation for operation in members if operation.roles is not None), None)
+    if found is None or found.roles is None:
         return None
-    cycle, caller = found
-    roles = Roles(cycle)
+    cycle, caller = found.roles
+    roles = Roles(cycle, found.ways)
     model.get_submodule(caller).register_forward_pre_hook(RoleReset(roles))
     return roles
 

@@ -23,11 +23,11 @@ from ._growing import current_frame
 from ._here import Here, TensorMethod, inside, run, run_positional, without_checkpoint
 from ._memory import SPOILT
 from ._onward import continues
-from ._operands import among, exchanged, now_of, put, same
-from ._record import CodeSite, End
+from ._operands import among, exchanged, now_of, placed, put, same
+from ._record import CodeSite
 from ._scatter import run_scatter
 from ._site import is_identity
-from ._table import ATTRIBUTE, At, Path, Reading, Returns, SiteTable, Table
+from ._table import ATTRIBUTE, At, Making, Path, Reading, Returns, SiteTable, Table
 
 
 def enter(host: nn.Module, arguments: dict[str, Any]) -> Here:
@@ -76,6 +76,7 @@ class Passage:
         self.results: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}  # site -> f, g, f', g'
         self.visits: dict[Path, int] = {}
         self.layers: dict[Path, Any] = {}  # place of a layer's call -> the layer that it called last
+        self.inputs: dict[Path, Any] = {}  # place of a layer's call -> what it was given last
         self.stretches: dict[Path, Any] = {}  # place of an assignment -> the index that it used
         self.reached: list[str] = []  # sites at which RegBN ran
         self.early: list[Early] = []  # reads of one side before the other existed
@@ -101,6 +102,8 @@ class Passage:
         self.written = written
         for entry in at.takes:
             self._take(entry, path, operands, kwargs)
+        if at.given:
+            self.inputs[path] = next(iter(_tree.tensors((operands, kwargs))), None)
         for reading in at.readings:
             self._at_reader(reading, path, layer, operands, kwargs, now)
         if now:
@@ -166,13 +169,17 @@ class Passage:
         if at.layer:
             self.layers[path] = layer
         for making in at.makings:
-            if self._is_round(making.end, making.layer, turn):
+            if self._is_round(making, turn):
                 self._hold(making.entry, making.side, making.output, value)
         for entry in at.lasting:
             if entry.name in self.reached:
                 self._see_join(entry, value)
 
-    def _is_round(self, end: End, layer: Path | None, turn: int) -> bool:
+    def _is_round(self, making: Making, turn: int) -> bool:
+        end, layer = making.end, making.layer
+        if end.given is not None and making.given is not None:
+            given, argument = self.inputs.get(making.given), self.arguments.get(end.given[1])
+            return given is not None and argument is not None and same(argument, given)
         if end.layer is not None and layer in self.layers:
             return self.layers[layer] is self.host.get_submodule(end.layer[1])
         return end.turn < 0 or end.turn == turn
@@ -209,6 +216,8 @@ class Passage:
             return
         tensors = _tree.tensors((args, kwargs))
         f, g = self.held.get((site.name, "f")), self.held.get((site.name, "g"))
+        if site.positions is not None:
+            f, g = placed(f, g, tensors, site.positions)
         if site.operands and (f is None or g is None):
             return
         if f is None or g is None or (not site.operands and self._stale(entry)):
@@ -433,7 +442,7 @@ class Passage:
 
 
 _NOTHING = object()
-_NOWHERE = At((), (), (), (), (), (), False, False, False, False)
+_NOWHERE = At((), (), (), (), (), (), False, False, False, False, False)
 
 
 __all__ = ["Here", "Passage", "enter"]

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: The expressions by which a call comes, innermost first: of each the function, and its ordinal in the text.
+Way = tuple[tuple[str, int], ...]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -44,7 +47,9 @@ class End:
 
     A maker that several sites share, since it stands in a loop, makes this side in one of its visits: `layer` (a place,
     and the path of the layer that it calls) tells the rounds apart where each has a layer of its own, else it is visit
-    number `turn`. With `turn` -1 it is any visit. `looped`: each round of the site's own loop makes this side anew.
+    number `turn`. One layer for both sides makes this one where its call (`given`, first) gets the argument of the host
+    that `given` names. With `turn` -1 it is any visit. `looped`: each round of the site's own loop makes this side
+    anew.
     """
 
     argument: str | None = None
@@ -53,6 +58,7 @@ class End:
     at: Place | None = None
     operand: int = 0
     layer: tuple[Place, str] | None = None
+    given: tuple[Place, str] | None = None
     turn: int = -1
     looped: bool = False
     also: tuple[tuple[Place, int], ...] = ()  # other places that make it, in training or in another branch: see `maker`
@@ -94,6 +100,7 @@ class CodeSite:
     onward: tuple[Place, ...] = ()
     makers: tuple[str | None, str | None] = (None, None)  # paths in the host of the layers that f and g come out of
     methods: tuple[str, ...] = ()  # of the host, beside `forward`, in which the two sides meet as well
+    positions: tuple[int, int] | None = None  # which tensors of the join are f and g, where nothing else tells
     unwoven: str = ""  # why a place of it has no expression that could be wrapped; "" where all have
 
     @property
@@ -104,6 +111,7 @@ class CodeSite:
     def places(self) -> tuple[Place, ...]:
         """Every place that the site names, each once."""
         ends = [place for end in (self.f, self.g) for place in (end.maker, end.at, end.layer[0] if end.layer else None)]
+        ends += [end.given[0] for end in (self.f, self.g) if end.given is not None]
         written = self.scatter.written if self.scatter is not None else ()
         also = [place for end in (self.f, self.g) for place, _ in end.also]
         passing = (*self.f.passing, *self.g.passing)

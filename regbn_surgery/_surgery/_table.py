@@ -25,6 +25,8 @@ class SiteTable:
     g_maker: Path | None
     f_layer: Path | None
     g_layer: Path | None
+    f_given: Path | None
+    g_given: Path | None
     f_at: Path | None
     g_at: Path | None
     f_also: tuple[tuple[Path, int], ...]
@@ -47,7 +49,16 @@ class SiteTable:
 
     def paths(self) -> list[Path]:
         """Every place that the site names."""
-        ends = (self.f_maker, self.g_maker, self.f_layer, self.g_layer, self.f_at, self.g_at)
+        ends = (
+            self.f_maker,
+            self.g_maker,
+            self.f_layer,
+            self.g_layer,
+            self.f_given,
+            self.g_given,
+            self.f_at,
+            self.g_at,
+        )
         named = (*self.reading(), *self.written, *self.onward, *[path for path, _ in (*self.f_also, *self.g_also)])
         return [*named, *self.passing, *[path for path in ends if path is not None]]
 
@@ -70,6 +81,7 @@ class Making:
     side: str
     end: End
     layer: Path | None
+    given: Path | None
     output: int  # which tensor of what it returns
 
 
@@ -85,6 +97,7 @@ class At:
     lasting: tuple[SiteTable, ...]  # sites whose join it is, after which more positions of f may follow
     writing: bool  # whether it writes into its first operand
     stretch: bool  # whether it fills a stretch of what a scatter writes into
+    given: bool  # whether what it is given tells two calls of one layer apart
     layer: bool  # whether the layer that it calls tells rounds apart
     counted: bool  # whether the number of the visit does
 
@@ -135,14 +148,14 @@ def _at(path: Path, sites: tuple[SiteTable, ...], writing: bool) -> At:
     )
     makings = []
     for entry in sites:
-        for side, end, maker, layer, also in (
-            ("f", entry.site.f, entry.f_maker, entry.f_layer, entry.f_also),
-            ("g", entry.site.g, entry.g_maker, entry.g_layer, entry.g_also),
+        for side, end, maker, layer, given, also in (
+            ("f", entry.site.f, entry.f_maker, entry.f_layer, entry.f_given, entry.f_also),
+            ("g", entry.site.g, entry.g_maker, entry.g_layer, entry.g_given, entry.g_also),
         ):
             if path == maker:
-                makings.append(Making(entry, side, end, layer, end.output))
+                makings.append(Making(entry, side, end, layer, given, end.output))
             # Other makers are known for making nothing else: each of their visits counts.
-            makings += [Making(entry, side, End(), None, output) for other, output in also if path == other]
+            makings += [Making(entry, side, End(), None, None, output) for other, output in also if path == other]
     return At(
         takes=tuple(entry for entry in sites if path in (entry.f_at, entry.g_at)),
         readings=readings,
@@ -152,6 +165,7 @@ def _at(path: Path, sites: tuple[SiteTable, ...], writing: bool) -> At:
         lasting=tuple(entry for entry in sites if path == entry.join and entry.site.onward),
         writing=writing,
         stretch=any(path in entry.written for entry in sites),
+        given=any(path in (entry.f_given, entry.g_given) for entry in sites),
         layer=any(path in (entry.f_layer, entry.g_layer) for entry in sites),
         counted=any(making.end.turn >= 0 for making in makings),
     )

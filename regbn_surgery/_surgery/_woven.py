@@ -63,6 +63,8 @@ def table_of(sites: Sequence[CodeSite], slots: Slots, helpers: dict[Path, tuple[
             optional(site.g.maker),
             optional(site.f.layer[0] if site.f.layer else None),
             optional(site.g.layer[0] if site.g.layer else None),
+            optional(site.f.given[0] if site.f.given else None),
+            optional(site.g.given[0] if site.g.given else None),
             optional(site.f.at),
             optional(site.g.at),
             tuple((path(place), output) for place, output in site.f.also),
@@ -177,6 +179,7 @@ def _wanted(sites: Sequence[CodeSite]) -> Iterator[tuple[Place, bool]]:
         seen = {site.join, *site.f_readers, *site.g_readers, *site.onward}
         seen |= set(site.scatter.written) if site.scatter is not None else set()
         seen |= {end.layer[0] for end in (site.f, site.g) if end.layer is not None}
+        seen |= {end.given[0] for end in (site.f, site.g) if end.given is not None}
         seen |= {end.at for end in (site.f, site.g) if end.at is not None}
         seen |= {*site.f.passing, *site.g.passing}
         for place in site.places():
@@ -186,4 +189,5 @@ def _wanted(sites: Sequence[CodeSite]) -> Iterator[tuple[Place, bool]]:
 def _roots(sites: Sequence[CodeSite]) -> tuple[str, ...]:
     """Parameters of the forward that hold a side or a mask."""
     names = [end.argument for site in sites for end in (site.f, site.g)] + [site.mask for site in sites]
+    names += [end.given[1] for site in sites for end in (site.f, site.g) if end.given is not None]
     return tuple(dict.fromkeys(name.split(".")[0] for name in names if name is not None))

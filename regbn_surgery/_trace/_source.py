@@ -51,6 +51,18 @@ def instruction_of(code: CodeType, offset: int) -> int:
     return offset
 
 
+def user_frames() -> list[tuple[CodeType, int, str]]:
+    """All functions of the user's that run, innermost first: the code, its instruction and the name of its module."""
+    frame: FrameType | None = sys._getframe(1)
+    frames = []
+    while frame is not None:
+        if is_user_file(frame.f_code.co_filename):
+            frames.append((frame.f_code, frame.f_lasti, frame.f_globals.get("__name__", "")))
+        frame = frame.f_back
+    return frames
+
+
+@functools.lru_cache(maxsize=4096)
 def is_user_file(filename: str) -> bool:
     """Whether a file is neither torch's nor of this package; code typed at a prompt or generated is the user's."""
     return not filename.startswith(_LIBRARY) and os.sep + "contextlib.py" not in filename

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ._rules import Rules
     from ._statistics import statistics
     from ._surgery import Verification, VerifiedSite
+    from ._sweep import Sweep, SweepError, SweepResult, sweep
     from ._tracing import trace
     from ._types import Plan
     from .nn import RegBN
@@ -72,6 +73,7 @@ _HOME = {
     "Rules": "._rules",
     "RegBN": ".nn",
     "statistics": "._statistics",
+    **dict.fromkeys(("Sweep", "SweepError", "SweepResult", "sweep"), "._sweep"),
     "trace": "._tracing",
 }
 
@@ -95,6 +97,9 @@ __all__ = [
     "Rules",
     "RulesError",
     "SurgeryReport",
+    "Sweep",
+    "SweepError",
+    "SweepResult",
     "UnseenCallError",
     "Verification",
     "VerifiedSite",
@@ -108,6 +113,7 @@ __all__ = [
     "regbnify",
     "save_regbn",
     "statistics",
+    "sweep",
     "trace",
     "unregbnify",
     "verify",

@@ -50,7 +50,7 @@ def test_every_variant_with_every_seed(tmp_path: Path) -> None:
     assert found.differences("late", "none", "accuracy") == pytest.approx((0.3, 0.3))
     table = (tmp_path / "sweep.md").read_text()
     assert str(found) == table
-    assert "| late | 5.8 ± 19 | +0.3 ± " in table
+    assert "| late | 6 ± 19 | +0.3" in table
     assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 1 + 3 * 2 * 2
 
 
@@ -106,6 +106,12 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     ]:  # fmt: skip
         with pytest.raises(SweepError, match=says):
             tried(1.0, **options)
+
+
+def test_a_model_that_is_not_made_anew(tmp_path: Path) -> None:
+    made = make()
+    with pytest.raises(SweepError, match="same model twice"):
+        sweep(lambda: made, rules=[LATE], train=lambda *given: 1.0, out=tmp_path)
 
 
 def test_names_of_ones_own(tmp_path: Path) -> None:

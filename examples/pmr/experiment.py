@@ -20,7 +20,7 @@ from measure import Measurement, evaluate
 from plots import plot_comparison, plot_curves
 from progress import watch
 from rich.console import Console
-from tables import Result, results_of, to_markdown, write_results
+from tables import Result, paired, results_of, to_markdown, write_results
 from train import Run, Settings
 from variants import Variant
 
@@ -106,12 +106,14 @@ class Experiment:
         files = [self.out / f"comparison.{end}" for end in ("csv", "md", "png")]
         write_results(results, files[0])
         table = to_markdown(results)
+        if "none" in {r.variant for r in results}:
+            table += f"\n{paired(results)}"
         files[1].write_text(table, encoding="utf-8")
         seed_words = "1 seed" if seeds == 1 else f"{seeds} seeds"
         plot_comparison(results, f"after {self.settings.epochs} epochs, {seed_words}", files[2])
         self._say(f"\nAccuracy in percent after the last epoch, {seed_words}:\n{table}")
         if seeds < 2:
-            self._say("One seed proves nothing: another one can turn the order round. Give several: --seeds 0 1 2 3 4")
+            self._say("One seed proves nothing. Give several: --seeds 0 1 2 3 4")
         return files
 
     def _run(self, variant: Variant, seed: int) -> Run:

@@ -88,10 +88,7 @@ def sweep(
         raise SweepError(f"seeds must be different numbers, at least one; found {list(seeds)}.")
     folder = Path(out)
     stored = Stored(folder, resume=resume)
-    for variant in variants:  # all of them before the first hours of training
-        with torch.random.fork_rng():
-            torch.manual_seed(seeds[0])
-            variant.build(make_model, example_inputs)
+    _try_out(variants, seeds[0], make_model, example_inputs)
     tell = observe or (lambda what, done, total: None)
     runs = [(seed, variant) for seed in seeds for variant in variants]
     found: dict[tuple[str, int], dict[str, float]] = {}
@@ -116,6 +113,22 @@ def sweep(
     (folder / "sweep.csv").write_text(result.to_csv(), encoding="utf-8")
     (folder / "sweep.md").write_text(result.to_markdown(), encoding="utf-8")
     return result
+
+
+def _try_out(variants: Sequence[_Variant], seed: int, make_model: Callable[[], Any], example_inputs: Any) -> None:
+    """Build every variant once, before the first hours of training."""
+    plain: list[nn.Module] = []
+    with torch.random.fork_rng():
+        for variant in (variants[0], *variants):
+            torch.manual_seed(seed)
+            built = variant.build(make_model, example_inputs)
+            if variant.rules is None:
+                plain.append(built)
+    if plain[0] is plain[1]:
+        raise SweepError(
+            "make_model returned the same model twice, so that a run would go on with the weights of the one before: "
+            "give a function or class that makes a new one."
+        )
 
 
 def _variants(rules: Sequence[Any] | Mapping[str, Any], control: bool) -> list[_Variant]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,6 +98,9 @@ class Sweep:
 
 
 def number(values: Sequence[float], sign: str = "") -> str:
-    """`0.723 ± 0.011`; without an interval where there is one value."""
+    """`0.723 ± 0.011`, to two digits of the interval; four digits without one."""
     mean, half = mean_and_half(values)
-    return f"{mean:{sign}.4g}" + ("" if len(values) < 2 else f" ± {half:.2g}")
+    if math.isnan(half) or half == 0.0:
+        return f"{mean:{sign}.4g}" + ("" if math.isnan(half) else " ± 0")
+    digits = max(0, 1 - math.floor(math.log10(half)))
+    return f"{mean:{sign}.{digits}f} ± {half:.{digits}f}"

@@ -223,7 +223,13 @@ def test_one_seed_proves_nothing(here, capsys):
     assert call("--compare none late late_control --epochs 1 --out out") == 0
     assert "One seed proves nothing" in capsys.readouterr().out
     assert call("--compare none late late_control --epochs 1 --out out --seeds 0 1") == 0
-    assert "One seed proves nothing" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "One seed proves nothing" not in said
+    found = {(r["variant"], r["seed"]): 100 * float(r["accuracy"]) for r in rows(here / "out/comparison.csv")
+             if (r["split"], r["modality"]) == ("test", "joint")}  # fmt: skip
+    gain = sum(found["late", seed] - found["late_control", seed] for seed in "01") / 2
+    (cells,) = (line.split(" | ") for line in said.splitlines() if line.startswith("| late |") and line.count("|") == 5)
+    assert float(cells[3].split(" ± ")[0]) == pytest.approx(gain, abs=1)
 
 
 @pytest.mark.parametrize("arguments", [["--mnist", "absent"], ["--colored", "absent.npy"]])

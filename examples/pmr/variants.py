@@ -60,7 +60,7 @@ def find_variant(name: str) -> Variant:
             _preset(name)
         except RulesError as error:
             names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
-            raise ExampleError(f"no rules {name!r}: those that ship with the example are {names}; {error}") from error
+            raise ExampleError(f"no rules {name!r}: those that ship are: {names}; {error}") from error
         return Variant(name, name)
     if path.stem == "none":
         raise ExampleError(f"{path}: call it something else, 'none' is the model without RegBN.")

@@ -7,7 +7,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PMR = EXAMPLES / "pmr"
-sys.path[:0] = [str(PMR), str(EXAMPLES / "confounder")]
+sys.path[:0] = [str(EXAMPLES / name) for name in ("pmr", "confounder", "views")]
 
 
 @pytest.fixture(scope="session")

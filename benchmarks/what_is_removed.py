@@ -1,6 +1,7 @@
 """How much of a dependence RegBN removes: by constraint, number of shared factors, and batch size.
 
-python benchmarks/what_is_removed.py            # the tables of docs/regbn.md
+python benchmarks/what_is_removed.py                       # the tables of docs/regbn.md
+python benchmarks/what_is_removed.py --csv removed.csv     # and every value of them, by seed
 
 f and g [b, 32] have unit noise and share k factors with random loadings, scaled so that about half of the variance of f
 is predictable from g whatever k. RegBN is trained on fresh batches (momentum 0.1, without norms) and measured in
@@ -10,7 +11,9 @@ evaluation, with its running projection: held-out R2 of a least-squares fit of f
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import csv
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -71,34 +74,69 @@ def left(way: dict[str, object], factors: int, size: int, steps: int, offset: bo
     return held_out(f, g), held_out(regbn.eval()(f, g)[0], g)
 
 
-def table(size: int, steps: int, seeds: int, offset: bool, ways: dict[str, dict[str, object]]) -> None:
+@dataclass(frozen=True)
+class Left:
+    """Held-out R2 of f (constraint `before`) or of f' on g, for one seed."""
+
+    batch: int
+    offset: bool
+    constraint: str
+    factors: int
+    seed: int
+    r2: float
+
+
+def measured(size: int, steps: int, seeds: int, offset: bool, ways: dict[str, dict[str, object]]) -> list[Left]:
+    """Every way with every number of shared factors and every seed; what was there before comes first."""
+    before: list[Left] = []
+    after: list[Left] = []
+    for name, way in ways.items():
+        for factors in FACTORS:
+            for seed in range(seeds):
+                r2_before, r2_after = left(way, factors, size, steps, offset, seed)
+                after.append(Left(size, offset, name, factors, seed, r2_after))
+                if name == next(iter(ways)):  # it is the same for all ways
+                    before.append(Left(size, offset, "before", factors, seed, r2_before))
+    return before + after
+
+
+def print_table(found: list[Left]) -> None:
+    """A row for each constraint: means over the seeds."""
     print("| constraint | " + " | ".join(f"{k} shared" for k in FACTORS) + " |")
     print("| --- |" + " --- |" * len(FACTORS))
-    before: dict[int, float] = {}
-    rows: dict[str, list[str]] = {}
-    for name, way in ways.items():
-        rows[name] = []
-        for factors in FACTORS:
-            found = torch.tensor([left(way, factors, size, steps, offset, seed) for seed in range(seeds)]).mean(0)
-            before[factors] = float(found[0])
-            rows[name].append(f"{float(found[1]):.2f}")
-    print("| before | " + " | ".join(f"{before[k]:.2f}" for k in FACTORS) + " |")
-    for name, cells in rows.items():
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    for name in dict.fromkeys(item.constraint for item in found):
+        cells = [[item.r2 for item in found if (item.constraint, item.factors) == (name, k)] for k in FACTORS]
+        print(f"| {name} | " + " | ".join(f"{sum(cell) / len(cell):.2f}" for cell in cells) + " |")
+
+
+def write_csv(found: list[Left], path: Path) -> None:
+    """A row for each value."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Left)])
+        writer.writeheader()
+        writer.writerows({**asdict(item), "r2": f"{item.r2:.4f}"} for item in found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every value, too")
     arguments = parser.parse_args()
-    for size in BATCHES:
-        print(f"\nBatch {size}: held-out R2 of f on g\n")
-        table(size, arguments.steps, arguments.seeds, False, WAYS)
-    print(f"\nFeatures with a mean, g after a ReLU, batch {BATCHES[0]}\n")
     offset = {f"{name}{', centred' * centre}": {**WAYS[name], "centre": centre}
               for name in ("smoother", "gcv") for centre in (False, True)}  # fmt: skip
-    table(BATCHES[0], arguments.steps, arguments.seeds, True, offset)
+    tables = [(f"Batch {size}: held-out R2 of f on g", size, False, WAYS) for size in BATCHES]
+    tables.append((f"Features with a mean, g after a ReLU, batch {BATCHES[0]}", BATCHES[0], True, offset))
+    everything: list[Left] = []
+    for title, size, shifted, ways in tables:
+        found = measured(size, arguments.steps, arguments.seeds, shifted, ways)
+        print(f"\n{title}\n")
+        print_table(found)
+        everything += found
+    if arguments.csv is not None:
+        write_csv(everything, arguments.csv)
+        print(f"\nwrote {arguments.csv}")
 
 
 if __name__ == "__main__":

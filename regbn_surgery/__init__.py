@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ._rules import Rules
     from ._statistics import statistics
     from ._surgery import Verification, VerifiedSite
+    from ._sweep import Sweep, SweepError, SweepResult, sweep
     from ._tracing import trace
     from ._types import Inspection, Plan
     from .nn import RegBN, convert_sync_regbn
@@ -73,6 +74,7 @@ _HOME = {
     "Rules": "._rules",
     **dict.fromkeys(("RegBN", "convert_sync_regbn"), ".nn"),
     "statistics": "._statistics",
+    **dict.fromkeys(("Sweep", "SweepError", "SweepResult", "sweep"), "._sweep"),
     "trace": "._tracing",
 }
 
@@ -97,6 +99,9 @@ __all__ = [
     "Rules",
     "RulesError",
     "SurgeryReport",
+    "Sweep",
+    "SweepError",
+    "SweepResult",
     "UnseenCallError",
     "Verification",
     "VerifiedSite",
@@ -111,6 +116,7 @@ __all__ = [
     "regbnify",
     "save_regbn",
     "statistics",
+    "sweep",
     "trace",
     "unregbnify",
     "verify",

@@ -2,7 +2,7 @@
 
 python PMR.py --train                          the classifier as it is
 python PMR.py --train --regbn                  the same with RegBN at its inputs (rules/early.yaml)
-python PMR.py --compare none early late --seeds 0 1 2
+python PMR.py --compare none late late_control --seeds 0 1 2
 """
 
 from __future__ import annotations
@@ -56,16 +56,17 @@ def parser() -> argparse.ArgumentParser:
     what = p.add_argument_group("what to do").add_mutually_exclusive_group()
     what.add_argument("--train", action="store_true", help="train one model; without it the saved one is tested")
     what.add_argument("--compare", nargs="+", metavar="RULES",
-                      help="train several: none, names in rules/ (early, late, ...) or rules files")  # fmt: skip
+                      help="train several: none, names in rules/ (early, late, ...), files or presets")  # fmt: skip
     what.add_argument("--quick", action="store_true", help=f"--compare none early, {QUICK_EPOCHS} epochs, seed 0")
     p.add_argument("--regbn", nargs="?", const="early", default="none", metavar="RULES",
-                   help="put RegBN in, by a name in rules/ (early is the default) or a rules file")  # fmt: skip
+                   help="put RegBN in, by a name in rules/ (default early), a rules file or a preset")  # fmt: skip
     p.add_argument("--resume", action="store_true", help="go on from the saved checkpoints")
     p.add_argument("--epochs", type=_at_least(1), help=f"default {EPOCHS}")
     p.add_argument("--batch_size", type=_at_least(2), default=50, help="default 50")
     p.add_argument("--learning_rate", type=_positive, default=1e-3, help="default 0.001")
     p.add_argument("--optimizer", choices=OPTIMIZERS, default="Adam", help="default Adam")
-    p.add_argument("--seed", type=_at_least(0), default=0, help="of the split, the colours, the weights and the order")
+    p.add_argument("--seed", type=_at_least(0), nargs="+", default=[0], metavar="SEED",
+                   help="random seed (split, colours, weights, order); default 0")  # fmt: skip
     p.add_argument("--seeds", type=_at_least(0), nargs="+", help="for --compare; default 0")
     where = p.add_mutually_exclusive_group()
     where.add_argument("--gpu", type=_at_least(0), metavar="N", help="use this GPU, or the CPU if there is none")
@@ -88,22 +89,26 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             f"{error.name} is not installed, which draws the plots: pip install 'regbn_surgery[examples]'."
         ) from error
     load = functools.cache(functools.partial(load_data, mnist=arguments.mnist, colored=arguments.colored))
+    if len(arguments.seed) > 1:
+        several = " ".join(str(seed) for seed in arguments.seed)
+        raise ExampleError(f"--seed takes one seed. For several, compare: --compare none early --seeds {several}.")
+    seed = arguments.seed[0]
     if arguments.seeds and not arguments.compare:
         raise ExampleError("--seeds goes with --compare. For one run give --seed.")
     if arguments.regbn != "none" and (arguments.compare or arguments.quick):
         raise ExampleError("--regbn is for one run. Name the rules after --compare: --compare none early late.")
     epochs = arguments.epochs or (QUICK_EPOCHS if arguments.quick else EPOCHS)
-    settings = Settings(arguments.seed, epochs, arguments.batch_size, arguments.learning_rate, arguments.optimizer)
+    settings = Settings(seed, epochs, arguments.batch_size, arguments.learning_rate, arguments.optimizer)
     device = pick_device(arguments.device, arguments.gpu, console)
     experiment = Experiment(settings, load, arguments.out, device, console)
     if arguments.compare or arguments.quick:
         variants = find_variants(arguments.compare or ("none", "early"))
-        files = experiment.compare(variants, arguments.seeds or [arguments.seed], resume=arguments.resume)
+        files = experiment.compare(variants, arguments.seeds or [seed], resume=arguments.resume)
     elif arguments.train:
-        finished = experiment.train(find_variant(arguments.regbn), arguments.seed, resume=arguments.resume)
-        files = [finished.history_path, finished.checkpoint_path, experiment.draw_curves(arguments.seed)]
+        finished = experiment.train(find_variant(arguments.regbn), seed, resume=arguments.resume)
+        files = [finished.history_path, finished.checkpoint_path, experiment.draw_curves(seed)]
     else:
-        for m in experiment.test(find_variant(arguments.regbn), arguments.seed):
+        for m in experiment.test(find_variant(arguments.regbn), seed):
             print(f"epoch {m.epoch}  {m.split:5}  {m.modality:7}  loss {m.loss:8.4f}  accuracy {m.accuracy:.1%}")
         files = []
     for file in files:

@@ -8,18 +8,19 @@ OUT/comparison.{csv,md,png}     all variants over all seeds (`--compare`)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from checkpoint import Checkpoint, load_checkpoint
 from data import Data
-from measure import Measurement, evaluate, read_history
+from errors import ExampleError
+from measure import Measurement, evaluate
 from plots import plot_comparison, plot_curves
 from progress import watch
 from rich.console import Console
-from tables import Result, results_of, to_markdown, write_results
+from tables import Result, paired, results_of, to_markdown, write_results
 from train import Run, Settings
 from variants import Variant
 
@@ -35,9 +36,11 @@ class Experiment:
     console: Console
 
     def train(self, variant: Variant, seed: int, *, resume: bool) -> Run:
-        """Train one model to the end, on screen, and draw it beside the other variants of its seed."""
+        """Train one model to the end, on screen; with `resume` from its last finished epoch, if it has one."""
         run = self._run(variant, seed)
-        if resume:
+        if resume and not run.checkpoint_path.is_file():
+            self._say(f"{variant.name}, seed {seed}: no epoch of it was finished, so it starts at the beginning")
+        elif resume:
             run.resume()
             self._say(f"{variant.name}, seed {seed}: going on after epoch {run.epoch}")
             if run.epoch > self.settings.epochs:
@@ -63,8 +66,7 @@ class Experiment:
         curves = []
         for seed in seeds:
             for variant in variants:
-                begun = self._run_folder(variant, seed) / "checkpoint.pt"
-                run = self.train(variant, seed, resume=resume and begun.is_file())
+                run = self.train(variant, seed, resume=resume)
                 results += results_of(variant.name, seed, run.history, self.settings.epochs)
             curves.append(self.draw_curves(seed, [v.name for v in variants]))
         return [*self._write_comparison(results, len(seeds)), *curves]
@@ -73,46 +75,61 @@ class Experiment:
         """Draw the runs of a seed side by side: those of `names`, or all that were trained alike."""
         folder = self._seed_folder(seed)
         names = names or self._trained_alike(seed)
-        histories = {name: read_history(folder / name / "history.csv") for name in names}
+        histories = {name: [Measurement(**row) for row in self._saved(seed, name).history] for name in names}
         plot_curves(histories, f"{self.load(seed).name}, seed {seed}", folder / "curves.png")
         return folder / "curves.png"
 
+    def _saved(self, seed: int, name: str) -> Checkpoint:
+        return load_checkpoint(self._seed_folder(seed) / name / "checkpoint.pt")
+
     def _trained_alike(self, seed: int) -> list[str]:
-        """Variants in the folder of a seed that differ from what was asked in nothing but the rules."""
-        wanted = self._identity(seed)
+        """Variants in the folder of a seed that differ from what was asked in nothing but the rules.
+
+        By their checkpoints, which are written whole: a run that was stopped before its first epoch ended has none.
+        """
+        wanted = self._shared_settings(seed)
         names = []
-        for path in sorted(self._seed_folder(seed).glob("*/settings.json")):
-            alike = json.loads(path.read_text(encoding="utf-8")) == wanted
-            if alike:
-                names.append(path.parent.name)
+        for path in sorted(self._seed_folder(seed).glob("*/checkpoint.pt")):
+            name = path.parent.name
+            try:
+                saved = self._saved(seed, name).settings
+            except ExampleError as error:
+                self._say(f"{name} is left out of the plot: {error}")
+                continue
+            if {key: value for key, value in saved.items() if key != "rules"} == wanted:
+                names.append(name)
             else:
-                self._say(f"{path.parent.name} is left out of the plot: it was trained with other settings")
+                self._say(f"{name} is left out of the plot: it was trained with other settings")
         return sorted(names, key=lambda name: (name != "none", name))
 
     def _write_comparison(self, results: Sequence[Result], seeds: int) -> list[Path]:
         files = [self.out / f"comparison.{end}" for end in ("csv", "md", "png")]
         write_results(results, files[0])
         table = to_markdown(results)
+        if "none" in {r.variant for r in results}:
+            table += f"\n{paired(results)}"
         files[1].write_text(table, encoding="utf-8")
         seed_words = "1 seed" if seeds == 1 else f"{seeds} seeds"
         plot_comparison(results, f"after {self.settings.epochs} epochs, {seed_words}", files[2])
         self._say(f"\nAccuracy in percent after the last epoch, {seed_words}:\n{table}")
+        if seeds < 2:
+            self._say("One seed proves nothing. Give several: --seeds 0 1 2 3 4")
         return files
 
     def _run(self, variant: Variant, seed: int) -> Run:
-        settings = replace(self.settings, seed=seed)
-        data = self.load(seed)
-        folder = self._run_folder(variant, seed)
-        identity = {"data": f"{data.name} ({data.digest})", "rules": variant.fingerprint}
-        run = Run(variant.build(seed), data, settings, identity, folder, self.device)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "settings.json").write_text(json.dumps(self._identity(seed)), encoding="utf-8")
-        return run
+        settings, data = replace(self.settings, seed=seed), self.load(seed)
+        identity = {"data": self._data_identity(seed), "rules": variant.fingerprint}
+        return Run(variant.build(seed), data, settings, identity, self._run_folder(variant, seed), self.device)
 
-    def _identity(self, seed: int) -> dict[str, object]:
-        """What two variants of one seed must share to be drawn side by side."""
-        shared = ("batch_size", "learning_rate", "optimizer")
-        return {"data": self.load(seed).digest, **{name: getattr(self.settings, name) for name in shared}}
+    def _shared_settings(self, seed: int) -> dict[str, object]:
+        """What two variants of one seed must share to be drawn side by side, as their checkpoints hold it."""
+        shared = {**asdict(replace(self.settings, seed=seed)), "data": self._data_identity(seed)}
+        del shared["epochs"]
+        return shared
+
+    def _data_identity(self, seed: int) -> str:
+        data = self.load(seed)
+        return f"{data.name} ({data.digest})"
 
     def _seed_folder(self, seed: int) -> Path:
         return self.out / f"seed{seed}"

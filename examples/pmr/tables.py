@@ -9,6 +9,10 @@ from pathlib import Path
 
 from measure import MODALITIES, Measurement, write_rows
 
+from regbn_surgery import Sweep, SweepResult
+
+CONTROL = "norms only"
+
 SPLITS = ("test", "train")
 
 
@@ -48,6 +52,17 @@ def to_markdown(results: Sequence[Result]) -> str:
         cells = [_cell(values(results, variant, s, m)) for s in SPLITS for m in MODALITIES]
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def paired(results: Sequence[Result]) -> Sweep:
+    """Joint test accuracy in percent, for differences with the same seed; `late_control` is the control of `late`."""
+    joint = [r for r in results if (r.split, r.modality) == ("test", "joint")]
+    return Sweep(
+        tuple(
+            SweepResult(r.variant.replace("_control", f" {CONTROL}"), r.seed, "joint test accuracy", 100 * r.accuracy)
+            for r in joint
+        )
+    )
 
 
 def _cell(accuracies: Sequence[float]) -> str:

@@ -15,6 +15,7 @@ from .more_commands import MORE_COMMANDS
 from .options import ModelRequest, modality_option, model_options, verbose_option
 from .output import debuggable, warn, write_text, write_views
 from .rules_commands import RULES_COMMANDS
+from .sweep_command import sweep
 from .verify_command import verify
 
 
@@ -109,5 +110,5 @@ def show(request: ModelRequest, rules: str, form: str, output: str | None, verbo
         raise click.exceptions.Exit(1)
 
 
-for _command in (*RULES_COMMANDS, verify, *MORE_COMMANDS):
+for _command in (*RULES_COMMANDS, verify, sweep, *MORE_COMMANDS):
     cli.add_command(_command)

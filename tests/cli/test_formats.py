@@ -139,7 +139,8 @@ def test_help_is_quick_and_does_without_torch():
 
 
 @pytest.mark.parametrize(
-    "command", ["inspect", "plan", "show", "verify", "check", "init", "schema", "presets", "diagnose", "completion"]
+    "command",
+    ["inspect", "plan", "show", "verify", "check", "init", "schema", "presets", "diagnose", "sweep", "completion"],
 )
 def test_every_command_helps_with_an_example(run, command):
     result = run(command, "--help")

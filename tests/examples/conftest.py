@@ -1,12 +1,13 @@
-"""The example is a folder of scripts, not a package: put it where its modules find each other."""
+"""The examples are folders of scripts, not packages: put them where their modules find each other."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-PMR = Path(__file__).resolve().parents[2] / "examples" / "pmr"
-sys.path.insert(0, str(PMR))
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PMR = EXAMPLES / "pmr"
+sys.path[:0] = [str(EXAMPLES / name) for name in ("pmr", "confounder", "views")]
 
 
 @pytest.fixture(scope="session")

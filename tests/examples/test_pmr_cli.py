@@ -108,8 +108,10 @@ def test_without_train_the_saved_model_is_tested(here, capsys):
     ("line", "says"),
     [
         ("", "there is no checkpoint at runs/seed0/none/checkpoint.pt. Train first"),
-        ("--train --resume", "there is no checkpoint at"),
+        ("--seed 0 1", "--seeds 0 1"),
+        ("--train --seed 3 4", "--seed takes one seed"),
         ("--train --regbn absent.yaml", "no rules 'absent.yaml'"),
+        ("--train --regbn layer-wize", "layer-wise"),
         ("--train --device cuda", "device 'cuda' cannot be used"),
         ("--train --device nonsense", "device 'nonsense' cannot be used"),
         ("--train --device meta", "device 'meta' cannot be used"),
@@ -175,6 +177,59 @@ def test_interrupting_says_how_to_go_on(here, capsys, monkeypatch):
     monkeypatch.setattr("train.Run.train", stops)
     assert call("--train") == 130
     assert "--resume" in capsys.readouterr().err
+
+
+def test_a_run_that_never_trained_stands_in_nobodys_way(here, capsys, monkeypatch):
+    """Stopped before its first epoch ended; also beside an older run, whose checkpoint counts as what it is."""
+    assert call("--train --epochs 1 --learning_rate 0.01 --regbn late") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("train.Run._train_epoch", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert [call("--train --regbn"), call("--train --regbn late")] == [130, 130]
+    capsys.readouterr()
+    assert call("--train --epochs 1") == 0
+    assert "late is left out of the plot: it was trained with other settings" in capsys.readouterr().out
+    assert call("--train --epochs 1 --regbn --resume") == 0
+    assert "no epoch of it was finished, so it starts at the beginning" in capsys.readouterr().out
+    assert (here / "runs/seed0/early/checkpoint.pt").is_file()
+
+
+@pytest.mark.parametrize("damage", ["", "no checkpoint"])
+def test_a_damaged_neighbour_is_left_out_of_the_plot(here, capsys, damage):
+    (here / "runs/seed0/mine").mkdir(parents=True)
+    (here / "runs/seed0/mine/checkpoint.pt").write_text(damage)
+    assert call("--train --epochs 1") == 0
+    assert "mine is left out of the plot: the checkpoint" in capsys.readouterr().out
+
+
+def test_finished_runs_are_compared_without_their_csv(here):
+    assert call("--compare none --epochs 1 --out out") == 0
+    (here / "out/seed0/none/history.csv").unlink()
+    assert call("--compare none --epochs 1 --out out --resume") == 0
+
+
+def test_presets_by_name(here, capsys):
+    assert call("--train --epochs 1 --regbn layer-wise") == 0
+    assert call("--train --epochs 1 --regbn cross-attention") == 1
+    assert "matches" in capsys.readouterr().err
+    (here / "layer-wise").write_text("version: 1\nrules:\n  - {id: a, match: {kind: concat}, normalize: gray}\n")
+    assert call("--train --epochs 1 --regbn layer-wise") == 0  # a file of that name goes first, as for the CLI
+    assert call("--train --epochs 1 --regbn layer-wise --resume") == 0
+    (here / "layer-wise").unlink()
+    assert call("--train --epochs 1 --regbn layer-wise --resume") == 2  # other rules than it was trained with
+    assert (here / "runs/seed0/layer-wise/checkpoint.pt").is_file()
+
+
+def test_one_seed_proves_nothing(here, capsys):
+    assert call("--compare none late late_control --epochs 1 --out out") == 0
+    assert "One seed proves nothing" in capsys.readouterr().out
+    assert call("--compare none late late_control --epochs 1 --out out --seeds 0 1") == 0
+    said = capsys.readouterr().out
+    assert "One seed proves nothing" not in said
+    found = {(r["variant"], r["seed"]): 100 * float(r["accuracy"]) for r in rows(here / "out/comparison.csv")
+             if (r["split"], r["modality"]) == ("test", "joint")}  # fmt: skip
+    gain = sum(found["late", seed] - found["late_control", seed] for seed in "01") / 2
+    (cells,) = (line.split(" | ") for line in said.splitlines() if line.startswith("| late |") and line.count("|") == 5)
+    assert float(cells[3].split(" ± ")[0]) == pytest.approx(gain, abs=1)
 
 
 @pytest.mark.parametrize("arguments", [["--mnist", "absent"], ["--colored", "absent.npy"]])

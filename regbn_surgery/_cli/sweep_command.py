@@ -1,0 +1,110 @@
+"""`sweep`: a user's model with several rules, their controls and none, with several seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .completing import complete_file, complete_model, complete_rules
+from .options import ModelRequest, model_options
+from .output import debuggable, warn, write_bytes
+
+
+def _seeds(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(part) for part in value.replace(",", " ").split())
+    except ValueError:
+        seeds = ()
+    if not seeds or min(seeds) < 0:
+        raise click.BadParameter(f"{value!r}: write whole numbers from 0 on, as in 0,1,2")
+    return seeds
+
+
+@click.command(
+    short_help="Train your model with several rules and compare.",
+    epilog="Example: regbn-surgery sweep model.py:build --rules late.yaml --rules early --train train.py:train",
+)
+@model_options
+@click.option(
+    "--rules",
+    "rules",
+    required=True,
+    multiple=True,
+    metavar="RULES",
+    shell_complete=complete_rules,
+    help="A rules file or preset; once for each.",
+)
+@click.option(
+    "--train",
+    "train",
+    required=True,
+    metavar="MODULE:NAME",
+    shell_complete=complete_model,
+    help="A function train(model, seed) that trains the model and returns measures by name, or one number.",
+)
+@click.option("--seeds", default="0,1,2", show_default=True, callback=_seeds, help="Random seeds, as in 0,1,2.")
+@click.option(
+    "-o",
+    "--output",
+    default="sweep",
+    show_default=True,
+    metavar="FOLDER",
+    shell_complete=complete_file,
+    help="Folder for the table, the CSV, the plot and the finished runs.",
+)
+@click.option("--resume", is_flag=True, help="Take the finished runs that are in FOLDER, and go on.")
+@click.option("--no-control", is_flag=True, help="Leave out the controls, which have the norms of RegBN alone.")
+@debuggable
+def sweep(
+    request: ModelRequest,
+    rules: tuple[str, ...],
+    train: str,
+    seeds: tuple[int, ...],
+    output: str,
+    resume: bool,
+    no_control: bool,
+) -> None:
+    """Train MODEL with each rules file, with its control and without RegBN, with each seed, and compare.
+
+    The control has the norms of RegBN and no projection. The table shows differences with the same seed and their 95 %
+    intervals. MODEL is as for `inspect`; it is made anew for each run, so name a factory or class.
+    """
+    from .._rules import Rules
+
+    for item in rules:
+        Rules.load(item)
+    from .._sweep import SweepError
+    from .._sweep import sweep as run
+    from .loading import load_object
+
+    function = load_object(train, "the training function is", "write `package.module:name` or `path/to/file.py:name`")
+    if not callable(function):
+        raise SweepError(f"--train {train}: found a {type(function).__name__}, not a function train(model, seed).")
+    found = run(
+        lambda: request.load(weights=True), rules=rules, train=function, seeds=seeds, out=output, resume=resume,
+        control=not no_control, observe=_tell,
+    )  # fmt: skip
+    click.echo(str(found), nl=False)
+    files = [Path(output) / "sweep.csv", Path(output) / "sweep.md", _plotted(found, Path(output))]
+    for file in files:
+        if file is not None:
+            click.echo(f"wrote {file}")
+
+
+def _tell(what: str, done: int, total: int) -> None:
+    warn(f"[{done}/{total}] {what}")
+
+
+def _plotted(found: Any, folder: Path) -> Path | None:
+    from .._report.comparison import sweep_plot
+    from .._report.dependence import PlotError
+
+    try:
+        content = sweep_plot(found, "png")
+    except PlotError as error:  # hours of training should not end in an error for want of a picture
+        warn(f"no plot: {error}")
+        return None
+    write_bytes(content, str(folder / "sweep.png"))
+    return folder / "sweep.png"

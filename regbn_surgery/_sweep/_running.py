@@ -1,0 +1,188 @@
+"""Runs a sweep: builds, rewrites and trains each variant with each seed, and writes what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._api import regbnify
+from .._rules import Rules
+from ..nn import NormsOnly
+from ._stored import Stored
+from ._table import CONTROL, NONE, Sweep, SweepError, SweepResult
+
+#: What a training function returns: measures by name, or one number.
+Measured = Mapping[str, float] | float
+
+
+@dataclass(frozen=True)
+class _Variant:
+    name: str
+    rules: Rules | None
+    control: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        content = None if self.rules is None else self.rules.to_dict()
+        return hashlib.sha256(json.dumps([content, self.control], sort_keys=True).encode()).hexdigest()[:16]
+
+    def build(self, make_model: Callable[[], Any], example_inputs: Any) -> nn.Module:
+        made = make_model()
+        model, inputs = made if isinstance(made, tuple) else (made, None)
+        if not isinstance(model, nn.Module):
+            raise SweepError(
+                f"make_model must return a torch.nn.Module, or a pair of it and example inputs; it returned "
+                f"{type(model).__name__}."
+            )
+        if self.rules is None:
+            return model
+        inputs = inputs if example_inputs is None else example_inputs
+        return regbnify(model, self.rules, inputs, make=NormsOnly.at if self.control else None)
+
+
+def sweep(
+    make_model: Callable[[], Any],
+    example_inputs: Any = None,
+    *,
+    rules: Sequence[Any] | Mapping[str, Any],
+    train: Callable[[nn.Module, int], Measured],
+    seeds: Sequence[int] = (0, 1, 2),
+    out: str | os.PathLike[str] = "sweep",
+    resume: bool = False,
+    control: bool = True,
+    observe: Callable[[str, int, int], None] | None = None,
+) -> Sweep:
+    """Train a model of yours with every rules file, with its control, and without RegBN, with every seed.
+
+    Args:
+        make_model: makes a new model, or a pair of model and example inputs.
+        example_inputs: as for `regbnify`; may be left out where `make_model` gives them.
+        rules: paths, names of presets, dicts or `Rules`; as a mapping, with names of your own for them.
+        train: `train(model, seed)` trains the model in place and returns measures by name, or one number. torch's
+            generators are seeded before `make_model` and again before `train`, so that all variants of a seed have
+            the same initial weights and draw the same numbers.
+        seeds: which seeds; equal ones are paired in the differences.
+        out: the folder for `sweep.csv`, `sweep.md` and one file for each finished run.
+        resume: take finished runs from `out`; without it a folder that has some is refused.
+        control: also train each rules file with the norms of RegBN alone (`nn.NormsOnly`).
+        observe: told `(what, done, total)` before each run and at the end.
+
+    Returns:
+        All results. `print` shows the table with paired differences and 95 % intervals.
+
+    Raises:
+        SweepError: nothing to compare, names that are not different, or `train` returned something else than numbers.
+        RulesError, PlanError, RewriteError: as `regbnify`, before anything is trained.
+    """
+    variants = _variants(rules, control)
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise SweepError(f"seeds must be different numbers, at least one; found {list(seeds)}.")
+    folder = Path(out)
+    stored = Stored(folder, resume=resume)
+    _try_out(variants, seeds[0], make_model, example_inputs)
+    tell = observe or (lambda what, done, total: None)
+    runs = [(seed, variant) for seed in seeds for variant in variants]
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for done, (seed, variant) in enumerate(runs):
+        tell(f"{variant.name}, seed {seed}", done, len(runs))
+        measured = stored.read(variant.name, seed, variant.fingerprint)
+        if measured is None:
+            measured = _trained(variant, seed, make_model, example_inputs, train)
+            stored.write(variant.name, seed, variant.fingerprint, measured)
+        found[variant.name, seed] = measured
+    tell("finished", len(runs), len(runs))
+    _check_same_measures(found)
+    result = Sweep(
+        tuple(
+            SweepResult(variant.name, seed, measure, value)
+            for variant in variants
+            for seed in seeds
+            for measure, value in found[variant.name, seed].items()
+        )
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sweep.csv").write_text(result.to_csv(), encoding="utf-8")
+    (folder / "sweep.md").write_text(result.to_markdown(), encoding="utf-8")
+    return result
+
+
+def _try_out(variants: Sequence[_Variant], seed: int, make_model: Callable[[], Any], example_inputs: Any) -> None:
+    """Build every variant once, before the first hours of training."""
+    plain: list[nn.Module] = []
+    with torch.random.fork_rng():
+        for variant in (variants[0], *variants):
+            torch.manual_seed(seed)
+            built = variant.build(make_model, example_inputs)
+            if variant.rules is None:
+                plain.append(built)
+    if plain[0] is plain[1]:
+        raise SweepError(
+            "make_model returned the same model twice, so that a run would go on with the weights of the one before: "
+            "give a function or class that makes a new one."
+        )
+
+
+def _variants(rules: Sequence[Any] | Mapping[str, Any], control: bool) -> list[_Variant]:
+    if isinstance(rules, str):
+        raise SweepError(f"rules must be several: write rules=[{rules!r}].")
+    named = rules.items() if isinstance(rules, Mapping) else [(_name(item), item) for item in rules]
+    variants = [_Variant(NONE, None)]
+    for name, item in named:
+        parsed = Rules.load(item)
+        variants.append(_Variant(name, parsed))
+        if control:
+            variants.append(_Variant(f"{name} {CONTROL}", parsed, control=True))
+    names = [variant.name for variant in variants]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SweepError(f"two variants are called {twice[0]!r}: give names of your own, rules={{'a': ..., 'b': ...}}.")
+    if len(variants) == 1:
+        raise SweepError("no rules to compare: give at least one rules file or preset.")
+    return variants
+
+
+def _name(item: Any) -> str:
+    """A file by its stem, a preset by its name, anything else by the ids of its rules."""
+    if isinstance(item, str | os.PathLike):
+        return Path(item).stem
+    return "+".join(rule.id for rule in Rules.load(item).rules)
+
+
+def _trained(
+    variant: _Variant, seed: int, make_model: Callable[[], Any], example_inputs: Any, train: Callable[..., Measured]
+) -> dict[str, float]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = variant.build(make_model, example_inputs)
+        torch.manual_seed(seed)
+        measured = train(model, seed)
+    where = f"train returned for {variant.name!r} with seed {seed}"
+    if not isinstance(measured, Mapping):
+        measured = {"score": measured}
+    try:
+        values = {str(name): float(value) for name, value in measured.items()}
+    except (TypeError, ValueError) as error:
+        raise SweepError(f"what {where} is no number or mapping of names to numbers: {error}.") from error
+    unusable = [name for name, value in values.items() if not math.isfinite(value)]
+    if unusable or not values:
+        raise SweepError(f"what {where} cannot be compared: {unusable or 'no measure'} (values must be finite).")
+    return values
+
+
+def _check_same_measures(found: Mapping[tuple[str, int], Mapping[str, float]]) -> None:
+    (first, measures), *others = found.items()
+    for run, other in others:
+        if set(other) != set(measures):
+            raise SweepError(
+                f"{run[0]!r} with seed {run[1]} has the measures {sorted(other)}, {first[0]!r} with seed {first[1]} "
+                f"has {sorted(measures)}: train must return the same ones always."
+            )

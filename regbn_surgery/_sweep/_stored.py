@@ -1,0 +1,63 @@
+"""The results of finished runs in a folder, one file each, from which a stopped sweep goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ._table import SweepError
+
+_VERSION = 1
+
+
+class Stored:
+    """`FOLDER/runs/VARIANT-seedN.json`: what a run returned, and a fingerprint of the rules it was trained with.
+
+    Args:
+        resume: take finished runs from the folder; without it a folder that holds some is refused.
+    """
+
+    def __init__(self, folder: Path, *, resume: bool) -> None:
+        self._folder = folder / "runs"
+        if not resume and any(self._folder.glob("*.json")):
+            raise SweepError(
+                f"{folder} holds finished runs already. Go on with them by resume=True (--resume), delete the folder, "
+                "or give another one."
+            )
+
+    def read(self, variant: str, seed: int, fingerprint: str) -> dict[str, float] | None:
+        """What the finished run returned; None where it has not been finished.
+
+        Raises `SweepError` for a file that cannot be read, or of a run with other rules.
+        """
+        path = self._path(variant, seed)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            measured = {str(key): float(value) for key, value in content["measured"].items()}
+            same = content["version"] == _VERSION and content["variant"] == variant and content["seed"] == seed
+            rules = content["rules"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise SweepError(f"{path} cannot be read ({error}): delete it to do this run again.") from error
+        if not same or rules != fingerprint:
+            raise SweepError(
+                f"{path} is of other rules than {variant!r} says now: delete it to do this run again, or give another "
+                "folder."
+            )
+        return measured
+
+    def write(self, variant: str, seed: int, fingerprint: str, measured: Mapping[str, float]) -> None:
+        """Write a finished run in one move."""
+        content = {"version": _VERSION, "variant": variant, "seed": seed, "rules": fingerprint}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(variant, seed)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps({**content, "measured": dict(measured)}, indent=1), encoding="utf-8")
+        os.replace(part, path)
+
+    def _path(self, variant: str, seed: int) -> Path:
+        return self._folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', variant)}-seed{seed}.json"

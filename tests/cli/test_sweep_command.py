@@ -1,0 +1,74 @@
+"""`sweep` from the shell: it trains, writes its files, goes on, and says what is wrong before it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from regbn_surgery._cli.commands import cli
+
+CODE = """
+import torch
+from torch import nn
+
+class TwoBranches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(8, 2)
+
+    def forward(self, a, b):
+        return self.head(torch.cat((self.a(a), self.b(b)), 1))
+
+def build():
+    return TwoBranches(), (torch.randn(4, 3), torch.randn(4, 2))
+
+def train(model, seed):
+    return {"buffers": len(list(model.buffers())) + seed}
+
+number = 3
+"""
+RULES = "version: 1\nrules:\n  - {id: late, match: {kind: concat}, normalize: a, against: b}\n"
+
+
+def call(more: str = "", train: str = "for_sweep.py:train") -> Result:
+    line = f"sweep for_sweep.py:build --rules late.yaml --train {train} --seeds 0,1 -o out{more}"
+    return CliRunner().invoke(cli, line.split())
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "for_sweep.py").write_text(CODE)
+    (tmp_path / "late.yaml").write_text(RULES)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_sweep(here: Path) -> None:
+    done = call()
+    assert done.exit_code == 0, done.output
+    assert "[0/6] none, seed 0" in done.stderr
+    assert (here / "out" / "sweep.md").read_text() in done.stdout
+    assert (here / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    again = call()
+    assert (again.exit_code, again.stdout) == (2, "")
+    assert "--resume" in again.stderr
+    assert call(" --resume").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "train", "says"),
+    [
+        (" --seeds 0,x", "for_sweep.py:train", "whole numbers"),
+        (" --seeds -1", "for_sweep.py:train", "whole numbers"),
+        (" --rules absent.yaml", "for_sweep.py:train", "absent.yaml"),
+        ("", "for_sweep.py:number", "not a function"),
+        ("", "for_sweep.py:trian", "train"),
+    ],
+)
+def test_mistakes(here: Path, more: str, train: str, says: str) -> None:
+    done = call(more, train)
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert not (here / "out").exists()

@@ -1,0 +1,121 @@
+"""A sweep pairs its runs, goes on where it was stopped, and says what cannot be compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from regbn_surgery import NothingMatchedError, RegBN, SweepError, sweep
+from regbn_surgery.nn import NormsOnly
+
+LATE = {"version": 1, "rules": [{"id": "late", "match": {"kind": "concat"}, "normalize": "a", "against": "b"}]}
+
+
+class TwoBranches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(8, 2)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.cat((self.a(a), self.b(b)), 1))
+
+
+def make() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    return TwoBranches(), (torch.randn(4, 3), torch.randn(4, 2))
+
+
+def inside(model: nn.Module) -> str:
+    """Which kind of module the surgery has put in."""
+    kinds = {type(module) for module in model.modules()}
+    return "RegBN" if RegBN in kinds else "norms" if NormsOnly in kinds else "nothing"
+
+
+def test_every_variant_with_every_seed(tmp_path: Path) -> None:
+    seen = []
+
+    def train(model: nn.Module, seed: int) -> dict[str, float]:
+        seen.append((seed, inside(model), model.head.weight.sum().item(), float(torch.rand(()))))
+        return {"accuracy": seed + {"RegBN": 0.3, "norms": 0.1, "nothing": 0.0}[inside(model)], "loss": 1.0}
+
+    before = torch.get_rng_state()
+    found = sweep(make, rules=[LATE], train=train, seeds=(4, 7), out=tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+    assert [(seed, kind) for seed, kind, *_ in seen] == [(s, k) for s in (4, 7) for k in ("nothing", "RegBN", "norms")]
+    for seed in (4, 7):  # equal weights and equal random numbers for all variants of a seed
+        assert len({rest for s, _, *numbers in seen if s == seed for rest in [tuple(numbers)]}) == 1
+    assert found.variants == ("none", "late", "late norms only")
+    assert found.differences("late", "none", "accuracy") == pytest.approx((0.3, 0.3))
+    table = (tmp_path / "sweep.md").read_text()
+    assert str(found) == table
+    assert "| late | 6 ± 19 | +0.3" in table
+    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 1 + 3 * 2 * 2
+
+
+def test_a_stopped_sweep_goes_on(tmp_path: Path) -> None:
+    calls = []
+
+    def train(model: nn.Module, seed: int) -> float:
+        calls.append((seed, inside(model)))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(make, rules=[LATE], train=train, out=tmp_path)
+    with pytest.raises(SweepError, match="resume"):
+        sweep(make, rules=[LATE], train=train, out=tmp_path)
+    found = sweep(make, rules=[LATE], train=train, out=tmp_path, resume=True)
+    assert len(calls) == 3 * 3 + 1  # the third run twice, and none else
+    assert len(found.results) == 9
+
+    other = {**LATE, "rules": [{**LATE["rules"][0], "normalize": "b", "against": "a"}]}
+    with pytest.raises(SweepError, match="other rules"):
+        sweep(make, rules=[other], train=train, out=tmp_path, resume=True)
+    (tmp_path / "runs" / "late-seed0.json").write_text("{")
+    with pytest.raises(SweepError, match="cannot be read"):
+        sweep(make, rules=[LATE], train=train, out=tmp_path, resume=True)
+
+
+def test_rules_that_match_nothing_are_told_before_training(tmp_path: Path) -> None:
+    unmatched = {"version": 1, "rules": [{"id": "x", "match": {"kind": "attention"}, "normalize": "a"}]}
+    calls = []
+    with pytest.raises(NothingMatchedError):
+        sweep(make, rules=[LATE, unmatched], train=lambda *given: calls.append(given), out=tmp_path)
+    assert calls == []
+
+
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    def tried(returned: object, **options: object) -> None:
+        values = iter(returned) if isinstance(returned, list) else None
+        train = (lambda model, seed: next(values)) if values else (lambda model, seed: returned)
+        sweep(
+            make, **{"rules": [LATE], "train": train, "out": tmp_path / str(len(list(tmp_path.iterdir()))), **options}
+        )
+
+    for returned, says in [("no", "no number"), (None, "no number"), (float("nan"), "finite"), ({}, "no measure")]:
+        with pytest.raises(SweepError, match=says):
+            tried(returned)
+    with pytest.raises(SweepError, match="same ones"):
+        tried([{"a": 1.0}, {"b": 1.0}, {"a": 1.0}], seeds=[0])
+    for options, says in [
+        ({"rules": []}, "no rules"), ({"rules": [LATE, LATE]}, "two variants"), ({"rules": "late"}, "several"),
+        ({"seeds": []}, "seeds"), ({"seeds": [1, 1]}, "seeds"),
+    ]:  # fmt: skip
+        with pytest.raises(SweepError, match=says):
+            tried(1.0, **options)
+
+
+def test_a_model_that_is_not_made_anew(tmp_path: Path) -> None:
+    made = make()
+    with pytest.raises(SweepError, match="same model twice"):
+        sweep(lambda: made, rules=[LATE], train=lambda *given: 1.0, out=tmp_path)
+
+
+def test_names_of_ones_own(tmp_path: Path) -> None:
+    rules = {"mine": LATE, "yours": LATE}
+    found = sweep(make, rules=rules, train=lambda *given: 1.0, seeds=[0], out=tmp_path, control=False)
+    assert found.variants == ("none", "mine", "yours")
+    assert "One seed proves nothing" in str(found)

@@ -9,32 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .._ops import Operation, Value, operation
+from .._ops._ranges import BOUNDED, NAMED, POWER, ROOTS, TURNS
 from .._trace import Call
 from .._types import Source
 from ._runs import Run
 
-#: Results that are never negative, or lie between bounds.
-_BOUNDED = frozenset({
-    "exp", "exp2", "softplus", "Softplus", "sigmoid", "Sigmoid", "hardsigmoid", "Hardsigmoid", "softmax", "Softmax",
-    "square", "abs", "var", "std", "norm", "vector_norm", "relu", "ReLU", "relu6", "ReLU6", "clamp", "clamp_min",
-    "tanh", "Tanh", "cosh",
-})  # fmt: skip
-#: Operations that ask for an argument within a range.
-_ROOTS = frozenset({
-    "sqrt", "rsqrt", "log", "log2", "log10", "log1p", "logit", "acos", "asin", "atanh", "acosh", "lgamma", "digamma",
-    "pow",
-})  # fmt: skip
-#: What makes a positive value a negative one.
-_TURNS = frozenset({"neg", "sub", "rsub"})
 #: Behind these a value has its range still, or one that follows from it.
 _KEEPS: tuple[Value, ...] = (
     "reshapes", "permutes", "casts", "drops_out", "splits", "takes_part", "stretches", "repeats", "scales", "shifts",
     "adds", "divides",
 )  # fmt: skip
-_NAMED = frozenset({
-    "sum", "mean", "nansum", "nanmean", "amax", "amin", "prod", "cumsum", "cumprod", "reciprocal", "sqrt", "rsqrt",
-    "rdiv",
-})  # fmt: skip
 
 
 def why_bounded(run: Run, uid: int, joint: Sequence[int]) -> str | None:
@@ -57,7 +41,7 @@ def _origin(run: Run, uid: int, seen: set[int]) -> Call | None:
     op = run.trace.calls[run.flow.producers[uid]]
     if _is_bounded(op):
         return op
-    if not (_keeps(op.row) or op.row.family == "concat") or op.name in _TURNS or _has_negative(op):
+    if not (_keeps(op.row) or op.row.family == "concat") or op.name in TURNS or _has_negative(op):
         return None
     operands = [i for i in op.inputs if run.trace.tensors[i].is_float and i != uid]
     found = [_origin(run, i, seen) for i in operands]
@@ -70,7 +54,7 @@ def _asked(run: Run, joint: Sequence[int]) -> Call | None:
     for op in run.trace.calls:
         if reached.isdisjoint(op.inputs) or (op.outputs and set(op.outputs) <= set(joint)):
             continue
-        if op.name in _ROOTS and not (op.name == "pow" and _takes_any(op)):
+        if op.name in ROOTS and not (op.name == POWER and _takes_any(op)):
             return op
         if _is_bounded(op) or len(set(op.inputs)) < len(op.inputs):  # `x * x`
             continue
@@ -80,12 +64,12 @@ def _asked(run: Run, joint: Sequence[int]) -> Call | None:
 
 
 def _keeps(row: Operation) -> bool:
-    return row.does(*_KEEPS) or row.name in _NAMED
+    return row.does(*_KEEPS) or row.name in NAMED
 
 
 def _is_bounded(op: Call) -> bool:
-    if op.name != "pow":
-        return op.name in _BOUNDED
+    if op.name != POWER:
+        return op.name in BOUNDED
     exponent = op.args[1] if len(op.args) > 1 else op.kwargs.get("exponent")
     return isinstance(exponent, int | float) and exponent % 2 == 0
 

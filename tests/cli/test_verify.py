@@ -18,6 +18,9 @@ class Fusion(nn.Module):
     def forward(self, first, second):
         return self.mix(torch.cat([first, second], dim=1))
 
+def hand(fusion, first, second):
+    return fusion(first, second)
+
 class Two(nn.Module):
     def __init__(self):
         super().__init__()
@@ -26,7 +29,7 @@ class Two(nn.Module):
     def forward(self, x, y, order="xy"):
         print("noise of the model")
         a, b = self.left(x), self.right(y)
-        return self.fusion(a, b) if order == "xy" else self.fusion(b, a) if order == "yx" else a
+        return hand(self.fusion, a, b) if order == "xy" else hand(self.fusion, b, a) if order == "yx" else a
 
 class Training(Two):
     def forward(self, x, y):

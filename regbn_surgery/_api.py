@@ -138,11 +138,7 @@ def operate(
     strict = isinstance(loaded, Plan) or loaded.wants_all
     done = perform_borne(target, made, analysis, strict=strict)
     if make is not None:
-        try:
-            exchange(target, make)
-        except BaseException:
-            undo(target)
-            raise
+        exchange(target, make)
     forget(change)
     for text in done.warnings[len(made.warnings) :]:
         warnings.warn(text, RegBNWarning, stacklevel=3)

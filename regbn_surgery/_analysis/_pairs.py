@@ -47,20 +47,7 @@ def resolve_pair(run: Run, f: str, g: str) -> Pair:
     frame = run.trace.frames[first.frame]
     view = FrameView(frame, run.trace, run.flow, run.layout)
     takes = _take(view, first, f), _take(view, second, g)
-    recipe = Recipe(
-        owner=frame.path,
-        key=takes[0].at[0],
-        takes=takes,
-        leaf=None,
-        leaf_arguments=None,
-        role=0,
-        cycle=None,
-        caller="",
-        mask=None,
-        mask_side=1,
-        repeats=False,
-        whole_input=(False, False),
-    )
+    recipe = Recipe(owner=frame.path, key=takes[0].at[0], takes=takes)
     return Pair(frame.path, _side(run, first), _side(run, second), placed(view, recipe, None))
 
 
@@ -79,15 +66,6 @@ def _across(run: Run, places: tuple[_Place, _Place], references: tuple[str, str]
         owner=host,
         key=("", "", 0, 0),
         takes=take,
-        leaf=None,
-        leaf_arguments=None,
-        role=0,
-        cycle=None,
-        caller="",
-        mask=None,
-        mask_side=1,
-        repeats=False,
-        whole_input=(False, False),
         makers=(makers[0], makers[1]),
         across=Across(spots[0], spots[1], tuple(seen_from(host, path) for path in opened)),
     )

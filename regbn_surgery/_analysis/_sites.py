@@ -34,15 +34,15 @@ class Recipe:
     owner: str
     key: Key
     takes: tuple[Take, Take]
-    leaf: str | None
-    leaf_arguments: tuple[tuple[str, ...], tuple[str, ...]] | None
-    role: int
-    cycle: tuple[int, ...] | None
-    caller: str
-    mask: str | None
-    mask_side: int
-    repeats: bool  # the call stands in a loop: each of its rounds is this site
-    whole_input: tuple[bool, bool]  # whether nothing else in the owner reads that argument
+    leaf: str | None = None
+    leaf_arguments: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    role: int = 0
+    cycle: tuple[int, ...] | None = None
+    caller: str = ""
+    mask: str | None = None
+    mask_side: int = 1
+    repeats: bool = False  # the call stands in a loop: each of its rounds is this site
+    whole_input: tuple[bool, bool] = (False, False)  # whether nothing else in the owner reads that argument
     mask_leaves_out: bool = False  # whether True in the mask marks what to leave out, not what to keep
     makers: tuple[str | None, str | None] = (None, None)  # the nearest layer that each side comes out of
     scatter: Scatter | None = None  # of a point of that kind: its calls, in other words
@@ -188,15 +188,7 @@ def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role:
         owner=host,
         key=op.key,
         takes=(takes[0], takes[1]),
-        leaf=None,
-        leaf_arguments=None,
         role=role,
-        cycle=None,
-        caller="",
-        mask=None,
-        mask_side=1,
-        repeats=False,
-        whole_input=(False, False),
         makers=(layer_behind(run, takes[0].uid), layer_behind(run, takes[1].uid)),
         scatter=scatter,
     )

@@ -20,7 +20,7 @@ from .._analysis import MODEL_ERRORS
 from .._codec import CodecError
 from .._copying import Model
 from .._errors import AlreadyRewrittenError, RecipeError, RegBNError
-from .._surgery import Make, Operation, exchange, explain, made_paths, operations_of, repeat, undo
+from .._surgery import Make, Operation, exchange, explain, made_paths, operations_of, repeat
 from .._surgery._classes import original_class
 from .._surgery._functions import ChangedError
 from .._surgery._guard import ATTRIBUTE
@@ -144,11 +144,7 @@ class Recipe:
         try:
             repeat(target, operations, self.writes_parameters, by_mode, empty=empty)
             if make is not None and self.made:
-                try:
-                    exchange(target, make, self.made)
-                except BaseException:
-                    undo(target)
-                    raise
+                exchange(target, make, self.made)
         except AlreadyRewrittenError:
             raise
         except ChangedError as error:

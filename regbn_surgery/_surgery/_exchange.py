@@ -10,7 +10,7 @@ from torch import nn
 from .._errors import RewriteError
 from .._types import PlannedSite
 from ._site import RegBNSite
-from ._surgery import explain
+from ._surgery import explain, undone_on_error
 
 #: From what the plan says of a site to the module that goes there.
 Make = Callable[[PlannedSite], nn.Module]
@@ -19,9 +19,16 @@ Make = Callable[[PlannedSite], nn.Module]
 def exchange(model: nn.Module, make: Make, only: Collection[str] | None = None) -> None:
     """Put what `make` returns in the place of RegBN at every site of a rewritten model (or at the paths in `only`).
 
+    Where that fails, the surgery is undone: the model is then the original again.
+
     Raises:
         RewriteError: where it returns no module.
     """
+    with undone_on_error(model):
+        _exchange(model, make, only)
+
+
+def _exchange(model: nn.Module, make: Make, only: Collection[str] | None) -> None:
     planned = {f"{host.host}.{site.name}".lstrip("."): site for host in explain(model) for site in host.sites}
     made: list[tuple[RegBNSite, nn.Module]] = []
     for path, site in model.named_modules():

@@ -7,6 +7,7 @@ has passed the self-check at every batch size in both modes, with identity in pl
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -65,18 +66,10 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
     if not plan.sites:
         return
     _refuse_meta(model)
-    try:
-        _performed(model, plan, analysis, analysis.observed)
-    except RewriteError:
-        # Recorded runs may have given something else than runs do that nobody records; held to these, it may stand.
-        known = [observe(model, seen.inputs, seen.training, analysis.writes_parameters) for seen in analysis.observed]
-        pairs = zip(known, analysis.observed, strict=True)
-        if not any(difference_of_values(ours.values, seen.values) for ours, seen in pairs):
-            raise
-        _performed(model, plan, analysis, known)
-
-
-def _performed(model: nn.Module, plan: Plan, analysis: Analysis, expected: Sequence[Observed]) -> None:
+    with contextlib.suppress(RegBNError, *MODEL_ERRORS):  # what is wrong is told below, with all the ways
+        _done_at_once(model, plan, analysis)
+        return
+    known = [observe(model, seen.inputs, seen.training, analysis.writes_parameters) for seen in analysis.observed]
     problems: list[str] = []
     hooked: list[Operation] = []
     for hooks in (True, False):
@@ -85,22 +78,48 @@ def _performed(model: nn.Module, plan: Plan, analysis: Analysis, expected: Seque
             if not hooks and not any(op.tier == 1 for op in hooked):
                 break
             hooked = hooked or operations
-            _tried(model, operations, expected, analysis)
+            _tried(model, operations, known, analysis)
         except (RegBNError, *MODEL_ERRORS) as error:
             problems.append(f"{'' if isinstance(error, RegBNError) else type(error).__name__ + ': '}{error}")
             continue
-        operations = [_as_done(model, op) for op in operations]
-        model.__dict__[RECORD] = tuple(
-            replace(op, unhooked=problems[0]) if (old.tier, op.tier) == (1, 2) and problems else op
-            for op, old in zip(operations, hooked, strict=True)
+        _keep(
+            model,
+            [
+                replace(op, unhooked=problems[0]) if (old.tier, op.tier) == (1, 2) and problems else op
+                for op, old in zip(operations, hooked, strict=True)
+            ],
         )
-        save_recipe_too(model)
-        watch_adapters(model)
         return
     raise RewriteError(
         f"RegBN could not be put into {type(model).__name__} without changing what it computes; it is as it was. "
         + " | ".join(dict.fromkeys(problems))
     )
+
+
+def _done_at_once(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
+    """The preferred way for each host, held to what the analysis has seen the model give, which saves running it again.
+
+    What it gave while it was recorded is what it gives to its user only if calls that nobody records agree: those of
+    hooks and rewritten code do, those under a mode are recorded themselves.
+
+    Raises:
+        RewriteError: where the model does not stand that, or a host goes by mode; it is then as it was.
+    """
+    operations = operations_for(model, plan, analysis, hooks=True)
+    with undone_on_error(model):
+        put_in(model, operations, analysis.writes_parameters)
+        surgeries = [module.__dict__.get(ATTRIBUTE) for module in model.modules()]
+        if any(surgery.by_mode for surgery in surgeries if isinstance(surgery, HostSurgery)):
+            raise RewriteError("a host under a mode is held to a run without one")
+        _checked(model, operations, analysis.observed, analysis)
+        _keep(model, operations)
+
+
+def _keep(model: nn.Module, operations: Sequence[Operation]) -> None:
+    """Note what was done, for recipes and reports."""
+    model.__dict__[RECORD] = tuple(_as_done(model, op) for op in operations)
+    save_recipe_too(model)
+    watch_adapters(model)
 
 
 def _tried(model: nn.Module, operations: list[Operation], expected: Sequence[Observed], analysis: Analysis) -> None:
@@ -111,7 +130,7 @@ def _tried(model: nn.Module, operations: list[Operation], expected: Sequence[Obs
     """
     writes = analysis.writes_parameters
     try:
-        with _undone_on_error(model):
+        with undone_on_error(model):
             put_in(model, operations, writes)
             _checked(model, operations, expected, analysis)
         return
@@ -119,7 +138,7 @@ def _tried(model: nn.Module, operations: list[Operation], expected: Sequence[Obs
         if all(op.code is None for op in operations):
             raise
         reason = str(error)
-    with _undone_on_error(model):
+    with undone_on_error(model):
         put_in(model, operations, writes, by_mode=f"rewritten, it did not do what it did: {reason}")
         try:
             _checked(model, operations, expected, analysis)
@@ -184,7 +203,7 @@ def repeat(
     refuse_second(model)
     if not empty:
         _refuse_meta(model)
-    with _undone_on_error(model):
+    with undone_on_error(model):
         put_in(model, operations, writes_parameters, by_mode)
     model.__dict__[RECORD] = tuple(operations)
     save_recipe_too(model)
@@ -274,7 +293,8 @@ def _code(surgery: GraphHost) -> tuple[str, str]:
 
 
 @contextmanager
-def _undone_on_error(model: nn.Module) -> Iterator[None]:
+def undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Take the surgery back where anything inside fails, an interrupt included."""
     try:
         yield
     except BaseException:

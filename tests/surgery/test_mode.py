@@ -244,3 +244,25 @@ def test_a_compiled_model_breaks_its_graph_there_and_computes_the_same() -> None
     with pytest.raises(Exception, match=r"_run_by_mode|disable"):
         torch.compile(rewritten, backend="eager", fullgraph=True)(**vectors())
     torch._dynamo.reset()
+
+
+class Recursive(Two):
+    """Its forward calls itself, and writes both sides into one tensor."""
+
+    def forward(self, a: Tensor, b: Tensor, depth: int = 0) -> Tensor:
+        if depth:
+            return 2 * self.forward(a, b, depth - 1)
+        joint = torch.zeros(len(a), 16)
+        joint[:, :8] = self.enc_a(a)
+        joint[:, 8:] = self.enc_b(b)
+        return joint
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_a_forward_that_calls_itself_is_one_call(depth: int) -> None:
+    rewritten = operate_by("mode", build(Recursive), vectors(), "scatter").eval()
+    once = rewritten(**vectors())
+    with counting(rewritten) as calls:
+        found = rewritten(**vectors(), depth=depth)
+    assert list(calls.values()) == [1]
+    torch.testing.assert_close(found, 2**depth * once)

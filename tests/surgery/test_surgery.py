@@ -483,3 +483,25 @@ def test_why_a_host_runs_under_a_mode_is_in_the_report() -> None:
     _, model, _ = prepared("mode")
     (report,) = explain(model)
     assert (report.tier, report.way, report.reason, report.before) == (3, "mode", "for the test", "")
+
+
+class Listened(nn.Module):
+    """Gives something else while somebody records its calls, as code does that looks for modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc_a, self.enc_b = nn.Linear(6, 8), nn.Linear(5, 8)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        joint = torch.cat([self.enc_a(a), self.enc_b(b)], dim=1)
+        return joint * (2 if torch.overrides._get_current_function_mode_stack() else 1)  # type: ignore[no-untyped-call]
+
+
+def test_a_model_that_differs_while_it_is_recorded_is_held_to_a_plain_run() -> None:
+    model = build(Listened).eval()
+    rewritten = operate(model, vectors()).eval()
+    with identity(rewritten):
+        torch.testing.assert_close(rewritten(**vectors()), model(**vectors()))
+    with counting(rewritten) as calls:
+        rewritten(**vectors())
+    assert list(calls.values()) == [1]

@@ -10,13 +10,14 @@ import torch.fx
 from torch import nn
 
 from .._inputs import Batches
-from .._trace import Trace
+from .._trace import Call, Trace
 from .._types import FusionPoint, InputTensor, Inspection, Plan, PlannedSite, Site
 from ._anchors import Take
 from ._capturing import MODEL_ERRORS, captured, captured_in, run_model
 from ._flow import follow
 from ._insert import Insertion, insert_all
 from ._layouts import channel_axes, compare_batches, compare_lengths, layout_of, same_calls
+from ._lineage import Home
 from ._notes import find_notes
 from ._pairs import Pair, resolve_pair
 from ._points import find_points
@@ -53,8 +54,8 @@ class Analysis:
 
     @property
     def trains_otherwise(self) -> bool:
-        """Whether the model makes other calls in training than in evaluation."""
-        return any(not same_calls(self.runs[0].trace, run.trace) for run in self.runs if run.mode == "train")
+        """Whether the model makes other calls in training than in evaluation, or the same ones on other streams."""
+        return any(not _alike(self.runs[0], run) for run in self.runs if run.mode == "train")
 
     @property
     def modes(self) -> tuple[bool, ...]:
@@ -163,6 +164,19 @@ def _analysed(
     flow = follow(trace, lineages, batch_axes, axes.varying, roots)
     layout = functools.cache(lambda uid: layout_of(uid, trace, axes, channels, lengths))
     return Run(mode, trace, flow, layout, order)
+
+
+def _alike(one: Run, other: Run) -> bool:
+    """Whether two runs made the same calls, on the same streams."""
+    if not same_calls(one.trace, other.trace):
+        return False
+    calls = zip(one.trace.calls, other.trace.calls, strict=True)
+    return all(_homes(one, call) == _homes(other, its) for call, its in calls)
+
+
+def _homes(run: Run, call: Call) -> list[Home | None]:
+    lineages = [run.flow.lineages.get(uid) for uid in call.inputs]
+    return [None if lineage is None else lineage.home for lineage in lineages]
 
 
 def _inputs(run: Run) -> tuple[InputTensor, ...]:

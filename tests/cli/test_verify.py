@@ -32,8 +32,15 @@ class Two(nn.Module):
         return hand(self.fusion, a, b) if order == "xy" else hand(self.fusion, b, a) if order == "yx" else a
 
 class Training(Two):
+    def forward(self, x, y, order="xy"):
+        return super().forward(x, y, order if self.training else "xy")
+
+class Always(Two):
     def forward(self, x, y):
         return super().forward(x, y, "yx" if self.training else "xy")
+
+def always():
+    return Always(), {"x": torch.rand(4, 4), "y": torch.rand(4, 5)}
 
 def build():
     return Two(), {"x": torch.rand(4, 4), "y": torch.rand(4, 5)}
@@ -102,12 +109,18 @@ def test_a_call_in_which_the_streams_do_not_meet_is_a_finding(verify):
 
 
 def test_what_is_found_in_training_alone(verify):
-    result = verify(build="by_mode")
+    result = verify("--data", "verified.py:exchanged", build="by_mode")
     assert result.exit_code == 0, result.stderr
     assert "Training in evaluation:" in result.stdout
-    result = verify("--train", build="by_mode")
+    result = verify("--data", "verified.py:exchanged", "--train", build="by_mode")
     assert result.exit_code == 1, result.stderr
-    assert result.stdout == f"the example: Training in training:\n  {EXCHANGED}\n"
+    assert result.stdout.endswith(f"call 2 of verified.py:exchanged: Training in training:\n  {EXCHANGED}\n")
+
+
+def test_what_the_example_shows_in_training_is_refused_before_that(verify):
+    result = verify(build="always")
+    assert result.exit_code == 2
+    assert "f and g are exchanged: f y and g x, where the rule says f x and g y" in " ".join(result.stderr.split())
 
 
 def test_json(verify, tmp_path):

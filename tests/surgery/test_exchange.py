@@ -186,3 +186,18 @@ def test_a_maker_that_fails_leaves_the_model_as_it_was() -> None:
     assert list(model.state_dict()) == keys
     assert type(model) is Model
     regbnify(model, RULES, batch(4), inplace=True)
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_a_function_that_fails_leaves_the_model_as_it_was(failure: type[BaseException]) -> None:
+    model = Model()
+    keys, kind = list(model.state_dict()), type(model)
+
+    def fail(site: object) -> nn.Module:
+        raise failure
+
+    with pytest.raises(failure):
+        regbnify(model, RULES, batch(4), make=fail, inplace=True)
+    assert (list(model.state_dict()), type(model)) == (keys, kind)
+    assert explain(model).hosts == ()
+    regbnify(model, RULES, batch(4), inplace=True)

@@ -13,7 +13,20 @@ from regbn_surgery._surgery._hoist import HoistHook, HoistSpec, positions_of
 from regbn_surgery._surgery._roles import Roles
 from regbn_surgery._surgery._site import RegBNSite
 
-from .models import Cross, Masked, OwnAttention, build, counting, operate, run, site_of, step, token_pairs
+from .models import (
+    Cross,
+    Masked,
+    Nested,
+    OwnAttention,
+    build,
+    counting,
+    operate,
+    run,
+    site_of,
+    step,
+    token_pairs,
+    vectors,
+)
 
 
 class Marking(RegBNSite):
@@ -217,14 +230,15 @@ def test_a_second_length_is_no_obstacle_to_pooled_streams() -> None:
 
 def test_a_class_that_torch_derives_from_the_hosts_is_no_change() -> None:
     """As `fully_shard` does: its class is torch's, and its forward the user's."""
-    rewritten = operate(build(Cross), token_pairs(), "attention")
+    rewritten = operate(build(Nested), vectors())
     hooked = next(
         m for m in rewritten.modules() if any(isinstance(h, HoistHook) for h in m._forward_pre_hooks.values())
     )
     home = {"__module__": "torch.distributed.fsdp", "__qualname__": "Sharded"}
-    expected = run(rewritten, token_pairs(), training=False)
+    expected = run(rewritten, vectors(), training=False)
+    assert type(hooked).__module__ == Nested.__module__
     hooked.__class__ = type("Sharded", (type(hooked),), home)
-    torch.testing.assert_close(run(rewritten, token_pairs(), training=False), expected)
+    torch.testing.assert_close(run(rewritten, vectors(), training=False), expected)
     with counting(rewritten) as calls:
-        run(rewritten, token_pairs(), training=False)
+        run(rewritten, vectors(), training=False)
     assert list(calls.values()) == [1]

@@ -38,6 +38,7 @@ from .models import (
     build,
     counting,
     everything,
+    forced,
     operate,
     operate_by,
     rules,
@@ -505,3 +506,39 @@ def test_a_model_that_differs_while_it_is_recorded_is_held_to_a_plain_run() -> N
     with counting(rewritten) as calls:
         rewritten(**vectors())
     assert list(calls.values()) == [1]
+
+
+FUSIONS = {"by": [lambda f, g: torch.cat([f, g], dim=1)]}
+
+
+class ListenedByMode(Listened):
+    """The same where no way but the mode serves, which is there in all its calls."""
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        joint = FUSIONS["by"][0](self.enc_a(a), self.enc_b(b))
+        return joint * (2 if torch.overrides._get_current_function_mode_stack() else 1)  # type: ignore[no-untyped-call]
+
+
+def test_one_that_a_mode_changes_is_refused_where_only_a_mode_would_serve() -> None:
+    model = build(ListenedByMode).eval()
+    before = everything(model)
+    with pytest.raises(RewriteError, match="self-check failed in evaluation mode"):
+        operate(model, vectors(), inplace=True)
+    assert everything(model) == before
+
+
+@pytest.mark.parametrize("way", ["source", "mode"])
+def test_a_fault_at_the_other_batch_size_alone_is_seen(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The larger batch is looked at in the run that follows the streams."""
+    visit, sizes = _passage.Passage.visit, set()
+
+    def wrong_at_three(self: Any, path: Any, func: Any, layer: Any, operands: Any, kwargs: Any) -> Any:
+        output = visit(self, path, func, layer, operands, kwargs)
+        sizes.add(len(output))
+        return 2 * output if len(output) > 2 else output
+
+    monkeypatch.setattr(_passage.Passage, "visit", wrong_at_three)
+    with pytest.raises(RewriteError, match="self-check failed"), forced(way):
+        operate(build(Late), vectors())
+    assert min(sizes) == 2
+    assert max(sizes) > 2

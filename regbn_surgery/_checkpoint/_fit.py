@@ -14,8 +14,8 @@ from torch import nn
 
 from .._errors import RecipeError
 from .._surgery import Operation
+from .._surgery._changed import change_of
 from .._surgery._classes import original_class
-from .._surgery._functions import change_of
 from .._version import __version__
 from ._source import find_again, line_offsets, signature_only
 from ._sources import Key, with_keys

@@ -21,8 +21,8 @@ from .._codec import CodecError
 from .._copying import Model
 from .._errors import AlreadyRewrittenError, RecipeError, RegBNError
 from .._surgery import Make, Operation, exchange, explain, made_paths, operations_of, repeat
+from .._surgery._changed import ChangedError
 from .._surgery._classes import original_class
-from .._surgery._functions import ChangedError
 from .._surgery._guard import ATTRIBUTE
 from .._surgery._record import FunctionText
 from .._types import Layout

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._errors import RecipeError
-from .._surgery._functions import change_of, tree_of
+from .._surgery._changed import change_of, tree_of
 from .._surgery._record import FunctionText
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from .. import _tree
 from .._errors import RegBNBypassedError, RewriteError
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
+from ._changed import named_at, refuse_another
 from ._classes import original_class, unbound_function
-from ._functions import named_at, refuse_another
 from ._growing import Frame
 from ._locate import Locator
 from ._memory import forget_if_empty, has_caches, mark_compiled

@@ -21,9 +21,10 @@ from torch import nn
 from .._errors import RegBNBypassedError, RegBNWarning
 from ._arguments import spelled
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
+from ._changed import ChangedError, named_at, refuse_another
 from ._classes import InstanceForward, original_class, unbound_forward, unbound_function
 from ._compiling import outside_graphs
-from ._functions import ChangedError, NoSourceError, named_at, refuse_another
+from ._functions import NoSourceError
 from ._growing import Frame, called_with, enclosing_frame
 from ._guard import on_the_stack
 from ._locate import Locator

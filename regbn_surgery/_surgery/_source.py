@@ -10,8 +10,8 @@ from torch import nn
 
 from .._errors import PlanError
 from .._types import Plan
+from ._changed import fingerprint
 from ._classes import original_class, unbound_function
-from ._functions import fingerprint
 from ._locate import Locator
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from regbn_surgery import (
+    Recipe,
     RecipeError,
     RegBN,
     RegBNShapeError,
@@ -201,3 +202,17 @@ def test_a_function_that_fails_leaves_the_model_as_it_was(failure: type[BaseExce
     assert (list(model.state_dict()), type(model)) == (keys, kind)
     assert explain(model).hosts == ()
     regbnify(model, RULES, batch(4), inplace=True)
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_so_it_does_where_a_recipe_calls_it(failure: type[BaseException]) -> None:
+    recipe, fresh = Recipe.of(regbnify(Model(), RULES, batch(4), make=Scale)), Model()
+    keys, kind = list(fresh.state_dict()), type(fresh)
+
+    def fail(site: object) -> nn.Module:
+        raise failure
+
+    with pytest.raises((RecipeError, KeyboardInterrupt)):
+        recipe.apply(fresh, make=fail, inplace=True)
+    assert (list(fresh.state_dict()), type(fresh)) == (keys, kind)
+    assert explain(fresh).hosts == ()

@@ -16,15 +16,8 @@ from typing import Any
 
 import pytest
 
-from regbn_surgery._surgery._functions import (
-    NoSourceError,
-    behind,
-    compiled,
-    find,
-    fingerprint,
-    name_of,
-    read,
-)
+from regbn_surgery._surgery._changed import fingerprint
+from regbn_surgery._surgery._functions import NoSourceError, behind, compiled, find, name_of, read
 from regbn_surgery._trace._source import instruction_of
 
 Write = Callable[[str], Any]

@@ -34,6 +34,7 @@ class Source:
 
     `frames` are the user's functions that run there, innermost first, up to the forward of the module whose call it is:
     each with the offset of its current instruction and the name of its module. They are known within one process only.
+    `inside` are torch's own functions below them, in which the call really stands: one line may lead to many calls.
     """
 
     file: str
@@ -41,6 +42,7 @@ class Source:
     function: str
     offset: int = field(default=0, compare=False, repr=False)  # tells two calls in one line apart, within one run
     frames: tuple[tuple[CodeType, int, str], ...] = field(default=(), compare=False, repr=False)
+    inside: tuple[tuple[CodeType, int], ...] = field(default=(), compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"

@@ -184,7 +184,12 @@ class FrameView:
         event = next(event for event in self.events if event.key == key)
         frames = event.source.frames if event.source is not None else ()
         text = _within_one_text(frames)
-        same = [e for e in self.events if e.source is not None and _within_one_text(e.source.frames) == text]
+        inside = () if event.source is None else event.source.inside
+        same = [
+            e
+            for e in self.events
+            if e.source is not None and e.source.inside == inside and _within_one_text(e.source.frames) == text
+        ]
         return Spot(key[0], frames, sum(other.order < event.order for other in same), len(same) > 1)
 
     def layer_of(self, path: str | None, take: Take) -> Key | None:

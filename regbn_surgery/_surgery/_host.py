@@ -261,9 +261,15 @@ def _lifted(site: CodeSite, returns: Returns) -> CodeSite:
         known = returns.get((site.name, side), {})
         for steps in sorted(known):
             (index, *others) = known[steps]
-            if before.maker is not None and not others and index >= 0 and before.turn < 0:
-                return replace(before, maker=Place(before.maker.steps[:steps], before.maker.op), output=index)
+            if before.maker is None or others or index < 0 or before.turn >= 0:
+                continue
+            way = before.maker.steps[:steps]
+            # A helper that joins the side as well (in place, say) returns it when all is over.
+            if not any(len(place.steps) > steps and place.steps[:steps] == way for place in readers):
+                return replace(before, maker=Place(way, before.maker.op), output=index)
         return before
+
+    readers = (site.join, *site.f_readers, *site.g_readers)
 
     return replace(site, f=end("f", site.f), g=end("g", site.g))
 

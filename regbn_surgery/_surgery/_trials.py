@@ -72,9 +72,11 @@ def check(model: nn.Module, expected: Sequence[Observed], writes: bool) -> set[R
             mode = "training" if wanted.training else "evaluation"
             raise RewriteError(f"self-check failed in {mode} mode on {wanted.inputs!r}: {wrong}")
         if number == 0 and _lifted(coded):
-            with identity():
+            with identity(model) as still_reached:
                 found = observe(model, wanted.inputs, wanted.training, writes)
             wrong = difference_of_values(wanted.values, found.values)
+            if wrong is None and set(reached) - set(still_reached):
+                wrong = "RegBN does not run any more"
             if wrong is not None:
                 raise RewriteError(f"self-check failed, with sides taken from where helpers return them: {wrong}")
     return sites

@@ -21,21 +21,24 @@ _MODULE_CALLS = nn.Module._call_impl.__code__.co_filename
 def current_source() -> Source | None:
     """The innermost line of the user's code, with the user's functions around it within the same module call."""
     frame: FrameType | None = sys._getframe(1)
-    frames = []
+    frames, inside = [], []
     innermost: FrameType | None = None
     while frame is not None:
         code = frame.f_code
         if is_user_file(code.co_filename):
             innermost = innermost or frame
             frames.append((code, instruction_of(code, frame.f_lasti), frame.f_globals.get("__name__", "")))
-        elif innermost is not None and code.co_name == "_call_impl" and code.co_filename == _MODULE_CALLS:
+        elif innermost is None:
+            if code.co_filename.startswith(_TORCH):
+                inside.append((code, instruction_of(code, frame.f_lasti)))
+        elif code.co_name == "_call_impl" and code.co_filename == _MODULE_CALLS:
             break
         frame = frame.f_back
     if innermost is None:
         return None
     code = innermost.f_code
     instruction = instruction_of(code, innermost.f_lasti)
-    return Source(code.co_filename, innermost.f_lineno, code.co_name, instruction, tuple(frames))
+    return Source(code.co_filename, innermost.f_lineno, code.co_name, instruction, tuple(frames), tuple(inside))
 
 
 @functools.lru_cache(maxsize=4096)

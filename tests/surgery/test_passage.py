@@ -57,6 +57,50 @@ def sides(model: Any) -> tuple[Tensor, Tensor]:
     return model.enc_a(given["a"]), model.enc_b(given["b"])
 
 
+class WritesInAHelper(Two):
+    """A method copies f, joins g into the copy, and returns that very tensor."""
+
+    def mix(self, f: Tensor, g: Tensor) -> Tensor:
+        joined = f.clone()
+        joined += g
+        return joined
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        f, g = self.enc_a(a), self.enc_b(b)
+        return self.mix(f.view(2, -1).view(f.shape), g)
+
+
+@every_way
+def test_a_helper_that_returns_what_it_joined_into_makes_no_side_by_that(way: str) -> None:
+    rewritten, _ = made(WritesInAHelper, way, "sum")
+    f, g = sides(rewritten)
+    torch.testing.assert_close(rewritten(**vectors()), 2 * f + 1 + 3 * g)
+
+
+class Sampled(Two):
+    """One line of the user's leads to several calls in torch's own code."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        p, q = (torch.distributions.Normal(side.tanh(), 1e-6) for side in (self.enc_a(a), self.enc_b(b)))
+        if self.how == "each in its own place":
+            return torch.cat([p.rsample(), q.rsample()], dim=1)
+        return torch.cat([each.rsample() for each in (p, q)], dim=1)
+
+
+class SampledApart(Sampled):
+    def __init__(self) -> None:
+        super().__init__()
+        self.how = "each in its own place"
+
+
+@pytest.mark.parametrize("cls", [Sampled, SampledApart])
+def test_a_place_that_leads_to_several_calls_of_torch_is_visited_once(cls: type[nn.Module]) -> None:
+    rewritten, _ = made(cls, "source")
+    f, g = (side.tanh() for side in sides(rewritten))
+    for _ in range(3):
+        torch.testing.assert_close(rewritten(**vectors()), torch.cat([2 * f + 1, 3 * g], 1), atol=1e-4, rtol=1e-4)
+
+
 # -- operands by identity ---------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
 """More ways in which streams meet or only pass each other, as models of the last years have them.
 
-Stacks along the batch for one shared trunk, co-attention without a residual connection, and positions that every
-layer of a decoder adds again. (Code books are a step of one stream: see `_steps`.)
+Stacks along the batch for one shared trunk, co-attention without a residual connection, positions that every layer of
+a decoder adds again, and frames that are joined one by one, with time folded into the batch. (Code books are a step of
+one stream: see `_steps`.)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _AXIS = {"vec": 1, "map": 1, "seq": 2}
 
 
 class MoreMeetings(Writer):
-    WAYS = (*Writer.WAYS, "stacked", "co_attend", "positions")
+    WAYS = (*Writer.WAYS, "stacked", "co_attend", "positions", "folded_rows")
 
     # -- streams stacked along the batch ----------------------------------------------------------------------------
 
@@ -116,6 +117,27 @@ class MoreMeetings(Writer):
             scope.body.append(f"{z} = self.{attend}({q}, {k}, {joint.name}, need_weights=False)[0]")
             joint = self._statement(scope, joint, f"self.{norm}({joint.name} + {z})")
         return [joint]
+
+    # -- time folded into the batch ---------------------------------------------------------------------------------
+
+    def _meet_folded_rows(self, scope: Scope, x: Value, y: Value) -> list[Value]:
+        """Each step of x with its step of y, as rows [B*L, C]; afterwards the sequence is put together again."""
+        x, y = (self._widened(scope, self._as(scope, value, "seq"), self.channels) for value in (x, y))
+        if x.size != y.size:
+            return self._joined(scope, [x, y])
+        length, rows = x.size, [self._folded(scope, value) for value in (x, y)]
+        if self.rng.random() < 0.5:  # layers between, as an encoder of single frames has them
+            rows = [self._project(scope, value, self.channels, always=True) for value in rows]
+        way = self.rng.choice(["channels", "channels", "sum", "product", "bilinear"])
+        joined = self._owner(scope, rows, lambda inner, values: self._join(inner, values, "vec", way))
+        back = self.rng.choice(["{0}.view(-1, {1}, {2})", "{0}.unflatten(0, (-1, {1}))", "{0}.reshape(-1, {1}, {2})"])
+        whole = replace(joined, layout="seq", size=length)
+        return [self._statement(scope, whole, back.format(joined.name, length, joined.channels))]
+
+    def _folded(self, scope: Scope, value: Value) -> Value:
+        form = self.rng.choice(["{0}.flatten(0, 1)", "{0}.reshape(-1, {1})", "{0}.contiguous().view(-1, {1})"])
+        row = replace(value, layout="vec", size=0)
+        return self._statement(scope, row, form.format(value.name, value.channels))
 
 
 def generate(seed: int | random.Random) -> Generated:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._linalg import ORDINARY, accumulation_dtype, exporting, values_at_hand
+from ._no_gradient import without_gradient
 from ._presence import Rows
 from ._ranks import Ranks
 from ._readers import is_read_by_autograd
@@ -138,7 +139,7 @@ class ChannelNorm(nn.Module):
         y = (x.to(wide.dtype) * scale.view(shape) + shift.view(shape)).to(x.dtype)
         return y, Moments(mean.detach(), var.detach(), count)
 
-    @torch.no_grad()
+    @without_gradient
     def track(self, seen: Moments, finite: Tensor) -> None:
         """Move the running statistics towards those of a batch, if `finite`."""
         count = seen.count

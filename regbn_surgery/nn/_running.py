@@ -17,6 +17,7 @@ from ._dense import DenseUpdate, PrimalUpdate, RmsUpdate
 from ._linalg import exporting, values_at_hand
 from ._low_rank import LowRankUpdate
 from ._multiplier import Ridge
+from ._no_gradient import without_gradient
 from ._norms import ChannelNorm, Moments
 from ._presence import Rows, keep_rows
 from ._readers import Readers, is_read_by_autograd, may_hook
@@ -160,7 +161,7 @@ class RunningState(nn.Module):
 
     # -- a step ------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @without_gradient
     def advance(self, step: Step) -> None:
         """Move the state by one batch; one that is not finite, or has no rows, is only counted.
 

@@ -21,6 +21,7 @@ from ._multiplier import (
     solve_by_eigenvectors,
     solve_by_inverses,
 )
+from ._no_gradient import without_gradient
 from ._ranks import Ranks
 from ._threshold import thresholded_inverse
 
@@ -117,28 +118,27 @@ def subtract_dual(f: Tensor, g: Tensor, G: Tensor, F: Tensor, fit: tuple[Tensor,
     return torch.addmm(f, weights.to(f.dtype), F, alpha=-1.0)
 
 
+@without_gradient
 def factors_in_units(G: Tensor, F: Tensor, K: Tensor, solution: Ridge) -> tuple[Tensor, Tensor, Tensor]:
     """`rows` [b, m] and `columns` [b, n] with W = rows.T @ columns, and ||W||_F; without gradient.
 
     Both are within the range of float32 where W is, whatever the size of G.
     """
-    with torch.no_grad():
-        unit = unit_of(K.diagonal().amax().sqrt())
-        spanned = solution.spanned
-        if isinstance(unit, Tensor) or unit != 1.0:
-            spanned, K = spanned * unit, K / unit**2
-        columns = spanned.to(F.dtype) @ F
-        size = unit_of(torch.linalg.vector_norm(columns, dtype=K.dtype))
-        small = in_units(columns, size)
-        norm = (K * (small @ small.mT)).sum().clamp_min(0.0).sqrt() * size
-        return in_units(G.detach(), unit), columns, norm
+    unit = unit_of(K.diagonal().amax().sqrt())
+    spanned = solution.spanned
+    if isinstance(unit, Tensor) or unit != 1.0:
+        spanned, K = spanned * unit, K / unit**2
+    columns = spanned.to(F.dtype) @ F
+    size = unit_of(torch.linalg.vector_norm(columns, dtype=K.dtype))
+    small = in_units(columns, size)
+    norm = (K * (small @ small.mT)).sum().clamp_min(0.0).sqrt() * size
+    return in_units(G.detach(), unit), columns, norm
 
 
 def _regularised_inverse(
     K: Tensor, moment: Tensor | None, sizes: Sizes, problem: Problem, given: Tensor | None
 ) -> tuple[Tensor, Ridge]:
-    with torch.no_grad():
-        solution = _solve(K, moment, sizes, problem, given)
+    solution = _solve(K, moment, sizes, problem, given)
     if problem.thresholded and solution.spectrum is not None:
         return thresholded_inverse(K, solution.spanned, solution.spectrum, solution.multiplier), solution
     multiplier = solution.multiplier
@@ -169,6 +169,7 @@ def _with_value(x: Tensor, value: Tensor) -> Tensor:
     return x + (value - x).detach()
 
 
+@without_gradient
 def _solve(K: Tensor, moment: Tensor | None, sizes: Sizes, problem: Problem, given: Tensor | None) -> Ridge:
     K = K.detach()
     moment = None if moment is None else moment.detach()

@@ -15,6 +15,7 @@ from ._dense import PrimalUpdate
 from ._features import Features, Preparation, mean_over_positions
 from ._linalg import accumulation_dtype
 from ._multiplier import Limits
+from ._no_gradient import without_gradient
 from ._norms import input_norm, output_norm
 from ._presence import Rows, present_rows, taking_part
 from ._ranks import Ranks, joined
@@ -298,7 +299,7 @@ class RegBN(RunningState):
         )
 
 
-@torch.no_grad()
+@without_gradient
 def _share_removed(f: Tensor, residual: Tensor) -> Tensor:
     """`||f - f'|| / ||f||`, 0-dimensional; 0 where f is."""
     wide = accumulation_dtype(f.device)

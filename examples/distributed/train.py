@@ -10,6 +10,7 @@ first. `convert_sync_regbn` makes them fit one projection on all rows; at the en
 from __future__ import annotations
 
 import argparse
+import gc
 
 import torch
 import torch.distributed as dist
@@ -51,17 +52,27 @@ def main() -> None:
     arguments = parser.parse_args()
 
     dist.init_process_group("gloo")
+    try:
+        train(arguments.steps, arguments.batch_size)
+        # The model and DDP's threads are gone, and no process leaves while another still needs it.
+        gc.collect()
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def train(steps: int, batch_size: int) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     model = DistributedDataParallel(convert_sync_regbn(TwoBranches()))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for step in range(arguments.steps):
-        image, audio, target = (x[rank::world] for x in make_batch(step, arguments.batch_size))
+    for step in range(steps):
+        image, audio, target = (x[rank::world] for x in make_batch(step, batch_size))
         loss = nn.functional.mse_loss(model(image, audio), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if rank == 0 and (step + 1) % max(arguments.steps // 5, 1) == 0:
+        if rank == 0 and (step + 1) % max(steps // 5, 1) == 0:
             print(f"step {step + 1}: loss {loss.item():.4f}")
 
     W = model.module.regbn.W
@@ -70,7 +81,6 @@ def main() -> None:
     dist.all_reduce(high, dist.ReduceOp.MAX)
     if rank == 0:
         print(f"{world} processes; W differs between the ranks by {(high - low).abs().max().item():g}")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -199,12 +199,8 @@ def test_the_example_runs_under_its_launchers(launcher: list[str]) -> None:
     command = [sys.executable, "-m", *launcher, str(example)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    for _ in range(3):
-        run = subprocess.run(
-            [*command, "--steps", "20"], capture_output=True, text=True, timeout=120, check=False, env=environment
-        )
-        # torch's launcher sometimes aborts a thread of its own on a busy machine; that is not what is tested here.
-        if "terminate called without an active exception" not in run.stderr:
-            break
+    run = subprocess.run(
+        [*command, "--steps", "20"], capture_output=True, text=True, timeout=600, check=False, env=environment
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     assert "W differs between the ranks by 0" in run.stdout

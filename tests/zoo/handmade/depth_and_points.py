@@ -224,6 +224,7 @@ CASES = (
         ),
         normalize="rgb",
         against="depth",
+        pending=dict.fromkeys(("points", "levels"), "projected skips of a joint stream count as re-meetings"),
     ),
     ZooCase(
         name="imvotenet",
@@ -236,7 +237,7 @@ CASES = (
         points=(
             point("", "sum", flat(side("points", 2, 7), side("image", 2, 7)), level="middle"),
             point("", "concat", flat(side("points+image", 2, 7), side("image", 5, 7)), level="middle"),
-            point("", "concat", flat(side("points+image", 7, 7), side("points", 8, 7)), level="middle"),
+            point("", "concat", flat(side("points", 8, 7), side("points+image", 7, 7))),
         ),
         rules=({**EVERY_PAIR, "match": {"kind": ["sum", "concat"]}},),
         normalize="points",

@@ -156,8 +156,8 @@ CASES = (
             "image": ["history.image", "candidates.image"],
             "text": ["history.text", "candidates.text"],
         },
-        # One encoder for what was bought and for what may be. Session and candidates are each all three; that they
-        # are compared is a meeting of streams that have met.
+        # One encoder for what was bought and for what may be. Session and candidates are each all three; what compares
+        # them makes scores, and no stream in which they are joined anew.
         points=(
             point(
                 "item_encoder",
@@ -165,9 +165,7 @@ CASES = (
                 pooled(side("ids", 8), side("image", 8)),
                 pooled(side("ids", 8), side("text", 8)),
                 pooled(side("image", 8), side("text", 8)),
-                level=None,
             ),
-            point("", "matmul", meets=("ids+image+text",), level="remeeting", selected=False, sites_known=False),
         ),
         rules=({**EVERY_PAIR, "match": {"kind": "concat"}},),
         normalize="ids",

@@ -246,7 +246,8 @@ CASES = (
         build=AVHubert,
         inputs=lambda batch: ({"audio": torch.randn(batch, 5, 6), "video": torch.randn(batch, 1, 6, 8, 8)},),
         modalities={"audio": ["source.audio"], "video": ["source.video"]},
-        points=(point("", "concat", flat(side("audio", 8, 6), side("video", 8, 6))),),
+        # Channels stand before time, but it is a sequence that layers have read and made token by token.
+        points=(point("", "concat", pooled(side("audio", 8), side("video", 8))),),
         normalize="audio",
     ),
     ZooCase(
@@ -268,6 +269,7 @@ CASES = (
         ),
         rules=({"id": "all", "match": {"kind": "concat"}, "pairs": "all"},),
         normalize="appearance",
+        pending=dict.fromkeys(("points", "surgery"), "a condition laid out again counts as new; rounds re-meet"),
     ),
     ZooCase(
         name="clipbert",

@@ -63,8 +63,6 @@ BY_DEFAULT = [
 def test_modalities_left_to_default(case: ZooCase) -> None:
     """Unnamed, every floating input and every input of token ids is a modality; masks, types and indices are not."""
     found = regbn_surgery.inspect(case.model(), case.example)
-    if "points" in case.pending:
-        pytest.xfail(case.pending["points"])
     assert sorted(m.inputs for m in found.modalities) == sorted(map(tuple, case.modalities.values()))
     assert len(found.fusion_points) == len(case.points)
 

@@ -224,7 +224,6 @@ CASES = (
         ),
         normalize="rgb",
         against="depth",
-        pending=dict.fromkeys(("points", "levels"), "projected skips of a joint stream count as re-meetings"),
     ),
     ZooCase(
         name="imvotenet",

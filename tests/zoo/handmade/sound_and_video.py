@@ -269,7 +269,6 @@ CASES = (
         ),
         rules=({"id": "all", "match": {"kind": "concat"}, "pairs": "all"},),
         normalize="appearance",
-        pending=dict.fromkeys(("points", "surgery"), "a condition laid out again counts as new; rounds re-meet"),
     ),
     ZooCase(
         name="clipbert",

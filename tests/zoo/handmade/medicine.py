@@ -230,6 +230,5 @@ CASES = (
             ),
         ),
         normalize="image",
-        pending=dict.fromkeys(("sites", "surgery"), "a vector laid out as a map keeps its channels in the last axis"),
     ),
 )

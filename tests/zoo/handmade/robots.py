@@ -237,7 +237,6 @@ CASES = (
             {"id": "film", "match": {"kind": "product"}, "normalize": "action"},
         ),
         normalize="action",
-        pending=dict.fromkeys(("sites", "surgery"), "the gate's axis of size 1 is taken for a sequence"),
     ),
     ZooCase(
         name="act",

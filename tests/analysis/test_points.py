@@ -271,6 +271,27 @@ def test_a_call_in_a_loop_over_layers_is_a_point_for_each() -> None:
     assert len(points(by_heads, inputs(a=(5, 8), b=(3, 8)), **layers)) == 3
 
 
+@pytest.mark.parametrize("given_back", ["to", "contiguous", "written to"])
+def test_a_loop_over_layers_whose_features_are_given_back_as_they_are(given_back: str) -> None:
+    """A cast to the dtype that a tensor has makes nothing, and hides no layer behind it."""
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        deep = [layer(b) for layer in self.deep]
+        for layer, other in zip(self.layers, deep, strict=True):
+            a = layer(a)
+            if given_back == "to":
+                a, other = a.to(a.dtype), other.to(a.device, a.dtype)
+            elif given_back == "contiguous":
+                a, other = a.contiguous(), other.contiguous()
+            else:
+                a[:, 0] = a[:, 0] * 2
+            a = a + other
+        return a
+
+    stacks = {name: nn.ModuleList([nn.Linear(8, 8) for _ in range(3)]) for name in ("layers", "deep")}
+    assert [point.level for point in points(forward, AB, **stacks)] == ["middle", "middle", "late"]
+
+
 def test_keys_and_values_of_different_ways_are_fitted_on_the_keys_and_left_alone() -> None:
     def cross(self: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return (self.q(query) @ self.k(key).mT).softmax(-1) @ self.v(value)

@@ -286,6 +286,7 @@ def keys_and_values(owner: str, *sites: Any, level: str | None = None) -> tuple[
     return tuple(point(owner, "concat", *sites, level=level) for _ in ("keys", "values"))
 
 
+DEEP = flat(side("image", WIDTH), side("image+text", WIDTH))
 EVERY_PAIR = {"id": "all", "pairs": "all", "allow_noncausal": True}
 
 CASES = (
@@ -295,12 +296,16 @@ CASES = (
         inputs=qwen3_vl_inputs,
         modalities=IMAGE_AND_TEXT,
         # After the scatter, what earlier layers of the vision tower say is added at the image's places in the first
-        # two layers of the language model: one line of a helper, which only picks rows of the batch's images.
+        # two layers of the language model: a line of a helper, which picks the rows of all images, is a point for each.
         points=(
             point("model", "scatter", pooled(side("text", WIDTH), side("image", WIDTH)), level="middle"),
-            point("model.language_model", "sum", meets=("image+text", "image"), selected=False, sites_known=False),
+            point("model.language_model", "sum", DEEP, level="middle"),
+            point("model.language_model", "sum", DEEP),
         ),
-        rules=({"id": "write", "match": {"kind": "scatter"}, "normalize": "text"},),
+        rules=(
+            {"id": "write", "match": {"kind": "scatter"}, "normalize": "text"},
+            {"id": "deep", "match": {"kind": "sum"}, "pairs": "all"},
+        ),
         normalize="text",
         stage=3,
     ),

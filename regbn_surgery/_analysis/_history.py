@@ -50,7 +50,8 @@ class History:
     def _root(self, uid: int, through: tuple[Value, ...] = _SEEN_THROUGH) -> int:
         while uid in self.producers:
             op = self.trace.calls[self.producers[uid]]
-            if not op.row.does(*through) or not op.inputs or op.inputs[0] == uid:
+            copies = through is _LAID_OUT and op.row.family == "concat" and len(set(op.inputs)) == 1
+            if not (copies or op.row.does(*through)) or not op.inputs or op.inputs[0] == uid:
                 break
             uid = op.inputs[0]
         return uid

@@ -213,6 +213,9 @@ LAID_OUT: dict[str, Callable[[Tensor, int], Tensor]] = {
     "repeat": lambda c, count: c.unsqueeze(1).repeat(1, count, 1),
     "expand": lambda c, count: c[:, None].expand(-1, count, -1),
     "repeat_interleave": lambda c, count: c[:, None].repeat_interleave(count, dim=1),
+    "tile": lambda c, count: torch.tile(c[:, None], (1, count, 1)),
+    "stack of itself": lambda c, count: torch.stack([c] * count, dim=1),
+    "cat of itself": lambda c, count: torch.cat([c[:, None]] * count, dim=1),
 }
 
 

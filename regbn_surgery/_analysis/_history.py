@@ -13,6 +13,9 @@ from ._met import Met
 _SEEN_THROUGH: tuple[Value, ...] = ("reshapes", "permutes", "casts", "drops_out", "splits", "takes_part")
 
 
+#: Behind these it is the same data as often as it is needed: a vector beside every place.
+_LAID_OUT: tuple[Value, ...] = (*_SEEN_THROUGH, "stretches", "repeats")
+
 #: Behind these it is the same tensor, laid out otherwise.
 _SAME: tuple[Value, ...] = ("reshapes", "permutes", "casts", "stretches")
 
@@ -30,17 +33,25 @@ class History:
 
     def _is_ancestor(self, small: Met, big: Met) -> bool:
         """Whether `small`, seen through views, casts and dropout, is something `big` was computed from."""
-        uid = self._root(small.info.uid)
-        target = self.producers.get(big.info.uid)
-        if target is None:
-            return False
-        reach = nx.ancestors(self.graph, target) | {target}
-        return any(uid in self.trace.calls[index].inputs for index in reach)
+        return self._is_behind(self._root(small.info.uid), big)
 
-    def _root(self, uid: int) -> int:
+    def _comes_again(self, small: Met, big: Met) -> bool:
+        """Whether `small` is something `big` was computed from, or that laid out beside every place."""
+        return self._is_ancestor(small, big) or self._is_behind(self._root(small.info.uid, _LAID_OUT), big)
+
+    def _is_behind(self, uid: int, big: Met) -> bool:
+        return any(uid in self.trace.calls[index].inputs for index in self._behind(big.info.uid))
+
+    def _behind(self, uid: int) -> set[int]:
+        """The calls so far that a tensor was computed by."""
+        target = self.producers.get(uid)
+        return set() if target is None else nx.ancestors(self.graph, target) | {target}
+
+    def _root(self, uid: int, through: tuple[Value, ...] = _SEEN_THROUGH) -> int:
         while uid in self.producers:
             op = self.trace.calls[self.producers[uid]]
-            if not op.row.does(*_SEEN_THROUGH) or not op.inputs or op.inputs[0] == uid:
+            copies = through is _LAID_OUT and op.row.family == "concat" and len(set(op.inputs)) == 1
+            if not (copies or op.row.does(*through)) or not op.inputs or op.inputs[0] == uid:
                 break
             uid = op.inputs[0]
         return uid

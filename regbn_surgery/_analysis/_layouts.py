@@ -7,7 +7,7 @@ layers a tensor went through, not from its rank: a `[8, 16, 32]` may be batch-fi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .._ops import Value
@@ -22,11 +22,15 @@ _SAME_VALUES: tuple[Value, ...] = ("reshapes", "permutes", "casts", "splits", "t
 
 @dataclass(frozen=True)
 class Channel:
-    """A channel axis, the layer that says so, and whether that layer puts channels first or last."""
+    """A channel axis, the layer that says so, and whether that layer puts channels first or last.
+
+    `split`: the axis that the layer made has been laid out as several since, so that who reads it knows better.
+    """
 
     dim: int
     evidence: str
     style: str  # "first" (convolutions, batch norm) or "last" (Linear, LayerNorm, Embedding, RNN, attention)
+    split: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,10 @@ def channel_axes(trace: Trace) -> dict[int, Channel]:
                 channels[uid] = found
     for op in reversed(trace.calls):
         for position, uid in enumerate(op.inputs):
-            if uid not in channels and trace.tensors[uid].parameter is None:
+            known = channels.get(uid)
+            if (known is None or known.split) and trace.tensors[uid].parameter is None:
                 wanted = _channel_wanted(op, position, uid, trace, channels)
-                if wanted is not None:
+                if wanted is not None and (known is None or not (wanted.split or wanted.dim == known.dim)):
                     channels[uid] = wanted
     return channels
 
@@ -178,12 +183,10 @@ def _channel_after(
     if not places:
         return None
     # A channel axis split into heads: the innermost part is what a projection would see as features.
-    dim = places[-1]
-    return (
-        channel
-        if dim == channel.dim
-        else Channel(dim, f"channel axis {dim}: followed from {channel.evidence}", channel.style)
-    )
+    dim, split = places[-1], channel.split or len(places) > 1
+    if dim == channel.dim:
+        return replace(channel, split=split)
+    return Channel(dim, f"channel axis {dim}: followed from {channel.evidence}", channel.style, split)
 
 
 def _channel_of_product(
@@ -203,7 +206,7 @@ def _channel_of_product(
         channel = channels.get(uid)
         if channel is not None and channel.dim < len(inputs[position]) and inputs[position][channel.dim] in output:
             dim = output.index(inputs[position][channel.dim])
-            return Channel(dim, f"channel axis {dim}: followed from {channel.evidence}", channel.style)
+            return Channel(dim, f"channel axis {dim}: followed from {channel.evidence}", channel.style, channel.split)
     return None
 
 
@@ -246,9 +249,9 @@ def _channel_wanted(op: Call, position: int, uid: int, trace: Trace, channels: M
     if len(source) != 1 or channel.dim in {i for i in move.mixed if source[0] == i and shape != result.shape}:
         return None
     dim = source[0]
-    return (
-        channel if dim == channel.dim else Channel(dim, f"channel axis {dim}: before {channel.evidence}", channel.style)
-    )
+    if dim == channel.dim:
+        return channel
+    return Channel(dim, f"channel axis {dim}: before {channel.evidence}", channel.style, channel.split)
 
 
 def _channel_of_pooled(op: Call, position: int, rank: int) -> Channel | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from .._later import nx
 from .._trace import Call
 from .._types import Kind
 from ._lineage import Home
@@ -28,6 +29,8 @@ class Nested(Noted):
             return biggest.home, None
         if all(self._is_ancestor(small, biggest) for small in pure):
             return min((m.home for m in pure), key=len), None
+        if all(self._comes_again(small, biggest) for small in pure):
+            return biggest.home, None
         note = "a mixed stream meets a pure one again"
         return biggest.home, self._meet(op, kind, operands, biggest.home, note=note, real=kind != "concat")
 
@@ -35,9 +38,23 @@ class Nested(Noted):
         if not all(m.lineage.origins for m in operands):
             return False
         return any(
-            not a.lineage.origins & b.lineage.origins and not self._is_ancestor(a, b) and not self._is_ancestor(b, a)
+            not a.lineage.origins & b.lineage.origins
+            and not any(self._is_ancestor(*pair) or self._goes_around(*pair) for pair in ((a, b), (b, a)))
             for a, b in itertools.combinations(operands, 2)
         )
+
+    def _goes_around(self, skip: Met, stream: Met) -> bool:
+        """Whether `skip` leads a joint stream around a part of itself, by layers of its own, as in a decoder.
+
+        `stream` is then computed from where `skip` was joined, and joined nowhere else than before and after that.
+        """
+        behind = self._behind(stream.info.uid)
+        starts = {self.meetings[index].op.index for index in skip.lineage.origins}
+        if not starts <= behind:
+            return False
+        joined = {m.op.index for m in self.meetings if m.home == stream.home and m.op.index in behind}
+        before = {index: nx.ancestors(self.graph, index) for index in joined | starts}
+        return all(a == b or a in before[b] or b in before[a] for a in starts for b in joined)
 
     def _is_added_again(self, op: Call, pure: list[Met], mixed: Met) -> bool:
         """Whether `op` adds to a joint stream what is added to it in every layer, as codes of positions are.

@@ -38,9 +38,12 @@ def find_points(runs: Sequence[Run]) -> list[Found]:
     places = {id(meeting): place for place, members in merged.items() for _, meeting in members}
     names: dict[str, int] = {}
     found = []
-    for place in [place for place, members in merged.items() if _joins_rounds(*members[0], places)]:
-        for _, meeting in merged.pop(place):
-            del places[id(meeting)]
+    gathered: set[int] = set()
+    for place, members in list(merged.items()):
+        if _joins_rounds(*members[0], places, gathered):
+            for _, meeting in merged.pop(place):
+                del places[id(meeting)]
+                gathered.add(id(meeting))
     for (path, _), members in merged.items():
         label = _label(members[0][1])
         name = f"{path}.{label}" if path else label
@@ -49,14 +52,25 @@ def find_points(runs: Sequence[Run]) -> list[Found]:
     return found
 
 
-def _joins_rounds(run: Run, meeting: Meeting, places: Mapping[int, Place]) -> bool:
-    """Whether mixed streams only meet again as the rounds of one point, gathered over time."""
+def _joins_rounds(run: Run, meeting: Meeting, places: Mapping[int, Place], gathered: set[int]) -> bool:
+    """Whether mixed streams only meet again as the rounds of one point, gathered over time. `gathered` has the ids of
+    the earlier meetings of that kind."""
     if meeting.level != "remeeting":
         return False
-    origins = [
-        {places.get(id(run.flow.noted[index]), index) for index in met.lineage.origins} for met in meeting.operands
-    ]
+    origins = [_origins(run, met, places, gathered) for met in meeting.operands]
     return all(a & b for a, b in itertools.combinations(origins, 2))
+
+
+def _origins(run: Run, met: Met, places: Mapping[int, Place], gathered: set[int]) -> set[Place | int]:
+    """Where the joint stream of an operand was joined; of gathered rounds, where these were."""
+    found: set[Place | int] = set()
+    for index in met.lineage.origins:
+        meeting = run.flow.noted[index]
+        if id(meeting) in gathered:
+            found.update(*(_origins(run, each, places, gathered) for each in meeting.operands))
+        else:
+            found.add(places.get(id(meeting), index))
+    return found
 
 
 def _known_rounds(members: Members) -> bool:

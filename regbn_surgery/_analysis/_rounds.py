@@ -7,9 +7,10 @@ line in each, make it the fifth in the second.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from .._trace import Call
 from .._types import Kind, Site
 from ._anchors import Key, Reader, Take
 from ._axes import split_dim
@@ -64,12 +65,15 @@ def rounds_merged(groups: Groups, known_rounds: Callable[[Members], bool]) -> Gr
     """
     merged: Groups = {}
     first: dict[tuple[object, ...], Place] = {}
+    makers: dict[int, dict[int, Call]] = {}
     for place, members in groups.items():
         run, meeting = members[0]
         if meeting.kind in _ONE_BY_ONE:
             merged[place] = members
             continue
-        same = first.setdefault((place[0], *_signature(run, meeting)), place)
+        if id(run) not in makers:
+            makers[id(run)] = _makers(run)
+        same = first.setdefault((place[0], *_signature(run, meeting, makers[id(run)])), place)
         merged.setdefault(same, []).extend(members)
     out: Groups = {}
     for place, members in merged.items():
@@ -91,15 +95,26 @@ def _apart(path: str, members: Members) -> Groups:
     return out
 
 
-def _signature(run: Run, meeting: Meeting) -> tuple[object, ...]:
-    operands = tuple((met.home, met.info.shape, _layers_behind(run, met.info.uid)) for met in meeting.operands)
+def _makers(run: Run) -> dict[int, Call]:
+    """The call that made each tensor, not one that wrote to it or gave it back as it is (a `to` of its own dtype)."""
+    made: dict[int, Call] = {}
+    for op in run.trace.calls:
+        for uid in op.outputs:
+            if uid not in op.inputs:
+                made.setdefault(uid, op)
+    return made
+
+
+def _signature(run: Run, meeting: Meeting, makers: Mapping[int, Call]) -> tuple[object, ...]:
+    operands = tuple((met.home, met.info.shape, _layers_behind(run, met.info.uid, makers)) for met in meeting.operands)
     offset = meeting.op.source.offset if meeting.op.source is not None else 0
     more = tuple(op.key[:3] for op, _ in meeting.more)
     return (meeting.op.key[:3], offset, meeting.level, meeting.kind, meeting.gate, meeting.outer, more, operands)
 
 
-def _layers_behind(run: Run, uid: int) -> frozenset[tuple[object, ...]]:
-    """The nearest layers that a tensor comes out of, each with which part of its channels."""
+def _layers_behind(run: Run, uid: int, makers: Mapping[int, Call]) -> frozenset[tuple[object, ...]]:
+    """The nearest layers that a tensor comes out of, each with which part of its channels. What was written to it last
+    counts as well."""
     found: set[tuple[object, ...]] = set()
     seen: set[tuple[int, tuple[int, ...]]] = set()
     todo: list[tuple[int, tuple[int, ...]]] = [(uid, ())]
@@ -108,16 +123,18 @@ def _layers_behind(run: Run, uid: int) -> frozenset[tuple[object, ...]]:
         if (uid, parts) in seen or uid not in run.flow.producers:
             continue
         seen.add((uid, parts))
-        op = run.trace.calls[run.flow.producers[uid]]
-        if op.module is not None:
-            found.add((op.module, *parts))
-            continue
-        if op.row.does("splits") and not parts:
-            before = op.inputs[0]
-            if split_dim(op, len(run.trace.tensors[before].shape)) == run.layout(before).channel_dim:
-                parts = (op.outputs.index(uid),)
-        carrying = [i for i in op.inputs if i in run.flow.lineages and run.flow.lineages[i].touched]
-        todo.extend((i, parts) for i in carrying if i != uid)
+        last = run.trace.calls[run.flow.producers[uid]]
+        for op in (last,) if makers.get(uid, last) is last else (last, makers[uid]):
+            if op.module is not None:
+                found.add((op.module, *parts))
+                continue
+            of = parts
+            if op.row.does("splits") and not parts:
+                before = op.inputs[0]
+                if split_dim(op, len(run.trace.tensors[before].shape)) == run.layout(before).channel_dim:
+                    of = (op.outputs.index(uid),)
+            carrying = [i for i in op.inputs if i in run.flow.lineages and run.flow.lineages[i].touched]
+            todo.extend((i, of) for i in carrying if i != uid)
     return frozenset(found)
 
 

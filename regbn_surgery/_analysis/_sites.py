@@ -263,7 +263,7 @@ def _site(
         obstacle = "the owner is made inside forward, so that nothing could be put into it for good"
     site = _with_samples(Site(host, (sides[0], sides[1]), "flatten", role, gate, obstacle))
     sides = site.sides
-    site = replace(site, reduce=_reduce(meeting, sides))
+    site = replace(site, reduce=_reduce(meeting, sides, site.gate))
     arguments = _leaf_arguments(meeting, pair) if leaf is not None else None
     whole = tuple(
         take.argument is not None
@@ -383,9 +383,14 @@ def _side(run: Run, view: FrameView, take: Take, event: Event, side: tuple[Met, 
     )
 
 
-def _reduce(meeting: Meeting, sides: Sequence[Side]) -> Reduce:
-    """`mean` wherever tokens are met, whose number need not be the same in f and g or from batch to batch."""
-    if meeting.kind == "attention" or any(side.layout.sequence for side in sides):
+def _reduce(meeting: Meeting, sides: Sequence[Side], gate: int | None) -> Reduce:
+    """`mean` wherever tokens are met, whose number need not be the same in f and g or from batch to batch.
+
+    A gate that is the same at every place has no tokens, also where it was made with an axis of size 1 for them.
+    """
+    everywhere = None if gate is None or set(sides[gate].spatial_shape) - {1} else gate
+    tokens = any(side.layout.sequence for index, side in enumerate(sides) if index != everywhere)
+    if meeting.kind == "attention" or tokens:
         return "mean"
     if meeting.kind == "concat" and meeting.op.row.axes != "stack":
         dim = concat_dim(meeting.op, len(sides[0].shape))

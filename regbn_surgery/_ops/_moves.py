@@ -45,7 +45,7 @@ STRETCHES = (
     Operation("expand", axes="stretch", values=_STRETCHES | {"normalises"}),
     Operation("expand_as", axes="stretch", values=_STRETCHES | {"normalises"}, carries="first"),
     Operation("broadcast_to", axes="stretch", values=_STRETCHES),
-    Operation("repeat", axes="stretch", values=frozenset({"repeats"})),
+    Operation("repeat", ("tile",), axes="stretch", values=frozenset({"repeats"})),
 )
 
 CASTS = (

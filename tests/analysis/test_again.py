@@ -159,3 +159,97 @@ def test_a_stack_that_went_through_a_trunk_is_joined_anew() -> None:
 
     (point,) = points(forward, AB, **layers(0))
     assert (point.op, point.level) == ("cat", "late")
+
+
+class Join(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+DECODERS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "sum": lambda self, x, skip: x + self.skip(skip),
+    "channels": lambda self, x, skip: self.down(torch.cat([self.skip(skip), x], -1)),
+    "sum, the skip resampled": lambda self, x, skip: x + self.skip(skip).relu().flip(1),
+}
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_decoder_whose_skips_go_through_layers_of_their_own(decoder: str) -> None:
+    """The joint stream of an encoder is led around its deeper levels: it meets itself, and nothing else."""
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        skips, x = [], a
+        for own, other, join in zip(self.own, self.other, self.join, strict=True):
+            b = other(b)
+            x = join(own(x), b)
+            skips.append(x)
+        x = skips.pop()
+        while skips:
+            x = DECODERS[decoder](self, self.up(x), skips.pop())
+        return x
+
+    stacks = {name: nn.ModuleList([nn.Linear(8, 8) for _ in range(3)]) for name in ("own", "other")}
+    layers = {"up": nn.Linear(8, 8), "skip": nn.Linear(8, 8), "down": nn.Linear(16, 8)}
+    join = nn.ModuleList([Join() for _ in range(3)])
+    found = points(forward, inputs(a=(5, 8), b=(5, 8)), **stacks, **layers, join=join)
+    assert [point.owner for point in found] == ["join.0", "join.1", "join.2"]
+    assert [point.level for point in found] == ["middle", "middle", "late"]
+
+
+def test_two_joint_streams_that_exchange_do_re_meet() -> None:
+    """Neither is led around the other: each was joined of something that the other has not been computed from."""
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        one, two = self.one(torch.cat([a, b], -1)), self.two(torch.cat([self.own(b), a], -1))
+        one = self.three(torch.cat([one, two], -1))
+        return self.head(torch.cat([self.next(two), one], -1))
+
+    wide = {name: nn.Linear(16, 8) for name in ("one", "two", "three", "head")}
+    found = points(forward, AB, **wide, own=nn.Linear(8, 8), next=nn.Linear(8, 8))
+    assert [point.level for point in found] == ["early", "middle", "remeeting", "remeeting"]
+
+
+LAID_OUT: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "repeat": lambda c, count: c.unsqueeze(1).repeat(1, count, 1),
+    "expand": lambda c, count: c[:, None].expand(-1, count, -1),
+    "repeat_interleave": lambda c, count: c[:, None].repeat_interleave(count, dim=1),
+    "tile": lambda c, count: torch.tile(c[:, None], (1, count, 1)),
+    "stack of itself": lambda c, count: torch.stack([c] * count, dim=1),
+    "cat of itself": lambda c, count: torch.cat([c[:, None]] * count, dim=1),
+}
+
+
+@pytest.mark.parametrize("lay_out", LAID_OUT)
+@pytest.mark.parametrize("projected", [False, True], ids=["the same", "projected anew"])
+def test_a_condition_laid_out_beside_every_place_again(lay_out: str, projected: bool) -> None:
+    """The very vector that the tokens have met before is no news, whoever lays it out; a new projection of it is."""
+
+    def forward(self: Any, tokens: Tensor, condition: Tensor) -> Tensor:
+        c = self.c(condition)
+        x = self.first(torch.cat([tokens, LAID_OUT[lay_out](c, 5)], -1)).relu()
+        again = self.other(condition) if projected else c
+        x = self.second(torch.cat([x, LAID_OUT[lay_out](again, 5)], -1))
+        # Still the joint stream: what enters it now is a point.
+        return self.head(torch.cat([x.mean(1), self.third(condition)], -1))
+
+    layers = {"c": nn.Linear(6, 8), "first": nn.Linear(16, 8), "second": nn.Linear(16, 8)}
+    more = {"other": nn.Linear(6, 8), "third": nn.Linear(6, 8), "head": nn.Linear(16, 2)}
+    found = points(forward, inputs(tokens=(5, 8), condition=(6,)), **layers, **more)
+    met = [{frozenset(home) for home in point.homes} for point in found]
+    both, alone = frozenset({"tokens", "condition"}), frozenset({"condition"})
+    assert met == [{frozenset({"tokens"}), alone}, *([{both, alone}] if projected else []), {both, alone}]
+
+
+def test_rounds_of_one_point_that_are_gathered_twice() -> None:
+    """The mean of some rounds and the mean of others are still of that point."""
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        b, levels = self.b(b), []
+        for size in (2, 3):
+            rounds = [self.join(torch.cat([a[:, i], b], -1)) for i in range(size)]
+            levels.append(torch.stack(rounds).mean(0))
+        return self.head(torch.cat(levels, -1))
+
+    layers = {"b": nn.Linear(6, 8), "join": nn.Linear(16, 8), "head": nn.Linear(16, 2)}
+    (point,) = points(forward, inputs(a=(3, 8), b=(6,)), **layers)
+    assert point.level == "late"

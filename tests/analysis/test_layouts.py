@@ -155,6 +155,28 @@ def along(self: Any, a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([self.first(a), self.second(b)], 1)
 
 
+def test_features_laid_out_as_a_map_have_their_channels_where_a_layer_reads_them() -> None:
+    """The last of the axes is a guess, for heads; a convolution that reads the map, also behind a join, knows."""
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        flat, places = self.flat(b).view(-1, 2, 6, 6), self.places(b).view(-1, 1, 6, 6)
+        strongest = torch.max(self.m(a), 1)[0].unsqueeze(1)
+        return flat, places, strongest, self.conv(torch.cat([strongest, places, flat.relu()], 1))
+
+    layers = {"flat": nn.Linear(8, 72), "places": nn.Linear(8, 36), "m": nn.Conv2d(3, 5, 1), "conv": nn.Conv2d(4, 3, 1)}
+    found = layouts(forward, inputs(a=(3, 6, 6), b=(8,)), **layers)
+    assert [brief(layout) for layout in found] == [(0, 1, (2, 3), False)] * 4
+
+
+def test_heads_keep_their_channels_in_the_last_axis() -> None:
+    def forward(self: Any, a: Tensor) -> Tensor:
+        q, k = (layer(a).unflatten(-1, (2, 4)).transpose(1, 2) for layer in (self.q, self.k))
+        return q, k, self.out((torch.softmax(q @ k.mT, -1) @ k).transpose(1, 2).flatten(2))
+
+    found = layouts(forward, TOKENS, q=nn.Linear(8, 8), k=nn.Linear(8, 8), out=nn.Linear(8, 8))
+    assert [layout.channel_dim for layout in found] == [3, 3, 2]
+
+
 def test_a_second_example_shows_what_varies_in_length() -> None:
     """Channels-first signals look like maps of fixed size, until one of another length comes."""
     short, long = ({"a": normal(4, 3, n), "b": normal(4, 5, n)} for n in (6, 9))

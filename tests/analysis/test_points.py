@@ -87,6 +87,29 @@ def test_vectors_and_maps_are_flattened_and_tokens_pooled() -> None:
     assert [site.reduce for site in tokens.sites] == ["mean"]
 
 
+@pytest.mark.parametrize("made", ["unflatten", "reshape", "keepdim"])
+def test_a_gate_that_is_the_same_at_every_place_has_no_tokens(made: str) -> None:
+    """Scale and shift of a signal, made with an axis of size 1 for its places."""
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        both = self.film(b)
+        if made == "keepdim":
+            scale, shift = (self.film(b)[:, part].mean(-1, keepdim=True) for part in (slice(0, 6), slice(6, 12)))
+        else:
+            both = both.unflatten(-1, (2, 6, 1)) if made == "unflatten" else both.reshape(-1, 2, 6, 1)
+            scale, shift = both[:, 0], both[:, 1]
+        return self.out(scale * self.conv(a) + shift)
+
+    film = nn.Linear(4, 12)
+    example = inputs(a=(3, 9), b=(4,))
+    if made == "keepdim":
+        film, example = nn.Conv1d(2, 12, 1), inputs(a=(3, 9), b=(2, 5))
+    (point,) = points(forward, example, film=film, conv=nn.Conv1d(3, 6, 3, padding=1), out=nn.Conv1d(6, 2, 1))
+    (site,) = point.sites
+    assert site.reduce == "flatten"
+    assert sorted(side.spatial_shape for side in site.sides) == [(1,), (9,)]
+
+
 def test_attention_is_taken_at_the_streams_before_their_projections() -> None:
     (point,) = of(Masked(), {**token_pairs(), "b_mask": torch.ones(4, 5).long()})
     (site,) = point.sites
@@ -246,6 +269,27 @@ def test_a_call_in_a_loop_over_layers_is_a_point_for_each() -> None:
 
     layers = {"m": nn.Linear(8, 12), "n": nn.Linear(8, 12)}
     assert len(points(by_heads, inputs(a=(5, 8), b=(3, 8)), **layers)) == 3
+
+
+@pytest.mark.parametrize("given_back", ["to", "contiguous", "written to"])
+def test_a_loop_over_layers_whose_features_are_given_back_as_they_are(given_back: str) -> None:
+    """A cast to the dtype that a tensor has makes nothing, and hides no layer behind it."""
+
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        deep = [layer(b) for layer in self.deep]
+        for layer, other in zip(self.layers, deep, strict=True):
+            a = layer(a)
+            if given_back == "to":
+                a, other = a.to(a.dtype), other.to(a.device, a.dtype)
+            elif given_back == "contiguous":
+                a, other = a.contiguous(), other.contiguous()
+            else:
+                a[:, 0] = a[:, 0] * 2
+            a = a + other
+        return a
+
+    stacks = {name: nn.ModuleList([nn.Linear(8, 8) for _ in range(3)]) for name in ("layers", "deep")}
+    assert [point.level for point in points(forward, AB, **stacks)] == ["middle", "middle", "late"]
 
 
 def test_keys_and_values_of_different_ways_are_fitted_on_the_keys_and_left_alone() -> None:

@@ -7,6 +7,7 @@ from . import (
     documents,
     joint_sequence,
     more_scatter,
+    other_senses,
     scatter,
     speech_and_music,
 )
@@ -20,4 +21,5 @@ CASES = (
     *speech_and_music.CASES,
     *detection.CASES,
     *more_scatter.CASES,
+    *other_senses.CASES,
 )

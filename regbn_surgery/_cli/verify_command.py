@@ -7,7 +7,8 @@ import json
 
 import click
 
-from .completing import complete_file, complete_model, complete_rules
+from .completing import complete_model, complete_rules
+from .destination import output_options
 from .options import ModelRequest, model_options
 from .output import debuggable, progress, quiet_stdout, write_text
 
@@ -26,8 +27,7 @@ from .output import debuggable, progress, quiet_stdout, write_text
 )
 @click.option("--calls", default=8, show_default=True, type=click.IntRange(1), help="How many of them to take.")
 @click.option("--train", is_flag=True, help="Run the calls in training mode; without it, in evaluation.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@click.option("-o", "--output", metavar="FILE", shell_complete=complete_file, help="Write to a file instead of stdout.")
+@output_options("text", "json")
 @debuggable
 def verify(
     request: ModelRequest, rules: str, data: str | None, calls: int, train: bool, form: str, output: str | None
@@ -48,7 +48,7 @@ def verify(
         from .._probe import call_of
         from .loading import load_data
 
-        built, inputs = request.load(weights=True)
+        built, inputs = request.load(weights=True, section=parsed.inputs)
         source = () if data is None else load_data(data)
     with progress(f"putting RegBN into {type(built).__name__}"), quiet_stdout():
         model = regbnify(built, parsed, inputs)

@@ -76,7 +76,7 @@ def operated(request: ModelRequest, rules: Rules) -> Operated:
         from .._api import operate
         from .._surgery import explain
 
-        built, inputs = request.load(weights=True)
+        built, inputs = request.load(weights=True, section=rules.inputs)
     with progress(f"putting RegBN into {type(built).__name__}"), quiet_stdout():
         plan, analysis, model = operate(built, rules, inputs)
     return Operated(analysis, with_tiers(plan, explain(model)), model if plan.sites else None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -124,20 +123,6 @@ def test_completion(shell):
     assert "_REGBN_SURGERY_COMPLETE" in script
 
 
-def test_help_is_quick_and_does_without_torch():
-    code = "import sys; sys.argv = ['regbn-surgery', '--help']\nfrom regbn_surgery.__main__ import main\ntry: main()\n"
-    code += "except SystemExit: pass\nprint(sorted({'torch', 'rich', 'pydantic', 'transformers'} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.splitlines()[-1] == "[]"
-    times = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "regbn_surgery", "--help"], capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(times) < 0.3  # of the processor, whatever else the machine does
-
-
 @pytest.mark.parametrize(
     "command",
     ["inspect", "plan", "show", "verify", "check", "init", "schema", "presets", "diagnose", "sweep", "completion"],
@@ -165,7 +150,10 @@ class TestProgress:
             pass
         assert "thinking" not in sys.stderr.getvalue()
         with output.progress("thinking"):
-            time.sleep(0.4)
+            for _ in range(10_000):
+                if "thinking" in sys.stderr.getvalue():
+                    break
+                time.sleep(0.01)
         assert "thinking" in sys.stderr.getvalue()
 
     def test_is_not_told_to_a_file(self, monkeypatch, capsys):

@@ -71,8 +71,9 @@ class TestPlan:
     def test_the_name_of_the_file_decides(self, run, project, name, read):
         assert run("plan", "project.py:build", "r.yaml", "-o", name).exit_code == 0
         assert len(read((project / name).read_text())["sites"]) == 1
-        assert run("plan", "project.py:build", "r.yaml", "--format", "text", "-o", name).exit_code == 0
-        assert "normalised" in (project / name).read_text()
+        refused = run("plan", "project.py:build", "r.yaml", "--format", "text", "-o", name, "--force")
+        assert refused.exit_code == 2
+        assert "with --format text; use .txt, .svg" in refused.stderr
 
     def test_yaml_says_the_same(self, run, project):
         as_yaml = yaml.safe_load(run("plan", "project.py:build", "r.yaml", "--format", "yaml").stdout)
@@ -155,7 +156,8 @@ class TestInit:
     def test_nothing_to_write_is_an_error(self, run, project):
         result = run("init", "project.py:alone")
         assert (result.exit_code, result.stdout) == (2, "")
-        assert "Alone has no fusion point for a rules file" in result.stderr
+        assert "no rules file for Alone: no two of its modalities meet" in result.stderr
+        assert "--modality NAME=INPUT" in result.stderr
 
 
 def test_schema(run, tmp_path):

@@ -140,7 +140,7 @@ def spawn(folder: Path, world: int) -> list[dict[str, dict[str, torch.Tensor]]]:
     ]
     try:
         for rank in ranks:
-            _, errors = rank.communicate(timeout=120)
+            _, errors = rank.communicate(timeout=1800)
             assert rank.returncode == 0, errors[-3000:]
     finally:
         for rank in ranks:
@@ -201,7 +201,7 @@ def test_the_example_runs_under_its_launchers(launcher: list[str]) -> None:
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     for _ in range(3):
         run = subprocess.run(
-            [*command, "--steps", "20"], capture_output=True, text=True, timeout=120, check=False, env=environment
+            [*command, "--steps", "20"], capture_output=True, text=True, timeout=1800, check=False, env=environment
         )
         # torch's launcher sometimes aborts a thread of its own on a busy machine; that is not what is tested here.
         if "terminate called without an active exception" not in run.stderr:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _resizing, _tree
+from ._codes import coded
 from ._errors import InputsError
 from ._resizing import Way
 
@@ -215,7 +216,8 @@ def _readings(model: nn.Module, inputs: Inputs) -> list[Batches]:
             "broadcasts, and batch statistics of one sample do not exist: give at least 2 samples."
         )
     why = f"the inputs share no batch axis ({shapes})" if axis is None else "no second batch size can be made of them"
-    note = f"{why}, so batch axes are unknown: give example_inputs as a function of the batch size, or {SECOND_SIZE}"
+    remedy = f"give example_inputs as a function of the batch size, or {SECOND_SIZE}"
+    note = coded("RB011", f"{why}, so batch axes are unknown: {remedy}")
     return [*found, Batches(inputs, None, (0, 0), (note,), given=inputs)]
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import _tree
 from ._analysis import MODEL_ERRORS
 from ._api import operate
+from ._codes import coded, kept, text_of
 from ._diagnosis import MINIMUM, Dependence, dependence
 from ._errors import InputsError, RegBNError
 from ._inputs import Inputs, InputsLike, as_inputs
@@ -111,7 +112,8 @@ def diagnose(
     for path, planned in plans.items():
         pair = before.get(path)
         if pair is None or len(pair[0]) < MINIMUM:
-            notes.append(f"`{path}` saw {0 if pair is None else len(pair[0])} samples; {MINIMUM} are needed")
+            saw = f"saw {0 if pair is None else len(pair[0])} samples; {MINIMUM} are needed"
+            notes.append(coded("RB305", f"`{path}` {saw}"))
             continue
         name = path if rules is not None else planned.point or path
         first = dependence(*pair, seed=seed)
@@ -125,11 +127,12 @@ def diagnose(
             alarms += [told] if told else []
             notes += verdict(found)
             short = None if steps is None or regbn.options.correct_start else too_few(steps, regbn.options.momentum)
-            notes += [f"`{name}`: {short}"] if short else []
+            notes += [coded("RB306", f"`{name}`: {short}")] if short else []
     if plans and not rows:
         seen = count_text(len(batches), "batch", "batches")
-        raise InputsError(f"no site saw {MINIMUM} samples in {seen}: " + "; ".join(notes))
-    return Diagnosis(type(model).__name__, len(batches), tuple(rows), tuple(notes), tuple(alarms))
+        raise InputsError(f"no site saw {MINIMUM} samples in {seen}: " + "; ".join(map(text_of, notes)))
+    ignore = () if rules is None else rules.ignore
+    return Diagnosis(type(model).__name__, len(batches), tuple(rows), kept(notes, ignore), kept(alarms, ignore))
 
 
 def call_of(model: nn.Module, batch: Any) -> Inputs:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from typing import Any
 
 import click
 
+from .._codes import kept
 from .completing import complete_model, complete_rules
 from .destination import PICTURES, output_options
-from .options import ModelRequest, modality_option, model_options
-from .output import debuggable, finding, progress, quiet_stdout, write_bytes, write_text, write_views
+from .options import ModelRequest, ignore_option, modality_option, model_options
+from .output import (
+    debuggable,
+    finding,
+    message,
+    next_step,
+    progress,
+    quiet_stdout,
+    write_bytes,
+    write_text,
+    write_views,
+)
 
 
 @click.command(
@@ -42,6 +55,7 @@ from .output import debuggable, finding, progress, quiet_stdout, write_bytes, wr
     drawn_by=("matplotlib", "The formats table and json do without"),
     form_help=" svg and png are bar plots.",
 )
+@ignore_option
 @debuggable
 def diagnose(
     request: ModelRequest,
@@ -53,6 +67,7 @@ def diagnose(
     steps: int | None,
     form: str,
     output: str | None,
+    ignore: tuple[str, ...],
 ) -> None:
     """Measure on batches of your own data how dependent the branches of MODEL are where they meet.
 
@@ -77,9 +92,19 @@ def diagnose(
         source = load_data(data)
     with progress(f"running {type(model).__name__} on {batches} batches"), quiet_stdout():
         found = run(model, source, batches, parsed, inputs, modalities or None, seed=seed, steps=steps)
+    found = replace(found, notes=kept(found.notes, ignore), alarms=kept(found.alarms, ignore))
     _write(found, form, output)
     if not found.rows:
         finding("nothing was measured: no site")
+    if rules is None:
+        next_step(
+            "measure what RegBN leaves: add --rules, with a file from", "init", *request.command, "-o", "rules.yaml"
+        )
+    else:
+        next_step(
+            "compare training with and without it",
+            "sweep", *request.with_rules, "--rules", rules, "--train", "MODULE:FUNCTION",
+        )  # fmt: skip
 
 
 def _write(found: Any, form: str, output: str | None) -> None:
@@ -114,6 +139,8 @@ def completion(shell: str) -> None:
     made = get_completion_class(shell)
     assert made is not None, "the choices are shells that click knows"
     write_text(made(cli, {}, "regbn-surgery", "_REGBN_SURGERY_COMPLETE").source(), None)
+    if sys.stdout.isatty():  # a shell that reads the script at every start should not say this each time
+        message(f"Next, put this where your shell reads it: {_WHERE[shell]}")
 
 
 MORE_COMMANDS = (diagnose, completion)

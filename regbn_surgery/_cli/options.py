@@ -37,12 +37,18 @@ class ModelRequest:
     checkpoint: str | None = None
     inputs_from: str | None = None
     tensors: Mapping[str, TensorSpec] = field(default_factory=dict)
-    words: tuple[str, ...] = ()  # the options of the command line that say which model, inputs and modalities
+    words: tuple[str, ...] = ()  # options that say which model, inputs and modalities, each with its value
 
     @property
     def command(self) -> tuple[str, ...]:
         """MODEL and the options with which another command means the same model, as words of a command line."""
         return (self.spec, *self.words)
+
+    @property
+    def with_rules(self) -> tuple[str, ...]:
+        """The same for a command with rules, which name the modalities themselves."""
+        pairs = zip(self.words[::2], self.words[1::2], strict=True)
+        return (self.spec, *(word for pair in pairs if pair[0] != "--modality" for word in pair))
 
     def load(self, *, weights: bool = False, section: Mapping[str, Any] | None = None) -> tuple[nn.Module, Any]:
         """The model and its example inputs (None where nobody gives any). Runs the user's code.
@@ -66,8 +72,28 @@ def _said(context: click.Context, option: click.Parameter, value: Any) -> Any:
     return value
 
 
+def _codes(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """`RB114`, `RB114,RB115`, once or several times."""
+    from .._codes import KINDS
+    from .._rules.problems import did_you_mean
+
+    codes = [code for value in values for code in value.replace(",", " ").split()]
+    for code in codes:
+        if code not in KINDS:
+            raise click.BadParameter(f"no note has the code {code!r}{did_you_mean(code, KINDS)}")
+    return tuple(dict.fromkeys(codes))
+
+
 #: For commands that print notes; the command gets `verbose`.
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show all notes, not only the first ten.")
+#: For commands that print notes or warnings; the command gets `ignore`.
+ignore_option = click.option(
+    "--ignore",
+    multiple=True,
+    metavar="CODE",
+    callback=_codes,
+    help="Leave out notes and warnings with this code (RB114; docs/notes.md lists them); once for each.",
+)
 
 
 def model_options(command: _Command) -> _Command:

@@ -124,9 +124,10 @@ def finding(text: str) -> NoReturn:
     raise click.exceptions.Exit(1)
 
 
-def next_step(text: str, *command: str) -> None:
-    """The last line of a command: what was found or written, and the command line to run next."""
-    message(f"{text} Next: {shlex.join(command)}" if command else text)
+def next_step(text: str, *words: str) -> None:
+    """The last line of a command: what to do next, and the command line that does it."""
+    command = f": {shlex.join(('regbn-surgery', *words))}" if words else ""
+    message(f"Next, {text}{command}")
 
 
 @contextlib.contextmanager

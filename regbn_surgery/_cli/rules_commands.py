@@ -15,8 +15,8 @@ import click
 from .._visible import visible
 from .completing import complete_preset, complete_rules
 from .destination import ENDINGS, output_option, output_options
-from .options import ModelRequest, modality_option, model_options, verbose_option
-from .output import debuggable, finding, message, progress, quiet_stdout, write_text, write_views
+from .options import ModelRequest, ignore_option, modality_option, model_options, verbose_option
+from .output import debuggable, finding, message, next_step, progress, quiet_stdout, write_text, write_views
 
 if TYPE_CHECKING:
     from .._rules import Rules
@@ -32,8 +32,17 @@ if TYPE_CHECKING:
 @output_options("text", "json", "yaml")
 @click.option("--steps", type=click.IntRange(1), help="Training steps to follow: notes say where they are too few.")
 @verbose_option
+@ignore_option
 @debuggable
-def plan(request: ModelRequest, rules: str, form: str, output: str | None, steps: int | None, verbose: bool) -> None:
+def plan(
+    request: ModelRequest,
+    rules: str,
+    form: str,
+    output: str | None,
+    steps: int | None,
+    verbose: bool,
+    ignore: tuple[str, ...],
+) -> None:
     """Show what RULES decide on each fusion point of MODEL and why, and the RegBN modules that follow.
 
     RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed. The JSON can be read
@@ -41,8 +50,7 @@ def plan(request: ModelRequest, rules: str, form: str, output: str | None, steps
     """
     from .._rules import Rules
 
-    parsed = Rules.load(rules)
-    planned = _plan(request, parsed, steps)
+    planned = _plan(request, Rules.load(rules).ignoring(ignore), steps)
     if form == "text":
         from .._report.tables import plan_view
 
@@ -52,6 +60,7 @@ def plan(request: ModelRequest, rules: str, form: str, output: str | None, steps
     else:
         write_text(_yaml(planned), output)
     _finish(planned)
+    next_step("see the lines that change", "show", *request.with_rules, rules)
 
 
 def _plan(request: ModelRequest, parsed: Rules, steps: int | None = None) -> Plan:
@@ -91,8 +100,9 @@ def _finish(planned: Plan) -> None:
 )
 @click.argument("rules", shell_complete=complete_rules)
 @model_options
+@ignore_option
 @debuggable
-def check(rules: str, request: ModelRequest) -> None:
+def check(rules: str, request: ModelRequest, ignore: tuple[str, ...]) -> None:
     """Check RULES, a rules file or the name of a preset: every problem with line and column.
 
     With MODEL, as for `inspect`, also whether each rule, exclude and override finds something in it.
@@ -100,11 +110,12 @@ def check(rules: str, request: ModelRequest) -> None:
     from .._report.words import count_text
     from .._rules import Rules
 
-    parsed = Rules.load(rules)
+    parsed = Rules.load(rules).ignoring(ignore)
     names = ", ".join(rule.id for rule in parsed.rules)
     head = f"{rules}: {count_text(len(parsed.rules), 'rule')} ({names}), no problem found"
     if not request.spec:
         click.echo(visible(head))
+        next_step("check it on your model", "check", rules, "MODEL")
         return
     planned = _plan(request, parsed)
     normalised = sum(decision.action == "normalize" for decision in planned.decisions)
@@ -112,6 +123,7 @@ def check(rules: str, request: ModelRequest) -> None:
     modules = count_text(len(planned.sites), "RegBN module")
     click.echo(visible(f"{head}; {normalised} of {points} normalised, {modules}"))
     _finish(planned)
+    next_step("see each decision", "plan", *request.with_rules, rules)
 
 
 for _parameter in check.params:
@@ -140,6 +152,10 @@ def init(request: ModelRequest, modalities: dict[str, Any], output: str | None) 
     with progress(f"running {type(built).__name__} and trying its rules"), quiet_stdout():
         text = starter_rules(built, inputs, modalities or None)
     write_text(_FOR_EDITORS + text.rstrip("\n"), output)
+    if output in (None, "-"):
+        next_step("write it to a file", "init", *request.command, "-o", "rules.yaml")
+    else:
+        next_step("see what it does", "plan", *request.with_rules, str(output))
 
 
 @click.command(
@@ -157,6 +173,8 @@ def schema(output: str | None) -> None:
     from .._rules.json_schema import rules_schema
 
     write_text(json.dumps(rules_schema(), indent=2, ensure_ascii=False), output)
+    name = "rules.schema.json" if output in (None, "-") else output
+    next_step(f"let your editor use it; first line of a rules file: # yaml-language-server: $schema={name}")
 
 
 @click.command(
@@ -172,6 +190,7 @@ def presets(name: str | None, output: str | None) -> None:
 
     if name is not None:
         write_text(preset_text(name).rstrip("\n"), output)
+        next_step("see what it does to your model", "plan", "MODEL", name)
         return
     width = max((len(known) for known in preset_names()), default=0) + 2
     lines = [
@@ -179,6 +198,7 @@ def presets(name: str | None, output: str | None) -> None:
         for known in preset_names()
     ]
     write_text("\n".join(lines), output)
+    next_step("see what one does to your model", "plan", "MODEL", "late")
 
 
 RULES_COMMANDS = (plan, check, init, schema, presets)

@@ -11,7 +11,7 @@ import click
 from .completing import complete_file, complete_model, complete_rules
 from .destination import check_file
 from .options import ModelRequest, model_options
-from .output import debuggable, message, write_bytes
+from .output import debuggable, message, next_step, write_bytes
 
 
 def _seeds(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
@@ -95,7 +95,8 @@ def sweep(
     files = [Path(output) / "sweep.csv", Path(output) / "sweep.md", _plotted(found, Path(output))]
     for file in files:
         if file is not None:
-            click.echo(f"wrote {file}")
+            message(f"wrote {file}")
+    next_step(f"read {files[1]}: differences whose interval leaves out 0 are more than chance")
 
 
 _RESULTS = ("sweep.csv", "sweep.md", "sweep.png")

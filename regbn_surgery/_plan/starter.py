@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from .._codes import text_of
 from .._errors import PlanError, RegBNError
 from .._rules.document import Rules
 from .._rules.matching import spell_homes
@@ -146,7 +147,7 @@ def _tried(inspection: Inspection, facts: Facts, head: str, points: tuple[Fusion
             hazard = next(out_of_range(made.sites), None)
             if hazard is None:
                 return _Draft(points, lines)
-            trouble = trouble or hazard
+            trouble = trouble or text_of(hazard)
         except RegBNError as error:
             trouble = trouble or str(error)
     reason = re.sub(r"^(\d+ problems: )?rules:\d+:\d+: (rule `[^`]*` (at `[^`]*`: )?)?", "", " ".join(trouble.split()))

@@ -22,7 +22,7 @@ class TestInspect:
     def test_table_on_stdout_and_the_models_own_noise_on_stderr(self, run, library):
         result = run("inspect", MODEL)
         assert result.exit_code == 0
-        assert result.stdout.startswith("TwoBranch: 1 fusion point\n")
+        assert result.stdout.startswith("TwoBranch: 1 fusion point, where gray meets colored\n")
         assert "noise" not in result.stdout
         assert "noise from the model's forward" in result.stderr
         assert library.asked == [("Identity", None, None)]

@@ -78,7 +78,9 @@ def test_a_diff_is_of_the_users_file_at_its_lines(run, place):
     (line,) = [i for i, line in enumerate(MODEL.splitlines(), 1) if "torch.cat" in line]
     header, *changes = text[text.index("--- ") :].splitlines()
     assert header.endswith("formats_model.py")
-    assert changes[1] == f"@@ -{line - 1},2 +{line - 1},2 @@"  # the signature, and the one line that changes
+    assert (
+        changes[1] == f"@@ -{line - 1},2 +{line - 1},2 @@ regbn_late: f, g, fusion"
+    )  # the signature, and the one line that changes
     assert changes[3:] == [
         "-        return self.head(torch.cat([self.left(x), self.right(y)], dim=1))",
         "+        return self.head(_regbn.call(0, torch.cat, "
@@ -112,7 +114,10 @@ def test_output_that_is_no_terminal_is_plain_and_stable(run, place):
     )
     assert process.stdout.decode() == run(*arguments).stdout
     assert b"\x1b" not in process.stdout
-    assert process.stderr == b""
+    assert (
+        process.stderr.decode()
+        == "Next, put RegBN in and train as before: model = regbnify(model, 'late.yaml', example_inputs)\n"
+    )
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

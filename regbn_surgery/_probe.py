@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import _tree
 from ._analysis import MODEL_ERRORS
-from ._api import operate
+from ._api import RulesLike, operate
 from ._codes import coded, kept, text_of
 from ._diagnosis import MINIMUM, Dependence, dependence
 from ._errors import InputsError, RegBNError
@@ -61,13 +61,25 @@ class Diagnosis:
     notes: tuple[str, ...] = ()
     alarms: tuple[str, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """The content as plain JSON types."""
+        from ._report.dependence import dependence_to_dict
+
+        return dependence_to_dict(self)
+
+    def __str__(self) -> str:
+        from ._report.dependence import dependence_view
+        from ._report.text import plain
+
+        return plain(dependence_view(self))
+
 
 @guarding
 def diagnose(
     model: nn.Module,
     data: Iterable[Any],
-    count: int,
-    rules: Rules | None = None,
+    count: int = 8,
+    rules: RulesLike | None = None,
     example: InputsLike | None = None,
     modalities: Mapping[str, Any] | None = None,
     *,
@@ -80,6 +92,8 @@ def diagnose(
     training mode, while everything around it stays in evaluation, and measured on them again.
 
     Args:
+        count: how many batches to take.
+        rules: as for `plan`.
         data: batches as the model takes them: a tensor or tuple (positional arguments), a dict (keyword arguments),
             or `Inputs`; or pairs of one of these and a target, which is left out.
         example: inputs to analyse the model with; without it the first batch.
@@ -96,6 +110,7 @@ def diagnose(
     if not batches:
         raise InputsError("the data gave no batch at all; `--data` names an iterable of batches, or a function of one")
     known = batches[0] if example is None else example
+    rules = None if rules is None else Rules.load(rules)
     _, _, rewritten = operate(model, rules or _first_rules(model, known, modalities), known)
     sites = {f"{host.host}.{site.name}".lstrip("."): site for host in explain(rewritten) for site in host.sites}
     places = {path: module for path, module in rewritten.named_modules() if isinstance(module, RegBNSite)}

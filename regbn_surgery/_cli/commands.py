@@ -15,6 +15,7 @@ from .more_commands import MORE_COMMANDS
 from .options import ModelRequest, ignore_option, modality_option, model_options, verbose_option
 from .output import debuggable, finding, next_step, write_text, write_views
 from .rules_commands import RULES_COMMANDS
+from .summary_command import summary
 from .sweep_command import sweep
 from .verify_command import verify
 
@@ -121,5 +122,5 @@ def show(
     next_step(f"put RegBN in and train as before: model = regbnify(model, {rules!r}, example_inputs)")
 
 
-for _command in (*RULES_COMMANDS, verify, sweep, *MORE_COMMANDS):
+for _command in (*RULES_COMMANDS, verify, summary, sweep, *MORE_COMMANDS):
     cli.add_command(_command)

@@ -19,6 +19,7 @@ WRITING = {
     "plan": (["plan", MODEL, "r.yaml"], "json"),
     "init": (["init", MODEL], "yaml"),
     "verify": (["verify", MODEL, "r.yaml"], "txt"),
+    "summary": (["summary", MODEL, "r.yaml"], "json"),
     "diagnose": (["diagnose", MODEL, "--data", "none.py:x"], "json"),
     "schema": (["schema"], "json"),
     "presets": (["presets", "late"], "yaml"),

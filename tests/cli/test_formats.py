@@ -130,7 +130,20 @@ def test_completion(shell):
 
 @pytest.mark.parametrize(
     "command",
-    ["inspect", "plan", "show", "verify", "check", "init", "schema", "presets", "diagnose", "sweep", "completion"],
+    [
+        "inspect",
+        "plan",
+        "show",
+        "verify",
+        "check",
+        "init",
+        "schema",
+        "presets",
+        "diagnose",
+        "summary",
+        "sweep",
+        "completion",
+    ],
 )
 def test_every_command_helps_with_an_example(run, command):
     result = run(command, "--help")

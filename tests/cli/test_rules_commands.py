@@ -236,6 +236,7 @@ class TestNext:
             ["presets", "late"],
             ["show", "project.py:build", "r.yaml"],
             ["verify", "project.py:build", "r.yaml"],
+            ["summary", "project.py:build", "r.yaml"],
         ],
     )
     def test_every_command_has_one_and_quiet_leaves_it_out(self, run, project, command):

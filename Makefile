@@ -58,7 +58,7 @@ format: $(VENV)/.for-development
 # Chromium is no Python package: `apt-get install chromium`, where the script does not find one.
 pictures: $(VENV)/.for-development
 	@$(BIN)/python docs/make_pictures.py $(PICTURES)
-	@$(BIN)/regbn-surgery show $(MODEL) $(RULES) --format diff -o docs/show.svg
+	@$(BIN)/regbn-surgery show $(MODEL) $(RULES) --format diff -o docs/show.svg --force
 
 # Both experiments draw their data from seeds; nothing is downloaded. About 3 minutes of processor time.
 evidence: $(VENV)/.for-demo

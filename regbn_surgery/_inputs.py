@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _resizing, _tree
+from ._codes import coded
 from ._errors import InputsError
 from ._resizing import Way
 
@@ -215,7 +216,8 @@ def _readings(model: nn.Module, inputs: Inputs) -> list[Batches]:
             "broadcasts, and batch statistics of one sample do not exist: give at least 2 samples."
         )
     why = f"the inputs share no batch axis ({shapes})" if axis is None else "no second batch size can be made of them"
-    note = f"{why}, so batch axes are unknown: give example_inputs as a function of the batch size, or {SECOND_SIZE}"
+    remedy = f"give example_inputs as a function of the batch size, or {SECOND_SIZE}"
+    note = coded("RB011", f"{why}, so batch axes are unknown: {remedy}")
     return [*found, Batches(inputs, None, (0, 0), (note,), given=inputs)]
 
 
@@ -314,23 +316,31 @@ def _is_sequence_first(model: nn.Module) -> bool:
 
 
 def find_inputs(model: nn.Module, example: InputsLike | None, specs: Mapping[str, Any] | None = None) -> InputsLike:
-    """Example inputs from the caller, else from the rules file's `inputs:` section, else from `dummy_inputs`.
+    """`known_inputs`, where there are any.
 
     Raises:
         InputsError: where there are none.
     """
+    found = known_inputs(model, example, specs)
+    if found is None:
+        raise InputsError(
+            f"No example inputs for {type(model).__name__}: pass example_inputs (on the command line "
+            "`--input NAME=f32[8,3,32,32]` or `--inputs MODULE:NAME`), or give the rules file an `inputs:` "
+            "section (name: {shape: [8, 3, 32, 32]} for each argument of forward)."
+        )
+    return found
+
+
+def known_inputs(
+    model: nn.Module, example: InputsLike | None, specs: Mapping[str, Any] | None = None
+) -> InputsLike | None:
+    """Example inputs from the caller, else from the rules file's `inputs:` section, else from `dummy_inputs`."""
     if example is not None:
         return example
     if specs:
         return from_specs(specs)
     dummy = _tree.attribute(model, "dummy_inputs")
-    if isinstance(dummy, Mapping) and dummy:
-        return Inputs(**dummy)
-    raise InputsError(
-        f"No example inputs for {type(model).__name__}: pass example_inputs (on the command line "
-        "`--input NAME=f32[8,3,32,32]` or `--inputs MODULE:NAME`), or give the rules file an `inputs:` "
-        "section (name: {shape: [8, 3, 32, 32]} for each argument of forward)."
-    )
+    return Inputs(**dummy) if isinstance(dummy, Mapping) and dummy else None
 
 
 def from_specs(specs: Mapping[str, Any]) -> Inputs:

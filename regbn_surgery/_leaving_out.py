@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ._analysis import Analysis
+from ._codes import coded, kept
 from ._errors import AlreadyRewrittenError, RewriteError
 from ._plan.advice import site_path
 from ._surgery import perform, undo
@@ -42,8 +43,11 @@ def perform_borne(model: nn.Module, plan: Plan, analysis: Analysis, *, strict: b
         done = _at(plan, [place for place in places if place not in failed]).sites
         if not done or any(pair is not None for _, pair in failed):  # a pair is named outright, and so wanted
             raise
-        whys = [f"left out: RegBN cannot go to {_named(plan, place)}: {why}" for place, why in failed.items()]
-        plan = dataclasses.replace(plan, sites=done, warnings=(*plan.warnings, *whys))
+        whys = [
+            coded("RB103", f"left out: RegBN cannot go to {_named(plan, place)}: {why}")
+            for place, why in failed.items()
+        ]
+        plan = dataclasses.replace(plan, sites=done, warnings=(*plan.warnings, *kept(whys, plan.ignore)))
         try:
             perform(model, plan, analysis)
         except RewriteError as again:

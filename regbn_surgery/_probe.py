@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from . import _tree
 from ._analysis import MODEL_ERRORS
-from ._api import operate
+from ._api import RulesLike, operate
+from ._codes import coded, kept, text_of
 from ._diagnosis import MINIMUM, Dependence, dependence
 from ._errors import InputsError, RegBNError
 from ._inputs import Inputs, InputsLike, as_inputs
@@ -60,13 +61,25 @@ class Diagnosis:
     notes: tuple[str, ...] = ()
     alarms: tuple[str, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """The content as plain JSON types."""
+        from ._report.dependence import dependence_to_dict
+
+        return dependence_to_dict(self)
+
+    def __str__(self) -> str:
+        from ._report.dependence import dependence_view
+        from ._report.text import plain
+
+        return plain(dependence_view(self))
+
 
 @guarding
 def diagnose(
     model: nn.Module,
     data: Iterable[Any],
-    count: int,
-    rules: Rules | None = None,
+    count: int = 8,
+    rules: RulesLike | None = None,
     example: InputsLike | None = None,
     modalities: Mapping[str, Any] | None = None,
     *,
@@ -79,6 +92,8 @@ def diagnose(
     training mode, while everything around it stays in evaluation, and measured on them again.
 
     Args:
+        count: how many batches to take.
+        rules: as for `plan`.
         data: batches as the model takes them: a tensor or tuple (positional arguments), a dict (keyword arguments),
             or `Inputs`; or pairs of one of these and a target, which is left out.
         example: inputs to analyse the model with; without it the first batch.
@@ -95,6 +110,7 @@ def diagnose(
     if not batches:
         raise InputsError("the data gave no batch at all; `--data` names an iterable of batches, or a function of one")
     known = batches[0] if example is None else example
+    rules = None if rules is None else Rules.load(rules)
     _, _, rewritten = operate(model, rules or _first_rules(model, known, modalities), known)
     sites = {f"{host.host}.{site.name}".lstrip("."): site for host in explain(rewritten) for site in host.sites}
     places = {path: module for path, module in rewritten.named_modules() if isinstance(module, RegBNSite)}
@@ -111,7 +127,8 @@ def diagnose(
     for path, planned in plans.items():
         pair = before.get(path)
         if pair is None or len(pair[0]) < MINIMUM:
-            notes.append(f"`{path}` saw {0 if pair is None else len(pair[0])} samples; {MINIMUM} are needed")
+            saw = f"saw {0 if pair is None else len(pair[0])} samples; {MINIMUM} are needed"
+            notes.append(coded("RB305", f"`{path}` {saw}"))
             continue
         name = path if rules is not None else planned.point or path
         first = dependence(*pair, seed=seed)
@@ -125,11 +142,12 @@ def diagnose(
             alarms += [told] if told else []
             notes += verdict(found)
             short = None if steps is None or regbn.options.correct_start else too_few(steps, regbn.options.momentum)
-            notes += [f"`{name}`: {short}"] if short else []
+            notes += [coded("RB306", f"`{name}`: {short}")] if short else []
     if plans and not rows:
         seen = count_text(len(batches), "batch", "batches")
-        raise InputsError(f"no site saw {MINIMUM} samples in {seen}: " + "; ".join(notes))
-    return Diagnosis(type(model).__name__, len(batches), tuple(rows), tuple(notes), tuple(alarms))
+        raise InputsError(f"no site saw {MINIMUM} samples in {seen}: " + "; ".join(map(text_of, notes)))
+    ignore = () if rules is None else rules.ignore
+    return Diagnosis(type(model).__name__, len(batches), tuple(rows), kept(notes, ignore), kept(alarms, ignore))
 
 
 def call_of(model: nn.Module, batch: Any) -> Inputs:

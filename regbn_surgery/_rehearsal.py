@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import _tree
 from ._analysis import MODEL_ERRORS, Analysis
+from ._codes import coded, kept
 from ._errors import RegBNError
 from ._inputs import InputsLike, as_inputs, is_function, shared_axis
 from ._leaving_out import perform_borne
@@ -48,10 +49,11 @@ def rehearse(
         twin = copied(model)
         plan = perform_borne(twin, plan, analysis, strict=strict)
     except RegBNError as error:
-        return dataclasses.replace(plan, notes=(*plan.notes, f"tried on a copy, the surgery fails: {error}"))
+        failure = coded("RB106", f"tried on a copy, the surgery fails: {error}")
+        return dataclasses.replace(plan, notes=(*plan.notes, *kept([failure], plan.ignore)))
     tiers = {(site.host, site.name): report.tier for report in explain(twin) for site in report.sites}
     sites = tuple(dataclasses.replace(site, tier=tiers.get((site.host, site.name))) for site in plan.sites)
-    notes = [*plan.notes, *_independent(twin, plan, example, analysis.writes_parameters)]
+    notes = [*plan.notes, *kept(_independent(twin, plan, example, analysis.writes_parameters), plan.ignore)]
     return dataclasses.replace(plan, sites=sites, notes=tuple(notes))
 
 
@@ -74,7 +76,8 @@ def _independent(twin: nn.Module, plan: Plan, example: InputsLike | None, writes
             args, kwargs = _tree.cloned((inputs.args, inputs.kwargs))
             twin(*args, **kwargs)
     except (RegBNError, *MODEL_ERRORS) as error:
-        yield f"the model does not run on all {axis[1]} samples of the example ({type(error).__name__}: {error})"
+        why = f"{type(error).__name__}: {error}"
+        yield coded("RB117", f"the model does not run on all {axis[1]} samples of the example ({why})")
         return
     finally:
         for handle in handles:
@@ -105,9 +108,11 @@ def _judge(site: PlannedSite, f: Tensor, g: Tensor) -> Iterator[str]:
         return
     chance = independence(f, g)
     if chance > _LEVEL:
-        yield (
+        yield coded(
+            "RB118",
             f"at {site_path(site)}, {'+'.join(site.f.home)} and {'+'.join(site.g.home)} look linearly independent in "
-            f"the {samples} samples of the example (permutation test, p = {chance:.2f}): there may be nothing to remove"
+            f"the {samples} samples of the example (permutation test, p = {chance:.2f}): there may be nothing to "
+            "remove",
         )
 
 

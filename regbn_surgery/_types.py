@@ -227,6 +227,7 @@ class Inspection:
     excluded: tuple[ExcludedInput, ...]
     fusion_points: tuple[FusionPoint, ...]
     notes: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()  # codes of notes that reports leave out
 
     def to_dict(self) -> dict[str, Any]:
         """The content as plain JSON types (see `docs/inspect.schema.json`)."""
@@ -317,6 +318,7 @@ class Plan:
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # under `strict: warn`: what would have been an error
     forwards: tuple[tuple[str, str], ...] = ()  # path of each host, and a digest of the code of its forward
+    ignore: tuple[str, ...] = ()  # codes of notes and warnings that the rules switch off
 
     def to_dict(self) -> dict[str, Any]:
         """The whole content as plain JSON types; `Plan.from_dict` reads it back."""

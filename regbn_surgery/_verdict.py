@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ._codes import coded
 from ._diagnosis import Dependence
 from .nn.options import RegBNOptions
 
@@ -38,16 +39,15 @@ def risen(found: Evidence) -> str | None:
         return None
     head = f"`{found.site}`: after RegBN g explains more of f than before ({before:.1%} -> {after:.1%})"
     if not found.options.centre and found.offset > OFFSET:
-        return (
-            f"{head}. g varies around a mean ({found.offset:.0%} of its size), and the fit has no intercept, so that a "
-            "mean of f is explained by g; `regbn: {centre: true}` takes the means off first"
+        cause = (
+            f"g varies around a mean ({found.offset:.0%} of its size), and the fit has no intercept, so that a "
+            "mean of f is explained by g; `regbn: {centre: true}` subtracts the means first"
         )
-    if found.options.constraint != "gcv":
-        return (
-            f"{head}. The fit of one batch of {found.batch} samples is mostly noise; larger batches help, or "
-            "`regbn: {constraint: gcv}`, which takes little where little is known"
-        )
-    return f"{head}. The fit of one batch of {found.batch} samples is mostly noise; larger batches help"
+    else:
+        cause = f"The fit of one batch of {found.batch} samples is mostly noise; larger batches help"
+        if found.options.constraint != "gcv":
+            cause += ", or `regbn: {constraint: gcv}`, which removes little where little is known"
+    return coded("RB301", f"{head}. {cause}")
 
 
 def verdict(found: Evidence) -> Iterator[str]:
@@ -56,14 +56,17 @@ def verdict(found: Evidence) -> Iterator[str]:
     shared = before.shared_directions
     many = f"{shared} shared direction{'' if shared == 1 else 's'}"
     if shared == 0 and before.explained_variance < LITTLE:
-        yield f"`{found.site}`: f and g share no direction that shows in {before.samples} samples: nothing to remove"
+        none = f"f and g share no direction that shows in {before.samples} samples: nothing to remove"
+        yield coded("RB302", f"`{found.site}`: {none}")
         return
-    yield f"`{found.site}`: {many}; {_ability(found.options, shared)}; {after.shared_directions} left"
+    ability = _ability(found.options, shared)
+    yield coded("RB303", f"`{found.site}`: {many}; {ability}; {after.shared_directions} left")
     if found.running_to_batch < BEHIND:
-        yield (
+        yield coded(
+            "RB304",
             f"`{found.site}`: the running projection subtracts {found.running_to_batch:.0%} of what a batch's own "
             "does: evaluation removes less than training shows. What batches of "
-            f"{found.batch} samples have in common is all that it can hold; larger batches or more steps help"
+            f"{found.batch} samples have in common is all that it can hold; larger batches or more steps help",
         )
 
 

@@ -65,3 +65,23 @@ def test_regbnify_and_a_step_bring_no_compiler_either() -> None:
     )
     assert "networkx" in new
     assert "torch._dynamo" not in new
+
+
+def test_the_help_lists_every_public_name_in_a_line() -> None:
+    import regbn_surgery
+
+    lines = [line.split(maxsplit=1) for line in (regbn_surgery.__doc__ or "").splitlines() if line.startswith("    ")]
+    listed = [name for name, _ in lines]
+    assert sorted(listed) == sorted(set(regbn_surgery.__all__) - {"__version__"})
+    assert all(len(text) > 10 for _, text in lines)
+
+
+def test_every_public_name_is_documented_and_loaded_on_first_use() -> None:
+    code = (
+        "import sys, regbn_surgery\n"
+        "assert 'torch' not in sys.modules\n"
+        "for name in regbn_surgery.__all__:\n"
+        "    value = getattr(regbn_surgery, name)\n"
+        "    assert isinstance(value, str) or (value.__doc__ or '').strip(), name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -136,7 +136,8 @@ def test_a_point_that_does_not_bear_the_surgery_keeps_it_from_no_other(
     with pytest.warns(RegBNWarning) as told:
         result = regbnify(model, said, example)
     assert sorted(str(warning.message) for warning in told) == [
-        f"left out: RegBN cannot go to `parts.{i}.cat` (parts.{i}.regbn_all): the self-check failed at parts.{i}.cat"
+        f"RB103 left out: RegBN cannot go to `parts.{i}.cat` (parts.{i}.regbn_all): "
+        f"the self-check failed at parts.{i}.cat"
         for i in bad
     ]
     good = [i for i in range(5) if i not in bad]

@@ -72,7 +72,7 @@ def test_a_rise_is_told_first_with_the_option_that_cures_it():
     found = diagnose(Two(), offset_batches(), 12, Rules.from_dict(rules))
     (alarm,) = found.alarms
     assert "after RegBN g explains more of f than before" in alarm
-    assert "`regbn: {centre: true}` takes the means off first" in alarm
+    assert "`regbn: {centre: true}` subtracts the means first" in alarm
     text = plain(dependence_view(found))
     assert text.index("after RegBN g explains") < text.index("explained variance")
     rules["rules"][0]["regbn"]["centre"] = True

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .. import _tree
+from .._codes import coded
 from .._errors import CaptureError, RegBNError
 from .._fakes import META, REAL, Fakes, runs_on_meta, standing_in, wants_values
 from .._inputs import SECOND_SIZE, Batches, Inputs
@@ -87,8 +88,11 @@ def _captured_as(model: nn.Module, batches: Batches, fakes: Fakes) -> Captured:
         reason = error.__cause__ or error
         notes = (
             *notes,
-            f"the model does not run in training mode on the example ({type(reason).__name__}: {reason}), so only "
-            "evaluation was looked at; to see both, add to the example what training wants, such as targets",
+            coded(
+                "RB010",
+                f"the model does not run in training mode on the example ({type(reason).__name__}: {reason}), so only "
+                "evaluation was looked at; to see both, add to the example what training needs, such as targets",
+            ),
         )
     run = functools.partial(run_model, model, writes=bool(written), fakes=fakes, observed=observed)
     small = run(batches.small, training=False)
@@ -148,9 +152,10 @@ def _borne(batches: Batches, run: Callable[[Batches], _Result]) -> _Result:
             reason = error.__cause__ or error
             refused.append(f"{reading.small!r} ({type(reason).__name__}: {reason})")
     if refused and last.given is not None:
-        note = (
+        note = coded(
+            "RB012",
             f"the model runs on the example as it is, and on no other number of samples made of it, such as "
-            f"{refused[0]}: batch axes are unknown; {SECOND_SIZE}, or say in a rule what the samples are"
+            f"{refused[0]}: batch axes are unknown; {SECOND_SIZE}, or say in a rule what the samples are",
         )
         last = replace(last, notes=(note,))
     return run(last)

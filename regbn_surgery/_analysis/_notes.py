@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
+from .._codes import coded
 from .._trace import Call
 from .._types import FusionPoint
 from ._lineage import Home, union
@@ -28,22 +29,26 @@ def find_notes(runs: Sequence[Run], sources: Sources, found: Sequence[Found]) ->
 
 
 def _effects(runs: Sequence[Run]) -> list[str]:
-    return sorted({effect for run in runs for effect in run.trace.effects})
+    return [coded("RB008", effect) for effect in sorted({effect for run in runs for effect in run.trace.effects})]
 
 
 def _reads(runs: Sequence[Run]) -> list[str]:
-    """One note for all values that the modules of a class read into Python."""
+    """One note for all values that are read into Python, by the classes whose code reads them."""
     places: dict[str, dict[str, set[str]]] = {}
     for run in runs:
         for read in run.trace.reads:
-            where = str(read.source) if read.source is not None else "a place out of sight"
+            where = str(read.source) if read.source is not None else "an unknown place"
             places.setdefault(read.reader, {}).setdefault(where, set()).add(read.what.strip("_"))
-    notes = []
+    if not places:
+        return []
+    readers = []
     for reader, found in sorted(places.items()):
         shown = ", ".join(f"{where} ({', '.join(sorted(what))})" for where, what in sorted(found.items()))
-        who = f"`{reader}` reads values" if reader else "values are read"
-        notes.append(f"{who} of tensors into Python at {shown}: what is found holds for inputs that take the same path")
-    return notes
+        readers.append(f"`{reader}` at {shown}" if reader else shown)
+    text = (
+        f"tensor values are read into Python: {'; '.join(readers)}. The result holds for inputs that take the same path"
+    )
+    return [coded("RB009", text)]
 
 
 def _blends(runs: Sequence[Run], sources: Sources) -> list[str]:
@@ -51,9 +56,8 @@ def _blends(runs: Sequence[Run], sources: Sources) -> list[str]:
     blends = {home: op for run in reversed(runs) for home, op in run.flow.blends}
     for home, op in blends.items():
         names = " and ".join(f"`{m.name}`" for m in sources.modalities if m.name in home)
-        notes.append(
-            f"{names} are stretches of one input that {_call(op)} at {op.source} takes together: no call parts them"
-        )
+        text = f"{names} are slices of one input, and {_call(op)} at {op.source} processes them together"
+        notes.append(coded("RB006", text))
     return notes
 
 
@@ -69,24 +73,24 @@ def _never_met(runs: Sequence[Run], sources: Sources, found: Sequence[Found], ga
     notes: list[str] = []
     ended: dict[tuple[str, str], list[str]] = {}
     for first, second in apart:
+        pair = f"`{first}` is not seen to meet `{second}`"
         together = _taken_together(runs, frozenset((first, second)))
         ends = {name: text for name in (second, first) if not _comes_out(runs, name) and (text := _end(runs, name))}
         if together is not None:
-            notes.append(
-                f"`{first}` is not seen to meet `{second}`: they stand behind one another in one batch, which "
-                f"{_call(together)} at {together.source} takes as a whole"
-            )
+            where = f"{_call(together)} at {together.source}"
+            notes.append(coded("RB003", f"{pair}: they are stacked into one batch, which {where} processes as a whole"))
         elif ends:
             name, text = next(iter(ends.items()))
             ended.setdefault((name, text), []).append(first if name == second else second)
         elif gaps:
-            notes.append(f"`{first}` is not seen to meet `{second}`: some tensors are made out of sight (see below)")
+            notes.append(coded("RB005", f"{pair}: some tensors are created by code that cannot be followed (RB007)"))
         else:
-            notes.append(f"`{first}` never meets `{second}`")
+            notes.append(coded("RB002", f"`{first}` never meets `{second}`"))
     for (name, text), others in ended.items():
-        notes.append(f"`{name}` is not seen to meet {' or '.join(f'`{other}`' for other in others)}: {text}")
+        known = " or ".join(f"`{other}`" for other in others)
+        notes.append(coded("RB004", f"`{name}` is not seen to meet {known}: {text}"))
     if len(names) < 2:
-        notes.append("fewer than two modalities: nothing can meet; name them with modalities=...")
+        notes.append(coded("RB001", "fewer than two modalities: nothing can meet; name them with modalities=..."))
     return notes
 
 
@@ -125,10 +129,11 @@ def _gaps(runs: Sequence[Run]) -> list[str]:
         for stranger in run.trace.strangers:
             held = stranger.tensor()
             if held is None or id(held) not in others:
-                notes.append(
-                    f"a tensor of shape {stranger.shape} is made out of sight (by numpy, a scripted function or an "
-                    f"extension) and met at {stranger.where}: what modality it carries is not known"
+                text = (
+                    f"a tensor of shape {stranger.shape} is created by code that cannot be followed (numpy, a scripted "
+                    f"function or an extension) and used at {stranger.where}: which modality it carries is not known"
                 )
+                notes.append(coded("RB007", text))
     return list(dict.fromkeys(notes))
 
 

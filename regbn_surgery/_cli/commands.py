@@ -10,11 +10,12 @@ import click
 from .._version import __version__
 from . import work
 from .completing import complete_rules
-from .formats import output_options, write_graph
+from .formats import graph_options, write_graph
 from .more_commands import MORE_COMMANDS
-from .options import ModelRequest, modality_option, model_options, verbose_option
-from .output import debuggable, warn, write_text, write_views
+from .options import ModelRequest, ignore_option, modality_option, model_options, verbose_option
+from .output import debuggable, finding, next_step, write_text, write_views
 from .rules_commands import RULES_COMMANDS
+from .summary_command import summary
 from .sweep_command import sweep
 from .verify_command import verify
 
@@ -24,7 +25,7 @@ from .verify_command import verify
 def cli() -> None:
     """Find where the modalities of a PyTorch model meet, and put RegBN there.
 
-    Exit codes: 0 fine, 1 a finding (no fusion point, a rule that matches nothing), 2 an input that cannot be used.
+    Exit codes: 0: done; 1: nothing found, or a rule matched nothing; 2: wrong usage or input.
     """
 
 
@@ -34,16 +35,24 @@ def cli() -> None:
 )
 @model_options
 @modality_option
-@output_options("table", "tree", "json")
+@graph_options("table", "tree", "json")
 @verbose_option
+@ignore_option
 @debuggable
-def inspect(request: ModelRequest, modalities: dict[str, Any], form: str, output: str | None, verbose: bool) -> None:
+def inspect(
+    request: ModelRequest,
+    modalities: dict[str, Any],
+    form: str,
+    output: str | None,
+    verbose: bool,
+    ignore: tuple[str, ...],
+) -> None:
     """List the fusion points of MODEL: where its modalities meet, and what RegBN would cost there.
 
     MODEL is `package.module:factory` or `path/to/file.py:factory`; the factory returns a model, or a pair of model
     and example inputs. A class works too, and `hf:ClassName` or `hf:config.json` for one of transformers.
     """
-    found = work.inspected(request, modalities)
+    found = work.inspected(request, modalities, ignore)
     if form == "json":
         write_text(json.dumps(found.inspection.to_dict(), indent=2, ensure_ascii=False), output)
     elif form == "table":
@@ -58,11 +67,11 @@ def inspect(request: ModelRequest, modalities: dict[str, Any], form: str, output
         write_graph(form, found.graph, None, (), output)
     if not found.inspection.fusion_points:
         few = len(found.inspection.modalities) < 2
-        warn(
+        finding(
             "no fusion point: "
             + ("fewer than two modalities; name them by --modality" if few else "no two modalities of this model meet")
         )
-        raise click.exceptions.Exit(1)
+    next_step("write a first rules file", "init", *request.command, "-o", "rules.yaml")
 
 
 @cli.command(
@@ -71,17 +80,20 @@ def inspect(request: ModelRequest, modalities: dict[str, Any], form: str, output
 )
 @model_options
 @click.argument("rules", shell_complete=complete_rules)
-@output_options("diff", "table", "tree", "json")
+@graph_options("diff", "table", "tree", "json")
 @verbose_option
+@ignore_option
 @debuggable
-def show(request: ModelRequest, rules: str, form: str, output: str | None, verbose: bool) -> None:
+def show(
+    request: ModelRequest, rules: str, form: str, output: str | None, verbose: bool, ignore: tuple[str, ...]
+) -> None:
     """Show what RULES do to MODEL: each RegBN module, and the code of its host before and after.
 
     RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed.
     """
     from .._rules import Rules
 
-    parsed = Rules.load(rules)  # before torch: a typo should not take seconds to be told
+    parsed = Rules.load(rules).ignoring(ignore)  # before torch: a typo should not take seconds to be told
     done = work.operated(request, parsed)
     if form in ("diff", "table"):
         from .._report.diff import host_views
@@ -106,9 +118,9 @@ def show(request: ModelRequest, rules: str, form: str, output: str | None, verbo
     else:
         write_graph(form, done.graph, done.after, done.hosts, output)
     if not done.plan.sites:
-        warn("nothing would be normalised")
-        raise click.exceptions.Exit(1)
+        finding("nothing would be normalised")
+    next_step(f"put RegBN in and train as before: model = regbnify(model, {rules!r}, example_inputs)")
 
 
-for _command in (*RULES_COMMANDS, verify, sweep, *MORE_COMMANDS):
+for _command in (*RULES_COMMANDS, verify, summary, sweep, *MORE_COMMANDS):
     cli.add_command(_command)

@@ -1,15 +1,12 @@
-"""The formats that graphs are written in, and which one a file name asks for."""
+"""The formats that graphs are written in."""
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import click
-
-from .completing import complete_file
+from .destination import output_options
 from .output import write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -19,42 +16,17 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 GRAPHS = ("dot", "svg", "png", "html", "explorer")
-#: What the end of a file's name asks for.
-SUFFIXES = {"json": "json", "dot": "dot", "gv": "dot", "svg": "svg", "png": "png", "html": "html", "htm": "html"}
 
 
-def output_options(*texts: str) -> Callable[[_Command], _Command]:
-    """Give a command `--format`, of these texts (the first is the default) and all graphs, and `-o`.
-
-    The command gets `form` and `output`; without `--format` the file's name decides.
-    """
-    forms = (*texts, *GRAPHS)
-
-    def decorate(command: _Command) -> _Command:
-        @click.option(
-            "--format",
-            "form",
-            type=click.Choice(forms),
-            help=f"What to write; by default what the name of FILE asks for, else {texts[0]}. dot, svg and png are "
-            "pictures of the graph, html is a page to walk through it, explorer is for Google's Model Explorer.",
-        )
-        @click.option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            shell_complete=complete_file,
-            help="Write to a file instead of stdout. A text format in FILE.svg is a picture of the terminal.",
-        )
-        @functools.wraps(command)
-        def wrapped(*args: Any, form: str | None, output: str | None, **kwargs: Any) -> Any:
-            if form is None:
-                wanted = SUFFIXES.get((output or "").rpartition(".")[2].lower(), texts[0])
-                form = wanted if wanted in forms else texts[0]
-            return command(*args, form=form, output=output, **kwargs)
-
-        return wrapped  # type: ignore[return-value]
-
-    return decorate
+def graph_options(*texts: str) -> Callable[[_Command], _Command]:
+    """Give a command `--format`, of these texts (the first is the default) and all graphs, and `-o`."""
+    return output_options(
+        *texts,
+        *GRAPHS,
+        drawn_by=("pygraphviz", "Or write DOT (--format dot), which any Graphviz draws: dot -Tsvg graph.dot"),
+        form_help=" dot, svg and png are pictures of the graph, html is a page to walk through it, explorer is for "
+        "Google's Model Explorer.",
+    )
 
 
 def write_graph(

@@ -35,11 +35,14 @@ class ModelNotLoadedError(RegBNError):
     """The command line names a model that cannot be had: no such file or name, or its code fails."""
 
 
-def load_request(request: ModelRequest, *, weights: bool = False) -> tuple[nn.Module, Any]:
+def load_request(
+    request: ModelRequest, *, weights: bool = False, section: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, Any]:
     """The model that a command line asks for and its example inputs (None where it gives none).
 
-    Runs the user's code. Inputs come from `--inputs` or `--input`, else from the factory. `weights`: see
-    `ModelRequest.load`. Raises `ModelNotLoadedError`, with the file and line where the user's code failed.
+    Runs the user's code. Inputs come from `--inputs`, else from the factory, the rules' `inputs:` (`section`) or the
+    model's `dummy_inputs`; `--input` adds to them, or replaces those of its names. `weights`: see `ModelRequest.load`.
+    Raises `ModelNotLoadedError`, with the file and line where the user's code failed.
     """
     if request.spec.startswith("hf:"):
         from .huggingface import load_pretrained_class
@@ -53,10 +56,11 @@ def load_request(request: ModelRequest, *, weights: bool = False) -> tuple[nn.Mo
         load_checkpoint(model, request.checkpoint)
     if request.inputs_from is not None:
         inputs = load_inputs(request.inputs_from)
-    elif request.tensors:
-        from .._inputs import from_specs
+    if request.tensors:
+        from .._added_inputs import with_specs
+        from .._inputs import known_inputs
 
-        inputs = from_specs(request.tensors)
+        inputs = with_specs(model, known_inputs(model, inputs, section), request.tensors)
     return model, inputs
 
 

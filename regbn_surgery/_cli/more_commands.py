@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from typing import Any
 
 import click
 
-from .completing import complete_file, complete_model, complete_rules
-from .formats import SUFFIXES
-from .options import ModelRequest, modality_option, model_options
-from .output import debuggable, progress, quiet_stdout, warn, write_bytes, write_text, write_views
+from .._codes import kept
+from .completing import complete_model, complete_rules
+from .destination import PICTURES, output_options
+from .options import ModelRequest, ignore_option, modality_option, model_options
+from .output import (
+    debuggable,
+    finding,
+    message,
+    next_step,
+    progress,
+    quiet_stdout,
+    write_bytes,
+    write_text,
+    write_views,
+)
 
 
 @click.command(
@@ -35,13 +48,14 @@ from .output import debuggable, progress, quiet_stdout, warn, write_bytes, write
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed: weights, data, folds.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps to fit RegBN for; default: until it settles.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "svg", "png"]),
-    help="What to write; by default what the name of FILE asks for, else table. svg and png are bar plots.",
+@output_options(
+    "table",
+    "json",
+    *PICTURES,
+    drawn_by=("matplotlib", "The formats table and json do without"),
+    form_help=" svg and png are bar plots.",
 )
-@click.option("-o", "--output", metavar="FILE", shell_complete=complete_file, help="Write to a file instead of stdout.")
+@ignore_option
 @debuggable
 def diagnose(
     request: ModelRequest,
@@ -51,19 +65,19 @@ def diagnose(
     rules: str | None,
     seed: int,
     steps: int | None,
-    form: str | None,
+    form: str,
     output: str | None,
+    ignore: tuple[str, ...],
 ) -> None:
     """Measure on batches of your own data how dependent the branches of MODEL are where they meet.
 
     0 means independent: RegBN has nothing to remove there. Shared directions are pairs of directions of f and g that go
     together. With --rules, each RegBN is fitted on the same batches and
     measured again; the rest of the model stays as it is. A batch is what the model is called with, or a pair of that
-    and a target. MODEL is as for `inspect`; take trained weights (--checkpoint), since random ones tell little.
+    and a target. MODEL is as for `inspect`; take trained weights (--checkpoint), since random ones show little.
     """
     if rules is not None and modalities:
         raise click.UsageError("the rules name the modalities; leave --modality out")
-    form = form or SUFFIXES.get(output.rpartition(".")[2].lower() if output else "", "table")
     from .._rules import Rules
 
     parsed = None if rules is None else Rules.load(rules)
@@ -74,14 +88,23 @@ def diagnose(
         from .loading import load_data
 
         torch.manual_seed(seed)
-        model, inputs = request.load(weights=True)
+        model, inputs = request.load(weights=True, section=None if parsed is None else parsed.inputs)
         source = load_data(data)
     with progress(f"running {type(model).__name__} on {batches} batches"), quiet_stdout():
         found = run(model, source, batches, parsed, inputs, modalities or None, seed=seed, steps=steps)
+    found = replace(found, notes=kept(found.notes, ignore), alarms=kept(found.alarms, ignore))
     _write(found, form, output)
     if not found.rows:
-        warn("nothing was measured: no site")
-        raise click.exceptions.Exit(1)
+        finding("nothing was measured: no site")
+    if rules is None:
+        next_step(
+            "measure what RegBN leaves: add --rules, with a file from", "init", *request.command, "-o", "rules.yaml"
+        )
+    else:
+        next_step(
+            "compare training with and without it",
+            "sweep", *request.with_rules, "--rules", rules, "--train", "MODULE:FUNCTION",
+        )  # fmt: skip
 
 
 def _write(found: Any, form: str, output: str | None) -> None:
@@ -116,6 +139,8 @@ def completion(shell: str) -> None:
     made = get_completion_class(shell)
     assert made is not None, "the choices are shells that click knows"
     write_text(made(cli, {}, "regbn-surgery", "_REGBN_SURGERY_COMPLETE").source(), None)
+    if sys.stdout.isatty():  # a shell that reads the script at every start should not say this each time
+        message(f"Next, put this where your shell reads it: {_WHERE[shell]}")
 
 
 MORE_COMMANDS = (diagnose, completion)

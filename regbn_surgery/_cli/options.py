@@ -37,19 +37,63 @@ class ModelRequest:
     checkpoint: str | None = None
     inputs_from: str | None = None
     tensors: Mapping[str, TensorSpec] = field(default_factory=dict)
+    words: tuple[str, ...] = ()  # options that say which model, inputs and modalities, each with its value
 
-    def load(self, *, weights: bool = False) -> tuple[nn.Module, Any]:
+    @property
+    def command(self) -> tuple[str, ...]:
+        """MODEL and the options with which another command means the same model, as words of a command line."""
+        return (self.spec, *self.words)
+
+    @property
+    def with_rules(self) -> tuple[str, ...]:
+        """The same for a command with rules, which name the modalities themselves."""
+        pairs = zip(self.words[::2], self.words[1::2], strict=True)
+        return (self.spec, *(word for pair in pairs if pair[0] != "--modality" for word in pair))
+
+    def load(self, *, weights: bool = False, section: Mapping[str, Any] | None = None) -> tuple[nn.Module, Any]:
         """The model and its example inputs (None where nobody gives any). Runs the user's code.
 
-        `weights` asks for values in the parameters, which a large `hf:` model else does without.
+        `weights` asks for values in the parameters, which a large `hf:` model else does without. `section` is the
+        rules' `inputs:`, to which `--input` adds.
         """
         from .loading import load_request
 
-        return load_request(self, weights=weights)
+        return load_request(self, weights=weights, section=section)
+
+
+_WORDS = f"{__name__}.words"
+
+
+def _said(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    """Remember the words of an option, for the command lines that a command proposes; returns the value."""
+    given = value if isinstance(value, tuple) else () if value is None else (value,)
+    for text in given:
+        context.meta.setdefault(_WORDS, []).extend((option.opts[0], str(text)))
+    return value
+
+
+def _codes(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """`RB114`, `RB114,RB115`, once or several times."""
+    from .._codes import KINDS
+    from .._rules.problems import did_you_mean
+
+    codes = [code for value in values for code in value.replace(",", " ").split()]
+    for code in codes:
+        if code not in KINDS:
+            raise click.BadParameter(f"no note has the code {code!r}{did_you_mean(code, KINDS)}")
+    return tuple(dict.fromkeys(codes))
 
 
 #: For commands that print notes; the command gets `verbose`.
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show all notes, not only the first ten.")
+#: For commands that print notes or warnings; the command gets `ignore`.
+ignore_option = click.option(
+    "--ignore",
+    multiple=True,
+    metavar="CODE",
+    callback=_codes,
+    help="Leave out notes and warnings with this code (RB114; docs/notes.md lists them); once for each.",
+)
 
 
 def model_options(command: _Command) -> _Command:
@@ -67,6 +111,7 @@ def model_options(command: _Command) -> _Command:
         "--checkpoint",
         metavar="FILE",
         type=click.Path(exists=True, dir_okay=False),
+        callback=_said,
         help="Load weights into the model (a state dict; nothing else in the file is run).",
     )
     @click.option(
@@ -74,6 +119,7 @@ def model_options(command: _Command) -> _Command:
         "inputs_from",
         metavar="MODULE:NAME",
         shell_complete=complete_model,
+        callback=_said,
         help="Example inputs: a value, or a function of nothing or of the batch size.",
     )
     @click.option(
@@ -82,7 +128,8 @@ def model_options(command: _Command) -> _Command:
         metavar="NAME=TYPE[SHAPE]",
         multiple=True,
         callback=_tensors,
-        help="A random example input: image=f32[8,3,32,32], or ids=int64[8,7]<100 for whole numbers below 100.",
+        help="A random example input, in place of or beside those of the model: image=f32[8,3,32,32], or "
+        "ids=int64[8,7]<100 for whole numbers below 100.",
     )
     @functools.wraps(command)
     def wrapped(
@@ -94,9 +141,8 @@ def model_options(command: _Command) -> _Command:
         tensors: Mapping[str, TensorSpec],
         **kwargs: Any,
     ) -> Any:
-        if inputs_from and tensors:
-            raise click.UsageError("--inputs and --input both give example inputs; use one of them")
-        request = ModelRequest(model, arguments, checkpoint, inputs_from, tensors)
+        words = click.get_current_context().meta.get(_WORDS, ())
+        request = ModelRequest(model, arguments, checkpoint, inputs_from, tensors, tuple(words))
         return command(*args, request=request, **kwargs)
 
     return wrapped  # type: ignore[return-value]
@@ -105,6 +151,7 @@ def model_options(command: _Command) -> _Command:
 def _modalities(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     from .modalities import parse_modalities
 
+    _said(context, option, values)
     return parse_modalities(values)
 
 
@@ -126,6 +173,7 @@ def _arguments(
 ) -> Mapping[str, Any] | tuple[Any, ...]:
     if value is None:
         return ()
+    _said(context, option, value)
     try:
         read = json.loads(value)
     except json.JSONDecodeError as error:
@@ -150,6 +198,7 @@ _DTYPES = (*_SHORT.values(), "bool")
 def _tensors(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, TensorSpec]:
     """`image=f32[8,3,32,32]` and `ids=int64[8,7]<100`, once for each input."""
     out: dict[str, TensorSpec] = {}
+    _said(context, option, values)
     for value in values:
         name, spec = parse_tensor(value)
         if name in out:

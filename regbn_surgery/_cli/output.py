@@ -6,12 +6,13 @@ import contextlib
 import functools
 import os
 import re
+import shlex
 import sys
 import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -39,10 +40,31 @@ class NotWrittenError(click.ClickException):
     exit_code = _UNEXPECTED
 
 
+_QUIET = f"{__name__}.quiet"
+
+
+def _note_quiet(context: click.Context, option: click.Parameter, quiet: bool) -> None:
+    context.meta[_QUIET] = quiet
+
+
+def _is_quiet() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_QUIET))
+
+
 def debuggable(command: _Command) -> _Command:
-    """Turn errors into one message and an exit code; `--debug` lets the traceback through."""
+    """Turn errors into one message and an exit code. Gives a command `--debug`, for tracebacks, and `--quiet`."""
 
     @click.option("--debug", is_flag=True, help="Show tracebacks.")
+    @click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_note_quiet,
+        help="Write results and errors only: no progress, no messages.",
+    )
     @functools.wraps(command)
     def wrapped(*args: Any, debug: bool, **kwargs: Any) -> None:
         if debug:
@@ -90,9 +112,22 @@ def _coloured() -> bool:
     return not os.environ.get("NO_COLOR") and sys.stderr.isatty()
 
 
-def warn(text: str) -> None:
-    """A message that is no error."""
+def message(text: str) -> None:
+    """Write a message that is no error to stderr; not under `--quiet`."""
+    if not _is_quiet():
+        click.echo(visible(text), err=True)
+
+
+def finding(text: str) -> NoReturn:
+    """End a command that has found something amiss: say what, also under `--quiet`, and exit with 1."""
     click.echo(visible(text), err=True)
+    raise click.exceptions.Exit(1)
+
+
+def next_step(text: str, *words: str) -> None:
+    """The last line of a command: what to do next, and the command line that does it."""
+    command = f": {shlex.join(('regbn-surgery', *words))}" if words else ""
+    message(f"Next, {text}{command}")
 
 
 @contextlib.contextmanager
@@ -108,8 +143,8 @@ _PATIENCE = 1.0
 
 @contextlib.contextmanager
 def progress(text: str) -> Iterator[None]:
-    """Say what is being done, on a terminal, once it takes longer than a second."""
-    if not sys.stderr.isatty():
+    """Say what is being done, on a terminal, once it takes longer than a second; not under `--quiet`."""
+    if _is_quiet() or not sys.stderr.isatty():
         yield
         return
     from .._report.console import SafeConsole
@@ -136,7 +171,7 @@ def write_text(text: str, output: str | None) -> None:
             file.write(text + "\n")
     except OSError as error:
         raise NotWrittenError(f"cannot write {output!r}: {error.strerror or error}") from error
-    warn(f"wrote {output}")
+    message(f"wrote {output}")
 
 
 def write_bytes(content: bytes, output: str | None) -> None:
@@ -151,7 +186,7 @@ def write_bytes(content: bytes, output: str | None) -> None:
             file.write(content)
     except OSError as error:
         raise NotWrittenError(f"cannot write {output!r}: {error.strerror or error}") from error
-    warn(f"wrote {output}")
+    message(f"wrote {output}")
 
 
 #: Columns of a picture of the terminal.

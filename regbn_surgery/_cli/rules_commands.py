@@ -13,21 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._visible import visible
-from .completing import complete_file, complete_preset, complete_rules
-from .options import ModelRequest, modality_option, model_options, verbose_option
-from .output import debuggable, progress, quiet_stdout, warn, write_text, write_views
+from .completing import complete_preset, complete_rules
+from .destination import ENDINGS, output_option, output_options
+from .options import ModelRequest, ignore_option, modality_option, model_options, verbose_option
+from .output import debuggable, finding, message, next_step, progress, quiet_stdout, write_text, write_views
 
 if TYPE_CHECKING:
     from .._rules import Rules
     from .._types import Plan
-
-_OUTPUT = click.option(
-    "-o", "--output", metavar="FILE", shell_complete=complete_file, help="Write to a file instead of stdout."
-)
-
-
-#: What the end of a file's name asks `plan` for.
-_SUFFIXES = {"json": "json", "yaml": "yaml", "yml": "yaml"}
 
 
 @click.command(
@@ -36,24 +29,19 @@ _SUFFIXES = {"json": "json", "yaml": "yaml", "yml": "yaml"}
 )
 @model_options
 @click.argument("rules", shell_complete=complete_rules)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json", "yaml"]),
-    help="What to write; by default what the name of FILE asks for, else text.",
-)
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    shell_complete=complete_file,
-    help="Write to a file instead of stdout; FILE.svg is a picture.",
-)
+@output_options("text", "json", "yaml")
 @click.option("--steps", type=click.IntRange(1), help="Training steps to follow: notes say where they are too few.")
 @verbose_option
+@ignore_option
 @debuggable
 def plan(
-    request: ModelRequest, rules: str, form: str | None, output: str | None, steps: int | None, verbose: bool
+    request: ModelRequest,
+    rules: str,
+    form: str,
+    output: str | None,
+    steps: int | None,
+    verbose: bool,
+    ignore: tuple[str, ...],
 ) -> None:
     """Show what RULES decide on each fusion point of MODEL and why, and the RegBN modules that follow.
 
@@ -62,9 +50,7 @@ def plan(
     """
     from .._rules import Rules
 
-    form = form or _SUFFIXES.get((output or "").rpartition(".")[2].lower(), "text")
-    parsed = Rules.load(rules)
-    planned = _plan(request, parsed, steps)
+    planned = _plan(request, Rules.load(rules).ignoring(ignore), steps)
     if form == "text":
         from .._report.tables import plan_view
 
@@ -74,6 +60,7 @@ def plan(
     else:
         write_text(_yaml(planned), output)
     _finish(planned)
+    next_step("see the lines that change", "show", *request.with_rules, rules)
 
 
 def _plan(request: ModelRequest, parsed: Rules, steps: int | None = None) -> Plan:
@@ -82,7 +69,7 @@ def _plan(request: ModelRequest, parsed: Rules, steps: int | None = None) -> Pla
     with progress("loading torch and the model"), quiet_stdout():
         from .._api import plan as make_plan
 
-        built, inputs = request.load()
+        built, inputs = request.load(section=parsed.inputs)
     with progress(f"planning for {type(built).__name__}"), quiet_stdout(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RegBNWarning)  # they are in the plan, from which they are told below
         return make_plan(built, parsed, inputs, steps=steps)
@@ -102,10 +89,9 @@ def _yaml(planned: Plan) -> str:
 def _finish(planned: Plan) -> None:
     if planned.warnings:  # under `strict: warn`: told on stderr, too, and no finding
         for text in planned.warnings:
-            warn(f"warning: {text}")
+            message(f"warning: {text}")
     if not planned.sites:
-        warn("nothing would be normalised")
-        raise click.exceptions.Exit(1)
+        finding("nothing would be normalised")
 
 
 @click.command(
@@ -114,8 +100,9 @@ def _finish(planned: Plan) -> None:
 )
 @click.argument("rules", shell_complete=complete_rules)
 @model_options
+@ignore_option
 @debuggable
-def check(rules: str, request: ModelRequest) -> None:
+def check(rules: str, request: ModelRequest, ignore: tuple[str, ...]) -> None:
     """Check RULES, a rules file or the name of a preset: every problem with line and column.
 
     With MODEL, as for `inspect`, also whether each rule, exclude and override finds something in it.
@@ -123,11 +110,12 @@ def check(rules: str, request: ModelRequest) -> None:
     from .._report.words import count_text
     from .._rules import Rules
 
-    parsed = Rules.load(rules)
+    parsed = Rules.load(rules).ignoring(ignore)
     names = ", ".join(rule.id for rule in parsed.rules)
     head = f"{rules}: {count_text(len(parsed.rules), 'rule')} ({names}), no problem found"
     if not request.spec:
         click.echo(visible(head))
+        next_step("check it on your model", "check", rules, "MODEL")
         return
     planned = _plan(request, parsed)
     normalised = sum(decision.action == "normalize" for decision in planned.decisions)
@@ -135,6 +123,7 @@ def check(rules: str, request: ModelRequest) -> None:
     modules = count_text(len(planned.sites), "RegBN module")
     click.echo(visible(f"{head}; {normalised} of {points} normalised, {modules}"))
     _finish(planned)
+    next_step("see each decision", "plan", *request.with_rules, rules)
 
 
 for _parameter in check.params:
@@ -148,7 +137,7 @@ for _parameter in check.params:
 )
 @model_options
 @modality_option
-@_OUTPUT
+@output_option(ENDINGS["yaml"])
 @debuggable
 def init(request: ModelRequest, modalities: dict[str, Any], output: str | None) -> None:
     """Write a commented rules file for MODEL, with a rule for each fusion point at which RegBN can go in.
@@ -163,13 +152,17 @@ def init(request: ModelRequest, modalities: dict[str, Any], output: str | None) 
     with progress(f"running {type(built).__name__} and trying its rules"), quiet_stdout():
         text = starter_rules(built, inputs, modalities or None)
     write_text(_FOR_EDITORS + text.rstrip("\n"), output)
+    if output in (None, "-"):
+        next_step("write it to a file", "init", *request.command, "-o", "rules.yaml")
+    else:
+        next_step("see what it does", "plan", *request.with_rules, str(output))
 
 
 @click.command(
     short_help="Print the JSON Schema of rules files.",
     epilog="Example: regbn-surgery schema -o rules.schema.json",
 )
-@_OUTPUT
+@output_option(ENDINGS["json"])
 @debuggable
 def schema(output: str | None) -> None:
     """Print the JSON Schema of the rules language, for completion and checks in editors.
@@ -180,6 +173,8 @@ def schema(output: str | None) -> None:
     from .._rules.json_schema import rules_schema
 
     write_text(json.dumps(rules_schema(), indent=2, ensure_ascii=False), output)
+    name = "rules.schema.json" if output in (None, "-") else output
+    next_step(f"let your editor use it; first line of a rules file: # yaml-language-server: $schema={name}")
 
 
 @click.command(
@@ -187,7 +182,7 @@ def schema(output: str | None) -> None:
     epilog="Example: regbn-surgery presets late",
 )
 @click.argument("name", required=False, shell_complete=complete_preset)
-@_OUTPUT
+@output_option((*ENDINGS["yaml"], "txt"))
 @debuggable
 def presets(name: str | None, output: str | None) -> None:
     """List the rules files that come with the package and are used by name, or print the one called NAME."""
@@ -195,6 +190,7 @@ def presets(name: str | None, output: str | None) -> None:
 
     if name is not None:
         write_text(preset_text(name).rstrip("\n"), output)
+        next_step("see what it does to your model", "plan", "MODEL", name)
         return
     width = max((len(known) for known in preset_names()), default=0) + 2
     lines = [
@@ -202,6 +198,7 @@ def presets(name: str | None, output: str | None) -> None:
         for known in preset_names()
     ]
     write_text("\n".join(lines), output)
+    next_step("see what one does to your model", "plan", "MODEL", "late")
 
 
 RULES_COMMANDS = (plan, check, init, schema, presets)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .completing import complete_file, complete_model, complete_rules
+from .destination import check_file
 from .options import ModelRequest, model_options
-from .output import debuggable, warn, write_bytes
+from .output import debuggable, message, next_step, write_bytes
 
 
 def _seeds(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
@@ -54,6 +56,7 @@ def _seeds(context: click.Context, option: click.Parameter, value: str) -> tuple
     shell_complete=complete_file,
     help="Folder for the table, the CSV, the plot and the finished runs.",
 )
+@click.option("--force", is_flag=True, help="Overwrite the table, the CSV and the plot in FOLDER.")
 @click.option("--resume", is_flag=True, help="Take the finished runs that are in FOLDER, and go on.")
 @click.option("--no-control", is_flag=True, help="Leave out the controls, which have the norms of RegBN alone.")
 @debuggable
@@ -63,6 +66,7 @@ def sweep(
     train: str,
     seeds: tuple[int, ...],
     output: str,
+    force: bool,
     resume: bool,
     no_control: bool,
 ) -> None:
@@ -73,6 +77,7 @@ def sweep(
     """
     from .._rules import Rules
 
+    _check_folder(output, force=force or resume)
     for item in rules:
         Rules.load(item)
     from .._sweep import SweepError
@@ -90,11 +95,28 @@ def sweep(
     files = [Path(output) / "sweep.csv", Path(output) / "sweep.md", _plotted(found, Path(output))]
     for file in files:
         if file is not None:
-            click.echo(f"wrote {file}")
+            message(f"wrote {file}")
+    next_step(f"read {files[1]}: differences whose interval leaves out 0 are more than chance")
+
+
+_RESULTS = ("sweep.csv", "sweep.md", "sweep.png")
+
+
+def _check_folder(output: str, *, force: bool) -> None:
+    """Raises click.UsageError for a folder that cannot be made or written to, or that holds results of a sweep."""
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise click.UsageError(f"-o {output}: this is a file; give the name of a folder")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise click.UsageError(f"-o {output}: no permission to write in {there}")
+    if folder.is_dir() and not any(folder.glob("runs/*.json")):  # finished runs are refused, or gone on with, below
+        for name in _RESULTS:
+            check_file(str(folder / name), force)
 
 
 def _tell(what: str, done: int, total: int) -> None:
-    warn(f"[{done}/{total}] {what}")
+    message(f"[{done}/{total}] {what}")
 
 
 def _plotted(found: Any, folder: Path) -> Path | None:
@@ -104,7 +126,7 @@ def _plotted(found: Any, folder: Path) -> Path | None:
     try:
         content = sweep_plot(found, "png")
     except PlotError as error:  # hours of training should not end in an error for want of a picture
-        warn(f"no plot: {error}")
+        message(f"no plot: {error}")
         return None
     write_bytes(content, str(folder / "sweep.png"))
     return folder / "sweep.png"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .._errors import RegBNWarning
 from .options import ModelRequest
 from .output import progress, quiet_stdout
 
@@ -22,13 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inspected:
-    """A model that was looked at."""
+    """A model that was looked at; reports leave out notes with the codes in `ignore`."""
 
     analysis: Analysis
+    ignore: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def inspection(self) -> Inspection:
-        return self.analysis.inspection
+        return replace(self.analysis.inspection, ignore=self.ignore)
 
     @cached_property
     def graph(self) -> ModelGraph:
@@ -60,14 +63,14 @@ class Operated(Inspected):
         return graph_after(self.graph, self.analysis, self.plan)
 
 
-def inspected(request: ModelRequest, modalities: Mapping[str, Any] | None) -> Inspected:
-    """Load the model and find its fusion points."""
+def inspected(request: ModelRequest, modalities: Mapping[str, Any] | None, ignore: tuple[str, ...] = ()) -> Inspected:
+    """Load the model and find its fusion points; notes with the codes in `ignore` are left out."""
     with progress("loading torch and the model"), quiet_stdout():
         from .._inspecting import analysed
 
         built, inputs = request.load()
     with progress(f"running {type(built).__name__} and following its modalities"), quiet_stdout():
-        return Inspected(analysed(built, inputs, modalities or None))
+        return Inspected(analysed(built, inputs, modalities or None), ignore=ignore)
 
 
 def operated(request: ModelRequest, rules: Rules) -> Operated:
@@ -76,8 +79,9 @@ def operated(request: ModelRequest, rules: Rules) -> Operated:
         from .._api import operate
         from .._surgery import explain
 
-        built, inputs = request.load(weights=True)
-    with progress(f"putting RegBN into {type(built).__name__}"), quiet_stdout():
+        built, inputs = request.load(weights=True, section=rules.inputs)
+    with progress(f"putting RegBN into {type(built).__name__}"), quiet_stdout(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RegBNWarning)  # they are in the plan, which is shown
         plan, analysis, model = operate(built, rules, inputs)
     return Operated(analysis, with_tiers(plan, explain(model)), model if plan.sites else None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from .._codes import coded
 from .._rules.problems import listing
 from .._types import FusionPoint, PlannedSite
 from ..nn.options import RegBNOptions
@@ -44,36 +45,41 @@ def _rescaled(sites: Sequence[PlannedSite], facts: Facts) -> Iterator[str]:
     else:
         return
     joint = ":" if facts.trained is not None else ""
-    yield (
+    yield coded(
+        "RB107",
         f"{start}{joint} set `regbn: {{normalize_output: false}}`, which leaves evaluation unchanged until the first "
-        "training step"
+        "training step",
     )
 
 
 def _causal(sites: Sequence[PlannedSite]) -> Iterator[str]:
     pooled = [site for site in sites if site.f.causal and site.options.get("fit") == "batch"]
     if pooled:
-        yield (
+        yield coded(
+            "RB108",
             f"f is a causal stream and is fitted on its own batch at {_named(pooled)}: in training each position "
-            "sees what comes after it; leave `fit` at `running`"
+            "sees what comes after it; leave `fit` at `running`",
         )
     running = [site for site in sites if site.f.causal and site.options.get("fit") == "running"]
     if running:
-        yield (
+        yield coded(
+            "RB109",
             f"f is a causal stream at {_named(running)}: `fit: running` subtracts with the projection from before the "
-            "step, so that no position sees what comes after it"
+            "step, so that no position sees what comes after it",
         )
     flat = [site for site in running if site.reduce == "flatten" and site.options.get("normalize_output", True)]
     if flat:
-        yield (
+        yield coded(
+            "RB110",
             f"f is a causal stream at {_named(flat)}, and with `reduce: flatten` the output norms run over its "
-            "positions, so that each sees what comes after it; set `reduce: mean` or `normalize_output: false`"
+            "positions, so that each sees what comes after it; set `reduce: mean` or `normalize_output: false`",
         )
     seen = [site for site in sites if site.g.causal]
     if seen:
-        yield (
+        yield coded(
+            "RB111",
             f"g is a causal stream at {_named(seen)} (`allow_noncausal`): what is subtracted from f depends on all "
-            "of its positions, so what is predicted at one from f sees the later ones"
+            "of its positions, so what is predicted at one from f sees the later ones",
         )
 
 
@@ -87,16 +93,17 @@ def _short(sites: Sequence[PlannedSite], facts: Facts) -> Iterator[str]:
     for momentum, members in by_momentum.items():
         told = too_few(facts.steps, momentum)
         if told is not None:
-            yield f"{told} ({_named(members)})"
+            yield coded("RB112", f"{told} ({_named(members)})")
 
 
 def _similarities(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint]) -> Iterator[str]:
     named = {name for name, point in points.items() if point.kind == "similarity"}
     heads = [site for site in sites if site.point in named]
     if heads:
-        yield (
-            f"a similarity head is normalised ({_named(heads)}): RegBN takes away what one side tells of the other, "
-            "which is what such a head measures; f and g need the same batch, sample by sample"
+        yield coded(
+            "RB113",
+            f"a similarity head is normalised ({_named(heads)}): RegBN removes what one side tells about the other, "
+            "which is what such a head measures; f and g need the same batch, sample by sample",
         )
 
 
@@ -106,9 +113,10 @@ def _repeated(sites: Sequence[PlannedSite]) -> Iterator[str]:
         places.setdefault((site.f.home, site.g.home), set()).add(site.point or "the pair " + " ".join(site.pair or ()))
     for (f, g), points in places.items():
         if len(points) > 1:
-            yield (
+            yield coded(
+                "RB114",
                 f"{'+'.join(f)} is normalised against {'+'.join(g)} at {len(points)} points in one forward, "
-                "each with a projection of its own; make sure that all of them are wanted"
+                "each with a projection of its own; make sure that all of them are wanted",
             )
 
 
@@ -117,14 +125,15 @@ def _underdetermined(sites: Sequence[PlannedSite], facts: Facts) -> Iterator[str
         return
     wide = [site for site in sites if site.projection_shape[0] > facts.batch]
     if wide:
-        sizes = ", ".join(f"{site_path(site)} ({site.projection_shape[0]})" for site in wide[:6])
+        sizes = ", ".join(f"{site.projection_shape[0]} features of g at {site_path(site)}" for site in wide[:6])
         more = f" and {len(wide) - 6} more" if len(wide) > 6 else ""
-        remedy = "larger batches help"
-        if any(site.reduce == "flatten" and site.g_layer_dim for site in wide):
-            remedy = "larger batches or `reduce: mean` help"
-        yield (
-            f"g has more features than the example has samples ({facts.batch}) at {sizes}{more}: one batch cannot "
-            f"determine W, and what is fitted rests on the constraint and on the running projection; {remedy}"
+        remedy = "`reduce: mean` needs fewer samples"
+        if not any(site.reduce == "flatten" and site.g_layer_dim for site in wide):
+            remedy = "larger batches help"
+        yield coded(
+            "RB115",
+            f"with the {facts.batch} samples of the example one batch does not determine W ({sizes}{more}). Ignore "
+            f"this if you train with larger batches than g has features; else {remedy}",
         )
 
 
@@ -133,7 +142,8 @@ def _large(sites: Sequence[PlannedSite]) -> Iterator[str]:
         m, n = site.projection_shape
         if site.options.get("projection", "dense") == "dense" and m * n * _BYTES > _LARGE:
             smaller = "" if site.reduce == "mean" else " or `reduce: mean`"
-            yield (
+            yield coded(
+                "RB116",
                 f"W of {site_path(site)} is {m}×{n}, {m * n * _BYTES / 2**20:,.0f} MiB in memory and in every "
-                f"checkpoint; `regbn: {{projection: low_rank}}`{smaller} makes it small"
+                f"checkpoint; `regbn: {{projection: low_rank}}`{smaller} makes it small",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from .._codes import coded
 from .._types import PlannedSite, Side
 from .hindrances import options_of
 
@@ -22,10 +23,11 @@ def out_of_range(sites: Sequence[PlannedSite]) -> Iterator[str]:
     for site in sites:
         for side in normalised(site):
             if side.bounded is not None:
-                yield (
+                yield coded(
+                    "RB104",
                     f"RegBN of `{site.rule}` at {_place(site)} takes {'+'.join(side.home)} ({side.anchor}) out of its "
                     f"range, so that the result may be NaN: {side.bounded}; normalise it before that function, by a "
-                    "rule with `pair`, or leave the point out (`action: skip`)"
+                    "rule with `pair`, or leave the point out (`action: skip`)",
                 )
                 break
 
@@ -37,10 +39,11 @@ def too_large_in_all(sites: Sequence[PlannedSite]) -> Iterator[str]:
     total = sum(site.projection_shape[0] * site.projection_shape[1] * _BYTES for site, _ in dense) / 2**30
     limit = max((options.max_dense_gib for _, options in dense), default=0.0)
     if len(dense) > 1 and total > limit:
-        yield (
+        yield coded(
+            "RB105",
             f"the projections W at {len(dense)} sites have {total:.3g} GiB in all, as does every checkpoint, above "
             f"max_dense_gib={limit:g}; regbnify needs about {_HELD * total:.3g} GiB beside the model and its copy; set "
-            "`regbn: {projection: low_rank}` or `reduce: mean`, normalise fewer points, or raise `max_dense_gib`"
+            "`regbn: {projection: low_rank}` or `reduce: mean`, normalise fewer points, or raise `max_dense_gib`",
         )
 
 

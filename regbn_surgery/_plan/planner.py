@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from .._codes import coded, kept
 from .._errors import NothingMatchedError, PlanError, RulesError
 from .._rules.checks import unknown_modality
 from .._rules.document import Rules
@@ -74,16 +75,18 @@ class _Planner:
             self.problems += [text for texts in self.placer.refused.values() for text in texts]
         self._raise()
         sites = tuple(self.placer.sites)
-        self.warnings += [f"left out: {text}" for texts in self.placer.refused.values() for text in texts]
+        left_out = (text for texts in self.placer.refused.values() for text in texts)
+        self.warnings += [coded("RB102", f"left out: {text}") for text in left_out]
         self.warnings += [*out_of_range(sites), *too_large_in_all(sites)]
         return Plan(
             decisions=tuple(self._decision(point) for point in self.inspection.fusion_points),
             sites=sites,
-            notes=tuple(advise(sites, self.points, self.facts)),
+            notes=kept(advise(sites, self.points, self.facts), self.rules.ignore),
             model=self.inspection.model,
             modalities=self.inspection.modalities,
             points=described_points(self.inspection),
-            warnings=tuple(self.warnings),
+            warnings=kept(self.warnings, self.rules.ignore),
+            ignore=self.rules.ignore,
             inputs={name: _input_dict(spec) for name, spec in self.rules.inputs.items()},
         )
 
@@ -173,7 +176,7 @@ class _Planner:
         if self.rules.strict:
             self.findings.append(text)
         else:
-            self.warnings.append(text)
+            self.warnings.append(coded("RB101", text))
 
     def _nearest(self, selection: Selection, match: Match) -> str:
         if not self.points:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from .._codes import text_of
 from .._errors import PlanError, RegBNError
 from .._rules.document import Rules
 from .._rules.matching import spell_homes
@@ -38,30 +39,51 @@ class _Draft:
 def starter(inspection: Inspection, facts: Facts | None = None) -> str:
     """A commented rules file that plans cleanly.
 
-    Raises PlanError where there is no point that RegBN could go to.
+    Points that no rule selects by default (similarity, loss, streams that meet again) have a rule where no other
+    point can have one. Raises PlanError where there is no point that RegBN could go to.
     """
     facts = facts or Facts()
     head = "\n".join(_modalities(inspection)) + "\n"
     defaults = "\n".join(_defaults(facts))
+    drafts = _drafts(inspection, facts, head, selected=True)
+    if all(draft.trouble for draft in drafts):  # those that are left alone by default are better than an empty file
+        drafts += _drafts(inspection, facts, head, selected=False)
+    if all(draft.trouble for draft in drafts):
+        raise PlanError(_nothing(inspection, drafts))
+    lines = [*_title(inspection), head, defaults, "rules:"]
+    for draft in drafts:
+        lines += _rule(draft)
+    lines += _unselected(inspection, {point.id for draft in drafts for point in draft.points})
+    text = "\n".join(lines) + "\n"
+    decide(Rules.from_text(text, "the starter file"), inspection, None, facts)  # as a whole, too
+    return text
+
+
+def _drafts(inspection: Inspection, facts: Facts, head: str, *, selected: bool) -> list[_Draft]:
+    """A rule for each group of points, of those that are selected by default or of the others."""
     drafts: list[_Draft] = []
-    for group in _groups(inspection):
+    for group in _groups(inspection, selected):
         together = _tried(inspection, facts, head, group, len(drafts) + 1)
         if together.trouble is None or len(group) == 1:
             drafts.append(together)
         else:  # one bad point keeps no other from its rule
             for point in group:
                 drafts.append(_tried(inspection, facts, head, (point,), len(drafts) + 1))
-    if all(draft.trouble for draft in drafts):
+    return drafts
+
+
+def _nothing(inspection: Inspection, drafts: Sequence[_Draft]) -> str:
+    """Why no rule can be written, and what to do."""
+    start = f"no rules file for {inspection.model}: "
+    if drafts:
         whys = "".join(f"\n  `{draft.points[0].id}`: {draft.trouble}" for draft in drafts)
-        none = "no two of its modalities meet" if not inspection.fusion_points else "none that a rule could use"
-        raise PlanError(f"{inspection.model} has no fusion point for a rules file: {none}{whys}")
-    lines = [*_title(inspection), head, defaults, "rules:"]
-    for draft in drafts:
-        lines += _rule(draft)
-    lines += _unselected(inspection)
-    text = "\n".join(lines) + "\n"
-    decide(Rules.from_text(text, "the starter file"), inspection, None, facts)  # as a whole, too
-    return text
+        return f"{start}RegBN cannot go to any of its fusion points:{whys}"
+    notes = "".join(f"\n  {note}" for note in inspection.notes)
+    named = ", ".join(modality.name for modality in inspection.modalities) or "none"
+    return (
+        f"{start}no two of its modalities meet (modalities: {named}). If the inputs should be grouped in another way, "
+        f"say how: --modality NAME=INPUT for each modality, or `modalities=` in Python.{notes}"
+    )
 
 
 def _title(inspection: Inspection) -> list[str]:
@@ -100,11 +122,11 @@ def _defaults(facts: Facts) -> Iterator[str]:
     yield ""
 
 
-def _groups(inspection: Inspection) -> list[tuple[FusionPoint, ...]]:
-    """Points to write rules for: the same call repeated over layers is one group."""
+def _groups(inspection: Inspection, selected: bool) -> list[tuple[FusionPoint, ...]]:
+    """Points to write rules for, selected by default or not; the same call repeated over layers is one group."""
     groups: dict[tuple[str, ...], list[FusionPoint]] = {}
     for point in inspection.fusion_points:
-        if point.selected_by_default:
+        if point.selected_by_default == selected:
             homes = ["+".join(home) for home in point.homes]
             groups.setdefault((_glob(point.id), point.kind, *homes), []).append(point)
     return [tuple(points) for points in groups.values()]
@@ -125,7 +147,7 @@ def _tried(inspection: Inspection, facts: Facts, head: str, points: tuple[Fusion
             hazard = next(out_of_range(made.sites), None)
             if hazard is None:
                 return _Draft(points, lines)
-            trouble = trouble or hazard
+            trouble = trouble or text_of(hazard)
         except RegBNError as error:
             trouble = trouble or str(error)
     reason = re.sub(r"^(\d+ problems: )?rules:\d+:\d+: (rule `[^`]*` (at `[^`]*`: )?)?", "", " ".join(trouble.split()))
@@ -137,7 +159,10 @@ def _lines(inspection: Inspection, facts: Facts, points: Sequence[FusionPoint], 
     glob = _glob(names[0])
     covered = [p.id for p in inspection.fusion_points if _glob(p.id) == glob]
     where = _text(glob) if len(names) > 1 and covered == names else _list(names) if len(names) > 1 else _text(names[0])
-    lines = [f"- id: {points[0].kind}-{number}", f"  match: {{kind: {points[0].kind}, point: {where}}}"]
+    level = (
+        ", level: remeeting" if points[0].level == "remeeting" else ""
+    )  # which no rule selects that does not name it
+    lines = [f"- id: {points[0].kind}-{number}", f"  match: {{kind: {points[0].kind}{level}, point: {where}}}"]
     return [line.removeprefix("  ") for line in lines] + _direction(inspection, facts, points[0])
 
 
@@ -158,6 +183,8 @@ def _rule(draft: _Draft) -> list[str]:
     more = f", and {len(draft.points) - 1} more like it" if len(draft.points) > 1 else ""
     about = f"  # {first.id}{more}: {spell_homes(first.homes)} meet in {first.owner_class}{place}, {first.level}"
     lines = ["", _comment(about)]
+    if not first.selected_by_default:
+        lines.append("  # Left alone unless a rule names its kind or level, as this one does.")
     if draft.trouble is None:
         return [*lines, _indented(draft.lines)]
     commented = [f"  # {line.strip()}" if i == 0 else f"  #   {line}" for i, line in enumerate(draft.lines)]
@@ -168,8 +195,8 @@ def _indented(lines: Sequence[str]) -> str:
     return "\n".join(f"  {line}" if index == 0 else f"    {line}" for index, line in enumerate(lines))
 
 
-def _unselected(inspection: Inspection) -> list[str]:
-    left = [point for point in inspection.fusion_points if not point.selected_by_default]
+def _unselected(inspection: Inspection, written: Collection[str]) -> list[str]:
+    left = [point for point in inspection.fusion_points if not point.selected_by_default and point.id not in written]
     if not left:
         return []
     lines = ["", "# Found, and only normalised where a rule names the kind or level:"]

@@ -40,6 +40,8 @@ class HostLike(Protocol):
     def way(self) -> str: ...
     @property
     def files(self) -> Sequence[tuple[str, str, str, int]]: ...
+    @property
+    def slots(self) -> Sequence[tuple[int, str, str]]: ...
 
 
 _WAYS = {
@@ -72,10 +74,38 @@ def _shifted(found: re.Match[str], by: int) -> str:
 def diff_of(host: HostLike) -> str:
     """What changes in a host: the lines of the user's own files, or of the graph of its calls."""
     if host.files:
-        return "\n".join(
-            unified(before, after, _from_here(file), first=first) for file, before, after, first in host.files
-        )
+        diffs = (unified(before, after, _from_here(file), first=first) for file, before, after, first in host.files)
+        return _captioned("\n".join(diffs), host.slots)
     return unified(host.before, host.after, owner_text(host.host))
+
+
+_SLOT = re.compile(r"\b_regbn\.\w+\((\d+)")
+_PARTS = ("f", "g", "fusion", "reader")
+
+
+def _captioned(diff: str, slots: Sequence[tuple[int, str, str]]) -> str:
+    """The diff with, behind the lines of each hunk's head, which RegBN it is for, and what of it stands there."""
+    lines: list[str] = []
+    head = 0
+    seen: list[int] = []
+    for line in [*diff.split("\n"), "@@"]:
+        if line.startswith(("@@", "---")):
+            if seen:
+                lines[head] += f" {_caption(seen, slots)}"
+            head, seen = len(lines), []
+        elif line.startswith("+") and not line.startswith("+++"):
+            seen += [int(number) for number in _SLOT.findall(line)]
+        lines.append(line)
+    return "\n".join(lines[:-1])
+
+
+def _caption(seen: Sequence[int], slots: Sequence[tuple[int, str, str]]) -> str:
+    """`regbn_late: f, g, fusion`."""
+    parts: dict[str, set[str]] = {}
+    for number, site, what in slots:
+        if number in seen:
+            parts.setdefault(site, set()).add(what)
+    return "; ".join(f"{site}: {', '.join(p for p in _PARTS if p in found)}" for site, found in parts.items())
 
 
 def _from_here(file: str) -> str:

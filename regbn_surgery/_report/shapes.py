@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from .._types import Layout, PlannedSite, Reduce, Side
+from .._types import FusionPoint, Layout, PlannedSite, Reduce, Side
 from .words import count_text
 
-_SPATIAL = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
+_SPATIAL: Mapping[int, Sequence[str]] = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
 _BYTES = 4  # of one float32 of W
 
 
@@ -16,10 +16,26 @@ def shape_text(shape: Sequence[int]) -> str:
     return "×".join(str(size) for size in shape) or "scalar"
 
 
-def roles_text(layout: Layout, rank: int) -> str:
+#: What the axes beside batch and channels count in an attention, by the operation that computes it and their number.
+_IN_ATTENTION: Mapping[str, Mapping[int, Sequence[str]]] = {
+    "scaled_dot_product_attention": {1: ("tokens",), 2: ("heads", "tokens")},
+    "matmul": {1: ("tokens",), 2: ("heads", "tokens")},
+    "bmm": {1: ("tokens",)},
+    "add": {1: ("tokens",), 2: ("queries", "keys")},
+}
+
+
+def axis_names(point: FusionPoint) -> Mapping[int, Sequence[str]]:
+    """The names of the axes beside batch and channels at a fusion point, by how many there are."""
+    if point.kind != "attention":
+        return _SPATIAL
+    return _IN_ATTENTION.get(point.op, {1: ("tokens",), 2: ("S1", "S2")})
+
+
+def roles_text(layout: Layout, rank: int, names_of: Mapping[int, Sequence[str]] = _SPATIAL) -> str:
     """`B×C×H×W`: what each axis means, `?` where it is unknown."""
     roles = ["?"] * rank
-    names = _SPATIAL.get(len(layout.spatial_dims)) or tuple(f"S{i + 1}" for i in range(len(layout.spatial_dims)))
+    names = names_of.get(len(layout.spatial_dims)) or tuple(f"S{i + 1}" for i in range(len(layout.spatial_dims)))
     for dim, name in zip(layout.spatial_dims, names, strict=True):
         if dim < rank:
             roles[dim] = name
@@ -34,9 +50,11 @@ def home_text(home: Sequence[str]) -> str:
     return "+".join(home) or "no modality"
 
 
-def tensor_text(home: Sequence[str], shape: Sequence[int], layout: Layout) -> str:
-    """`gray 8×96 (B×C)`."""
-    return f"{home_text(home)} {shape_text(shape)} ({roles_text(layout, len(shape))})"
+def tensor_text(
+    home: Sequence[str], shape: Sequence[int], layout: Layout, names_of: Mapping[int, Sequence[str]] = _SPATIAL
+) -> str:
+    """`gray 8×96 (B×C)`; `names_of` are the axes' names, as `axis_names` gives them."""
+    return f"{home_text(home)} {shape_text(shape)} ({roles_text(layout, len(shape), names_of)})"
 
 
 def side_text(side: Side, reduce: Reduce = "flatten") -> str:

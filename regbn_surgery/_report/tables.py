@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,23 +12,37 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from .._codes import code_of, is_minor, text_of
 from .._types import Decision, FusionPoint, Inspection, Plan, PlannedSite, Site
-from .shapes import mib_text, projection_text, side_text, tensor_text
+from .shapes import axis_names, home_text, mib_text, projection_text, side_text, tensor_text
 from .words import FEW, all_notes, count_text
 
 #: Repeats of one call over layers are shown once from this number on.
 _COLLAPSE_FROM = 4
+#: So many pairs of streams are named in the first line.
+_PAIRS = 3
 
 
 def inspection_view(inspection: Inspection, width: int = 80, verbose: bool = False) -> RenderableType:
     """What was found: the modalities, a table of fusion points, and the first notes (`verbose`: all of them)."""
     points = inspection.fusion_points
-    head = Text.assemble((inspection.model, "bold"), f": {count_text(len(points), 'fusion point')}")
+    head = Text.assemble((inspection.model, "bold"), f": {count_text(len(points), 'fusion point')}{_who_meet(points)}")
     modalities = [f"{item.name} ({', '.join(item.roots)})" for item in inspection.modalities]
     parts: list[RenderableType] = [head, Text("modalities: " + (", ".join(modalities) or "none"))]
     if points:
         parts += [Text(""), _points_table(points, width)]
     return Group(*parts, *notes_view(all_notes(inspection), verbose))
+
+
+def _who_meet(points: Sequence[FusionPoint]) -> str:
+    """`, where gray meets colored`: the first pairs of streams."""
+    pairs = dict.fromkeys(
+        f"{home_text(first)} meets {home_text(second)}"
+        for point in points
+        for first, second in itertools.combinations(point.homes, 2)
+    )
+    more = f" and {len(pairs) - _PAIRS} more pairs" if len(pairs) > _PAIRS else ""
+    return f", where {', '.join(list(pairs)[:_PAIRS])}{more}" if pairs else ""
 
 
 def _points_table(points: Sequence[FusionPoint], width: int) -> Table:
@@ -73,7 +88,8 @@ def collapsed(points: Sequence[FusionPoint]) -> Iterator[tuple[FusionPoint, int]
 
 
 def _meeting(point: FusionPoint) -> Text:
-    lines = [tensor_text(operand.home, operand.shape, operand.layout) for operand in point.operands]
+    names = axis_names(point)
+    lines = [tensor_text(operand.home, operand.shape, operand.layout, names) for operand in point.operands]
     text = Text("\n".join(lines))
     for cost in dict.fromkeys(cost_text(site) for site in point.sites):
         text.append(f"\n{cost}", style="dim")
@@ -112,6 +128,9 @@ def plan_view(plan: Plan, width: int = 80, verbose: bool = False) -> RenderableT
         f"{count_text(len(plan.sites), 'RegBN module')} to put in; "
         f"{normalised} of {count_text(len(plan.decisions), 'fusion point')} normalised"
     )
+    pairs = dict.fromkeys(f"{home_text(site.f.home)} against {home_text(site.g.home)}" for site in plan.sites)
+    head += f": {', '.join(list(pairs)[:_PAIRS])}" if pairs else ""
+    head += f" and {len(pairs) - _PAIRS} more pairs" if len(pairs) > _PAIRS else ""
     parts: list[RenderableType] = [Text(head)]
     if plan.sites:
         parts += [Text(""), sites_table(plan.sites, width)]
@@ -168,15 +187,17 @@ def _near(note: str) -> str:
 
 
 def notes_view(notes: Sequence[str], verbose: bool = False) -> Iterator[RenderableType]:
-    if notes:
+    """The notes with their codes; without `verbose` at most the first ten, and none that is minor."""
+    shown = list(notes) if verbose else [note for note in notes if not is_minor(note)][:FEW]
+    left = len(notes) - len(shown)
+    if shown:
         yield Text("\nnotes:")
-        left = 0 if verbose else max(len(notes) - FEW, 0)
-        shown = list(notes[: len(notes) - left])
-        if left:
-            shown.append(f"and {count_text(left, 'more note')} (`--verbose` shows them, `to_dict()` has them)")
-        for note in shown:
-            grid = Table.grid(padding=(0, 1))
-            grid.add_column()
-            grid.add_column(overflow="fold")
-            grid.add_row(Text("-"), Text(_near(note)))
-            yield Padding(grid, (0, 0, 0, 1))
+    for note in shown:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row(Text(code_of(note) or "-", style="dim"), Text(_near(text_of(note))))
+        yield Padding(grid, (0, 0, 0, 1))
+    if left:
+        more = count_text(left, "more note" if shown else "note")
+        yield Text(f"\n{more}: `--verbose` shows {'it' if left == 1 else 'them'}, `to_dict()` has them", style="dim")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from .._codes import coded, is_minor, kept
 from .._types import Inspection
 
 #: So many names are listed before a note that holds for all of them.
@@ -23,15 +24,17 @@ def all_notes(inspection: Inspection) -> list[str]:
     obstacles = [(s.obstacle, f"`{p.id}`") for p in points for s in p.sites if s.obstacle]
     remarks = [(p.note, f"`{p.id}`") for p in points if p.note]
     excluded = [(item.reason, f"`{item.name}`") for item in inspection.excluded]
-    return [
-        *(f"{names}: RegBN cannot go there: {obstacle}" for obstacle, names, _ in _together(obstacles)),
+    ignore = inspection.ignore
+    notes = [
+        *(coded("RB013", f"{names}: RegBN cannot go there: {why}") for why, names, _ in _together(obstacles)),
         *inspection.notes,
-        *(f"{names}: {remark}" for remark, names, _ in _together(remarks)),
+        *(coded("RB014", f"{names}: {remark}") for remark, names, _ in _together(remarks)),
         *(
-            f"{'inputs' if many else 'input'} {names} {'count' if many else 'counts'} for no modality: {reason}"
+            coded("RB015", f"{names} {'are' if many else 'is'} not counted as a modality: {reason}")
             for reason, names, many in _together(excluded)
         ),
     ]
+    return [*kept((note for note in notes if not is_minor(note)), ignore), *kept(filter(is_minor, notes), ignore)]
 
 
 def _together(told: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, bool]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from .._codes import KINDS
 from .._errors import RegBNOptionError
 from ..nn.options import RegBNOptions, check_value
 from . import references
@@ -29,6 +30,11 @@ def check(value: Any) -> list[Problem]:
     if not isinstance(value, dict):
         return []
     problems = list(_blanks(value, ()))
+    problems += [
+        Problem(path, unknown_code(code))
+        for code, path in _texts(value.get("ignore"), ("ignore",))
+        if code not in KINDS
+    ]
     problems += _check_inputs(_mapping(value.get("inputs")))
     problems += _check_modalities(_mapping(value.get("modalities")))
     problems += _check_matches(value)
@@ -47,6 +53,11 @@ def check(value: Any) -> list[Problem]:
         problems += _check_options(_mapping(over.get("regbn")), None, ("overrides", key, "regbn"))
         problems += _check_names(over, names, ("overrides", key))
     return problems
+
+
+def unknown_code(code: str) -> str:
+    """What is wrong with a code that no note has."""
+    return f"no note has the code `{code}`{did_you_mean(code, KINDS)} (codes are listed in docs/notes.md)"
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from .._codes import KINDS
 from .._errors import RulesError
 from .._types import Modality
 from . import checks
@@ -101,6 +102,19 @@ class Rules:
     def wants_all(self) -> bool:
         """Whether a point that a rule selects and RegBN cannot go to is an error (else it is left out and told)."""
         return self.document.strict is True
+
+    @property
+    def ignore(self) -> tuple[str, ...]:
+        """Codes of notes and warnings that are switched off."""
+        return self.document.ignore
+
+    def ignoring(self, codes: Iterable[str]) -> Rules:
+        """The same rules with further codes switched off. Raises RulesError for a code that no note has."""
+        wrong = [checks.unknown_code(code) for code in codes if code not in KINDS]
+        if wrong:
+            raise RulesError("; ".join(wrong))
+        ignore = tuple(dict.fromkeys((*self.ignore, *codes)))
+        return Rules(self.document.model_copy(update={"ignore": ignore}), self.marks)
 
     @property
     def inputs(self) -> Mapping[str, InputSpec]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
+from .._codes import KINDS
 from ..nn.options import CHOICES, DOCS, RegBNOptions
 from .checks import RULE_LEVEL, SIZES
 from .schema import Document
@@ -23,6 +24,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "version": "Version of this language: 1.",
         "strict": "By default a rule that matches nothing is an error, and a point that RegBN cannot go to a warning; "
         "true: both are errors; warn: both are warnings.",
+        "ignore": "Codes of notes and warnings to switch off, as in [RB114]; docs/notes.md lists them.",
         "inputs": "Example inputs to make up, by dotted name.",
         "modalities": "Which inputs, slices of inputs or modules are which modality.",
         "defaults": "What holds for every rule that does not say otherwise.",
@@ -78,6 +80,7 @@ DESCRIPTIONS["Treatment"] = DESCRIPTIONS["Override"] = DESCRIPTIONS["Rule"]
 
 #: Keys that take one value for a list of one.
 _LISTS = {
+    ("Document", "ignore"),
     ("Match", "kind"),
     ("Match", "owner"),
     ("Match", "point"),
@@ -144,6 +147,8 @@ def _shorthands(parts: dict[str, Schema]) -> None:
     document = parts["Document"]["properties"]
     names = parts["ModalitySpec"]["properties"]["inputs"]["anyOf"]
     document["modalities"]["additionalProperties"] = {"anyOf": [*names, {"$ref": "#/$defs/ModalitySpec"}]}
+    code = {"type": "string", "enum": list(KINDS)}
+    document["ignore"]["anyOf"] = [code, {**document["ignore"]["anyOf"][1], "items": code}]
     exclude = document["exclude"]
     match = {**exclude.pop("items"), "minProperties": 1}
     for key in ("type", "minItems"):

@@ -63,9 +63,19 @@ def spell(path: Path) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean `concat`?` or nothing, to be put at the end of a sentence."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean `{near[0]}`?" if near else ""
+    """`; did you mean `concat`?` or nothing, to be put at the end of a sentence.
+
+    A name that differs in upper and lower case alone comes first, then names that are near without regard to case.
+    """
+    names = list(known)
+    by_lower: dict[str, list[str]] = {}
+    for name in names:
+        by_lower.setdefault(name.lower(), []).append(name)
+    near = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
+    if not near:
+        return ""
+    best = max(by_lower[near[0]], key=lambda name: difflib.SequenceMatcher(None, word, name).ratio())
+    return f"; did you mean `{best}`?"
 
 
 def listing(names: Iterable[str], limit: int = 12) -> str:

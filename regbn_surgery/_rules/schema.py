@@ -50,6 +50,8 @@ Size = Annotated[StrictInt, Field(ge=1)]
 #: Methods of a module, by name; `forward` is always meant and needs no naming.
 Method = Annotated[StrictStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Methods = Annotated[tuple[Method, ...], BeforeValidator(_as_list), Field(min_length=1)]
+#: Codes of notes, as `_codes` lists them; `checks` knows which there are.
+Codes = Annotated[tuple[StrictStr, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Dtype = Literal[
     "float16", "bfloat16", "float32", "float64", "complex64", "complex128",
     "uint8", "int8", "int16", "int32", "int64", "bool",
@@ -154,6 +156,7 @@ class Document(Model):
 
     version: Annotated[StrictInt, Field(ge=1, le=1)]
     strict: Literal[True, "warn"] | None = None
+    ignore: Codes = ()
     inputs: dict[StrictStr, InputSpec] = Field(default_factory=dict)
     modalities: dict[StrictStr, Annotated[ModalitySpec, BeforeValidator(_as_modality)]] = Field(default_factory=dict)
     defaults: Treatment = Field(default_factory=Treatment)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from .._codes import coded
 from .._errors import RegBNWarning
 from ._site import RegBNSite
 
@@ -40,10 +41,9 @@ def _tell_adapters(root: nn.Module, state: Any, prefix: str, _: Any) -> None:
         return
     root.__dict__[_TOLD] = True
     names = sorted({f"{path.rpartition('.')[2]}.regbn" for path in left})
-    warnings.warn(
+    text = (
         f"The adapters of this {type(root).__name__} do not hold the state of RegBN ({', '.join(left)}): what PEFT "
         f"saves comes back with RegBN untrained. Make the adapters with `modules_to_save={names}` in their config; "
-        "to keep what is trained now, call save_regbn(model.get_base_model(), folder) or save the whole state_dict.",
-        RegBNWarning,
-        stacklevel=3,
+        "to keep what is trained now, call save_regbn(model.get_base_model(), folder) or save the whole state_dict."
     )
+    warnings.warn(coded("RB406", text), RegBNWarning, stacklevel=3)

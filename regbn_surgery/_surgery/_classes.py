@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .._codes import coded
 from .._errors import RegBNWarning, RewriteError
 from .._trace._subclass import quiet_subclass
 from ._guard import ATTRIBUTE
@@ -176,13 +177,12 @@ def _tell_another(module: nn.Module) -> None:
     if _TOLD in module.__dict__ or torch.compiler.is_compiling():
         return
     module.__dict__[_TOLD] = True
-    warnings.warn(
+    text = (
         f"This {type(module).__name__} was made anew from the class of a rewritten model and carries no RegBN: it "
         "computes what the original does. For one with RegBN call load_regbn(model, folder) with what save_regbn "
-        "wrote, Recipe.apply(model), or regbnify.",
-        RegBNWarning,
-        stacklevel=4,
+        "wrote, Recipe.apply(model), or regbnify."
     )
+    warnings.warn(coded("RB408", text), RegBNWarning, stacklevel=4)
 
 
 def _rebuild(cls: type[nn.Module], methods: tuple[str, ...], *args: Any) -> nn.Module:

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import _ops as fn
 from .. import _tree
+from .._codes import coded
 from .._errors import RegBNOptionError, RegBNWarning, RewriteError
 from .._inputs import Inputs
 from .._state import preserved
@@ -98,7 +99,7 @@ def fold(model: nn.Module, inputs: Inputs) -> list[str]:
     else:
         watch_adapters_no_more(model)
     if kept:
-        warnings.warn(f"not folded: {' | '.join(kept)}", RegBNWarning, stacklevel=2)
+        warnings.warn(coded("RB403", f"not folded: {' | '.join(kept)}"), RegBNWarning, stacklevel=2)
     return folded
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from .. import _tree
 from .._analysis import MODEL_ERRORS
+from .._codes import coded
 from .._errors import CaptureError, RegBNBypassedError, RegBNWarning, RewriteError, UnseenCallError
 from .._state import preserved, random_state, seeded
 from .._trace import Trace, capture
@@ -214,12 +215,11 @@ class GraphHost:
     ) -> None:
         refuse_going_on(host, self.path, sites, args, kwargs)
         names = ", ".join(site.name for site in sites)
-        warnings.warn(
-            f"{type(host).__name__} at `{self.path}` was called ({spelled(args, kwargs)}) without coming by any of its "
-            f"RegBN sites ({names}); this call runs as it always did",
-            RegBNWarning,
-            stacklevel=3,
+        text = (
+            f"{type(host).__name__} at `{self.path}` was called ({spelled(args, kwargs)}) without reaching any of its "
+            f"RegBN sites ({names}); this call runs as it always did"
         )
+        warnings.warn(coded("RB407", text), RegBNWarning, stacklevel=3)
 
     def _check(
         self, host: nn.Module, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any

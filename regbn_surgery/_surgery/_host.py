@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._codes import coded
 from .._errors import RegBNBypassedError, RegBNWarning
 from ._arguments import spelled
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
@@ -243,7 +244,8 @@ class HostSurgery:
             if module.missing == "error":
                 raise RegBNBypassedError(text + " (The rule says `missing: error`.)")
             module.told_missing = True
-            warnings.warn(text + " Further such calls are not told; see `missing` in the rule.", RegBNWarning, 4)
+            text = coded("RB401", f"{text} Later calls like this give no warning; see `missing` in the rule.")
+            warnings.warn(text, RegBNWarning, 4)
 
     def run_method(self, host: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A further method that a rule names, with RegBN in it."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._codes import coded
 from .._errors import RegBNWarning
 from .._trace._source import user_frames
 from ._compiling import constant_in_graphs
@@ -72,13 +73,12 @@ class Roles:
             return None  # from elsewhere: through a wrapper, say
         if not self.told and not is_identity():
             self.told = True
-            warnings.warn(
+            text = (
                 f"{here[0][0]} calls a module in which RegBN has several roles from an expression from which the "
                 "example did not call it, so that it is not known which of its streams come there. RegBN does not run "
-                "in such calls. Give regbnify a second example that comes by it; further such calls are not told.",
-                RegBNWarning,
-                4,
+                "in such calls. Give regbnify a second example that comes by it; later calls like this give no warning."
             )
+            warnings.warn(coded("RB402", text), RegBNWarning, 4)
         return NO_ROLE
 
     def reset(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from .._codes import coded
 from .._errors import RegBNError, RegBNWarning
 from .._trace._subclass import quiet_subclass
 from ._classes import asks_its_class, original_class
@@ -126,7 +127,7 @@ def _write_recipe(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         Recipe.of(root).write(folder / RECIPE_FILE)
     except (RegBNError, OSError) as error:
         warnings.warn(
-            f"The weights are in {folder}, the recipe of RegBN ({RECIPE_FILE}) is not: {error}",
+            coded("RB404", f"The weights are in {folder}, the recipe of RegBN ({RECIPE_FILE}) is not: {error}"),
             RegBNWarning,
             stacklevel=4,
         )
@@ -140,9 +141,8 @@ def _tell_original(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     else:
         what = "its class is that of a rewritten model"
         then = "For a model with RegBN call regbnify, or load_regbn with what save_regbn wrote."
-    warnings.warn(
-        f"This {name} is the original and carries no RegBN, though {what}. {then}", RegBNWarning, stacklevel=3
-    )
+    text = f"This {name} is the original and carries no RegBN, though {what}. {then}"
+    warnings.warn(coded("RB405", text), RegBNWarning, stacklevel=3)
 
 
 def _folder(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Path | None:

@@ -53,6 +53,7 @@ class HostReport:
     unhooked: str = ""
     way: str = "hook"
     files: tuple[tuple[str, str, str, int], ...] = ()  # of "source": file, text before and after, number of first line
+    slots: tuple[tuple[int, str, str], ...] = ()  # what the numbers in `after` are for: (number, RegBN, "f", "g", ...)
 
 
 def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
@@ -271,7 +272,7 @@ def _code_report(report: HostReport, module: nn.Module, surgery: HostSurgery) ->
         return replace(report, tier=3, way="mode", reason=surgery.by_mode)
     files = surgery.woven.texts
     before, after = "\n".join(text[1] for text in files), "\n".join(text[2] for text in files)
-    return replace(report, way="source", files=files, before=before, after=after)
+    return replace(report, way="source", files=files, before=before, after=after, slots=surgery.woven.slots)
 
 
 def _code(surgery: GraphHost) -> tuple[str, str]:

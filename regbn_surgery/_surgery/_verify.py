@@ -10,6 +10,7 @@ from torch import nn
 
 from .._analysis import Observed, follow_streams
 from .._analysis._runs import Run, ordered
+from .._codes import coded, text_of
 from .._errors import RewriteError
 from .._inputs import Batches
 from .._types import Modality
@@ -112,10 +113,12 @@ def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> V
     wrong = [pair for pair in distinct if not _is_right(pair, wanted, mixes)]
     problem = ""
     if not frames:
-        problem = f"did not run: {_words(wanted)} do not meet in this call"
+        problem = coded("RB201", f"did not run: {_words(wanted)} do not meet in this call")
     elif wrong:
-        how = "f and g are exchanged" if wanted[::-1] in wrong else "ran on other streams"
-        problem = f"{how}: {_words(wrong[0])}, where the rule says {_words(wanted)}"
+        found = f"{_words(wrong[0])}, where the rule says {_words(wanted)}"
+        exchanged = wanted[::-1] in wrong
+        problem = coded("RB202", f"f and g are exchanged: {found}") if exchanged else ""
+        problem = problem or coded("RB203", f"ran on other modalities: {found}")
     return VerifiedSite(path, planned.rule, wanted, distinct, len(frames), problem)
 
 
@@ -162,7 +165,7 @@ def refuse_other_streams(
         # Full backward hooks make new tensors of all inputs at once: in training more may seem to be there.
         pairs = [pair for pair in site.carried if not _is_right(pair, site.wanted, mixes=training)]
         if site.problem and pairs and all(f and g for f, g in pairs):
-            told.append(f"RegBN `{site.name}` {site.problem} (rule `{site.rule}`)")
+            told.append(f"RegBN `{site.name}` {text_of(site.problem)} (rule `{site.rule}`)")
     if told:
         raise RewriteError("self-check failed: " + "; ".join(told))
     return observed, reached

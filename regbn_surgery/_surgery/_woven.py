@@ -24,6 +24,7 @@ class Woven:
     forward: Any
     table: Table
     texts: tuple[tuple[str, str, str, int], ...]  # of each function: file, text before and after, number of first line
+    slots: tuple[tuple[int, str, str], ...]  # what each number in the texts is for: the site, and what of it
 
 
 class Slots:
@@ -142,7 +143,24 @@ def woven(locator: Locator, sites: Sequence[CodeSite]) -> Woven:
             if all(other.original is not helper.original for other in known):
                 helpers[path[: number + 1]] = (*known, helper)
     forward = behind_decorators(locator.forward, replaced, inner_forward)
-    return Woven(replaced, inner_forward, forward, table_of(sites, slots, helpers, False), tuple(texts))
+    table = table_of(sites, slots, helpers, False)
+    return Woven(replaced, inner_forward, forward, table, tuple(texts), tuple(_meanings(sites, slots)))
+
+
+def _meanings(sites: Sequence[CodeSite], slots: Slots) -> Iterator[tuple[int, str, str]]:
+    """What the number of each expression is for, for people: (number, site, "f", "g", "fusion" or "reader")."""
+    for site in sites:
+        sides = [
+            (place, letter)
+            for letter, end in (("f", site.f), ("g", site.g))
+            for place in (end.maker, *(place for place, _ in end.also))
+            if place is not None
+        ]
+        named = [*sides, (site.join, "fusion")]
+        told = {place for place, _ in named}
+        for place, what in [*named, *((place, "reader") for place in site.places() if place not in told)]:
+            for number in slots.path(place):  # a call on the way to a place is there for its sake
+                yield number, site.name, what
 
 
 def _plain(function: Any) -> Any:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
+from .._codes import coded
 from .._errors import RegBNShapeError, RegBNWarning
 
 if TYPE_CHECKING:
@@ -72,13 +73,12 @@ def joined(sync: bool, group: ProcessGroup | None) -> Ranks | None:
 def _tell_apart(size: int) -> None:
     """Once in a process: conversions of BatchNorm (Lightning's `sync_batchnorm=True`) know nothing of RegBN."""
     if size > 1:
-        warnings.warn(
+        text = (
             f"RegBN is trained on {size} ranks, and each fits its own part of the batch. To fit the joined batch call "
             "regbn_surgery.convert_sync_regbn(model) before it is wrapped; the conversion to SyncBatchNorm does not "
-            "do it.",
-            RegBNWarning,
-            stacklevel=5,
+            "do it."
         )
+        warnings.warn(coded("RB409", text), RegBNWarning, stacklevel=5)
 
 
 class _Sum(Function):

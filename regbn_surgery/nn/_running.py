@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .._codes import coded
 from .._errors import RegBNWarning
 from ._dense import DenseUpdate, PrimalUpdate, RmsUpdate
 from ._linalg import exporting, values_at_hand
@@ -235,12 +236,11 @@ class RunningState(nn.Module):
     def _warn_of_skipping(self) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(
+            text = (
                 "RegBN was given a batch that is not finite; its running state was left as it was. Later ones are "
-                "counted in `num_skipped` without a warning",
-                RegBNWarning,
-                stacklevel=2,
+                "counted in `num_skipped` without a warning"
             )
+            warnings.warn(coded("RB410", text), RegBNWarning, stacklevel=2)
 
     def train(self, mode: bool = True) -> RunningState:
         """As `nn.Module.train`; also tells of skipped batches on devices where a step may not ask for their number."""

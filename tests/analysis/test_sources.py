@@ -137,7 +137,7 @@ def test_matching() -> None:
 def test_branches_that_never_meet_are_told() -> None:
     found = inspected(lambda self, a, b: (a * 2, b * 3), {"a": normal(4, 8), "b": normal(4, 8)})
     assert found.fusion_points == ()
-    assert "`a` never meets `b`" in found.notes
+    assert "RB002 `a` never meets `b`" in found.notes
     single = inspected(lambda self, a: a * 2, {"a": normal(4, 8)})
     assert any("fewer than two modalities" in note for note in single.notes)
 
@@ -171,7 +171,7 @@ def test_channels_of_an_image_that_no_call_parts_are_told_of() -> None:
     modalities = {"rgb": stretch(0, 3), "depth": stretch(3, 4)}
     found = inspected(lambda self, x: self.conv(x), {"x": normal(4, 4, 8, 8)}, modalities, conv=nn.Conv2d(4, 6, 3))
     assert not found.fusion_points
-    assert any("`rgb` and `depth` are stretches of one input that Conv2d `conv` at" in note for note in found.notes)
+    assert any("`rgb` and `depth` are slices of one input, and Conv2d `conv` at" in note for note in found.notes)
 
 
 def test_a_concatenation_that_joins_what_has_met_is_no_stretch_of_an_input() -> None:
@@ -275,13 +275,13 @@ def test_a_detour_through_numpy_is_reported_with_its_line_and_constants_are_not(
         return torch.cat([out + table + kept[0], self.second(y)], -1)
 
     found = inspected(forward, {"x": normal(4, 5), "y": normal(4, 5)}, first=nn.Linear(5, 6), second=nn.Linear(5, 6))
-    (gap,) = [note for note in found.notes if "out of sight" in note]
+    (gap,) = [note for note in found.notes if "cannot be followed" in note]
     assert "test_sources.py:" in gap
     assert "(2, 6)" in gap
     assert not [note for note in found.notes if "never meets" in note], "that is not known"
     (apart,) = [note for note in found.notes if "is not seen to meet" in note]
     assert re.search(
-        r"^`x` is not seen to meet `y`: its stream may go on in values .* at .*test_sources.py:\d+$", apart
+        r"^RB004 `x` is not seen to meet `y`: its stream may go on in values .* at .*test_sources.py:\d+$", apart
     )
 
 
@@ -302,7 +302,7 @@ ENDS: dict[str, Any] = {
 def test_the_line_at_which_a_stream_ends_is_told(words: str) -> None:
     found = inspected(ENDS[words], {"a": normal(4, 6), "b": normal(4, 6)}, two=nn.Linear(6, 6))
     (note,) = [note for note in found.notes if "meet" in note]
-    assert re.search("^`b` is not seen to meet `a`: " + words, note)
+    assert re.search("^RB004 `b` is not seen to meet `a`: " + words, note)
     assert "test_sources.py:" in note
 
 
@@ -311,7 +311,10 @@ def test_a_stream_that_ends_is_told_once_for_all_that_it_does_not_meet() -> None
         return a.masked_fill(b > 0, 0.0), c
 
     found = inspected(forward, {name: normal(4, 6) for name in "abc"})
-    assert [note.split(":")[0] for note in found.notes] == ["`a` never meets `c`", "`b` is not seen to meet `a` or `c`"]
+    assert [note.split(":")[0] for note in found.notes] == [
+        "RB002 `a` never meets `c`",
+        "RB004 `b` is not seen to meet `a` or `c`",
+    ]
 
 
 def test_streams_that_a_call_takes_together_as_one_batch_are_told() -> None:
@@ -320,7 +323,7 @@ def test_streams_that_a_call_takes_together_as_one_batch_are_told() -> None:
         return both @ both.t()
 
     (note,) = inspected(forward, {"a": normal(4, 6), "b": normal(4, 6)}, two=nn.Linear(6, 6)).notes
-    assert "`a` is not seen to meet `b`: they stand behind one another in one batch, which `matmul` at" in note
+    assert "`a` is not seen to meet `b`: they are stacked into one batch, which `matmul` at" in note
 
 
 def test_values_read_by_the_modules_of_a_class_are_one_note() -> None:
@@ -337,7 +340,7 @@ def test_values_read_by_the_modules_of_a_class_are_one_note() -> None:
 
     found = inspected(forward, {"a": normal(4, 6), "b": normal(4, 6)}, one=Asks(), two=Asks())
     (note,) = found.notes
-    assert note.startswith("`Asks` reads values of tensors into Python at ")
+    assert note.startswith("RB009 tensor values are read into Python: `Asks` at ")
     assert note.count("test_sources.py:") == 2
 
 

@@ -32,6 +32,7 @@ class Host:
     unhooked: str = ""
     way: str = "hook"
     files: tuple[tuple[str, str, str, int], ...] = ()
+    slots: tuple[tuple[int, str, str], ...] = ()
 
 
 class FakeLibrary:

@@ -62,9 +62,26 @@ def test_from_the_shell(run, tmp_path):
     assert "similarity" in result.stdout
 
 
+def test_one_input_more_leaves_those_that_are_made(run, tmp_path):
+    path = f"hf:{config_file(tmp_path)}"
+    result = run("inspect", path, "--input", "position_ids=int64[2,8]<8", "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    assert list(json.loads(result.stdout)["modalities"]) == ["input_ids", "pixel_values"]
+
+
+def test_a_first_rules_file_for_towers_that_meet_in_their_similarity(run, tmp_path):
+    path = f"hf:{config_file(tmp_path)}"
+    assert run("init", path, "-o", "rules.yaml").exit_code == 0
+    made = run("plan", path, "rules.yaml")
+    assert made.exit_code == 0, made.stderr
+    assert "1 of 1 fusion point normalised" in made.stdout
+
+
 @pytest.mark.parametrize(
     ("spec", "arguments", "says"),
     [
+        ("hf:ClipModel", {}, "did you mean `CLIPModel`"),
+        ("hf:clipmodel", {}, "did you mean `CLIPModel`"),
         ("hf:CLIPModle", {}, "did you mean.*CLIPModel"),
         ("hf:none.json", {}, "'none.json' does not exist"),
         ("hf:CLIPTokenizer", {}, "no model class"),

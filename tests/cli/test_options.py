@@ -92,7 +92,7 @@ def test_model_arguments(run, place, arguments):
         (["--model-args", "{"], "is not JSON"),
         (["--model-args", "3"], "a JSON object"),
         (["--model-args", '{"depth": 1}'], "--model-args"),
-        (["--inputs", "optioned.py:three", "--input", "x=f32[2]"], "use one of them"),
+        (["--inputs", "optioned.py:three", "--input", "x.deep=f32[2]"], "the input `x.deep`: the example has a Tensor"),
         (["--input", "x=f32[2]", "--input", "x=f32[2]"], "given twice"),
         (["--inputs", "three"], "does not say where the inputs are"),
         (["--inputs", "optioned.py:broken"], "making the inputs 'optioned.py:broken' failed: OSError: no such data"),

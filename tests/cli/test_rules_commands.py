@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,9 @@ class TestPlan:
     def test_the_name_of_the_file_decides(self, run, project, name, read):
         assert run("plan", "project.py:build", "r.yaml", "-o", name).exit_code == 0
         assert len(read((project / name).read_text())["sites"]) == 1
-        assert run("plan", "project.py:build", "r.yaml", "--format", "text", "-o", name).exit_code == 0
-        assert "normalised" in (project / name).read_text()
+        refused = run("plan", "project.py:build", "r.yaml", "--format", "text", "-o", name, "--force")
+        assert refused.exit_code == 2
+        assert "with --format text; use .txt, .svg" in refused.stderr
 
     def test_yaml_says_the_same(self, run, project):
         as_yaml = yaml.safe_load(run("plan", "project.py:build", "r.yaml", "--format", "yaml").stdout)
@@ -90,7 +92,7 @@ class TestPlan:
         (project / "r.yaml").write_text("strict: warn\n" + RULES.replace("concat", "scatter"))
         result = run("plan", "project.py:build", "r.yaml")
         assert result.exit_code == 1
-        assert result.stderr.count("warning: r.yaml:3:20: rule `late` matches no fusion point") == 1
+        assert result.stderr.count("warning: RB101 r.yaml:3:20: rule `late` matches no fusion point") == 1
         assert "nothing would be normalised" in result.stderr
         assert "0 RegBN modules to put in" in result.stdout
 
@@ -155,7 +157,8 @@ class TestInit:
     def test_nothing_to_write_is_an_error(self, run, project):
         result = run("init", "project.py:alone")
         assert (result.exit_code, result.stdout) == (2, "")
-        assert "Alone has no fusion point for a rules file" in result.stderr
+        assert "no rules file for Alone: no two of its modalities meet" in result.stderr
+        assert "--modality NAME=INPUT" in result.stderr
 
 
 def test_schema(run, tmp_path):
@@ -197,3 +200,67 @@ class TestPresets:
 @pytest.mark.parametrize("command", ["plan", "check", "init", "schema", "presets"])
 def test_help_has_an_example(run: Any, command: str) -> None:
     assert f"Example: regbn-surgery {command}" in run(command, "--help").stdout
+
+
+class TestNext:
+    """The last line of a command says what to do, as a command line that can be run as it is."""
+
+    def test_from_inspect_to_show(self, run, project):
+        line = ["project.py:build", "--modality", "b=colored", "--modality", "a=gray"]
+        for first in ("inspect", "init"):
+            proposed = self.proposed(run(first, *line))
+            assert proposed == ["init", *line, "-o", "rules.yaml"]
+        result = run(*proposed)
+        proposed = self.proposed(result)
+        assert proposed[:2] == ["plan", "project.py:build"]
+        result = run(*proposed)
+        assert result.exit_code == 0, result.stderr
+        assert run(*self.proposed(result)).exit_code == 0
+
+    def proposed(self, result):
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith("Next, ")
+        return shlex.split(last.partition(": regbn-surgery ")[2])
+
+    def test_inputs_with_signs_of_the_shell(self, run, project):
+        result = run("inspect", "project.py:Late", "--input", "gray=f32[4,6]", "--input", "colored=f32[4, 5]")
+        assert self.proposed(result)[2:6] == ["--input", "gray=f32[4,6]", "--input", "colored=f32[4, 5]"]
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ["check", "r.yaml"],
+            ["check", "r.yaml", "project.py:build"],
+            ["schema"],
+            ["presets"],
+            ["presets", "late"],
+            ["show", "project.py:build", "r.yaml"],
+            ["verify", "project.py:build", "r.yaml"],
+            ["summary", "project.py:build", "r.yaml"],
+        ],
+    )
+    def test_every_command_has_one_and_quiet_leaves_it_out(self, run, project, command):
+        assert run(*command).stderr.splitlines()[-1].startswith("Next, ")
+        assert "Next" not in run(*command, "--quiet").output
+
+
+class TestIgnore:
+    def test_a_note_is_left_out(self, run, project):
+        rules = RULES.replace("rules:", "strict: warn\nrules:").replace("]", ", {id: no, match: {kind: scatter}}]", 1)
+        (project / "r.yaml").write_text(rules)
+        assert "RB101" in run("plan", "project.py:build", "r.yaml").output
+        for command in (["plan", "project.py:build", "r.yaml"], ["check", "r.yaml", "project.py:build"],
+                        ["show", "project.py:build", "r.yaml"]):  # fmt: skip
+            result = run(*command, "--ignore", "RB101")
+            assert result.exit_code == 0, result.stderr
+            assert "RB101" not in result.output
+
+    def test_of_an_inspection_too(self, run, project):
+        assert "RB002" in run("inspect", "project.py:alone").stdout
+        assert "RB002" not in run("inspect", "project.py:alone", "--ignore", "RB001,RB002").stdout
+        assert "RB002" not in run("inspect", "project.py:alone", "--format", "json", "--ignore", "RB002").stdout
+
+    def test_a_code_that_is_none(self, run, project):
+        result = run("plan", "project.py:build", "r.yaml", "--ignore", "rb101")
+        assert result.exit_code == 2
+        assert "did you mean `RB101`" in result.stderr

@@ -72,3 +72,18 @@ def test_mistakes(here: Path, more: str, train: str, says: str) -> None:
     assert done.exit_code == 2
     assert says in done.stderr
     assert not (here / "out").exists()
+
+
+def test_results_of_another_sweep_are_not_overwritten(here: Path) -> None:
+    (here / "out").mkdir()
+    (here / "out" / "sweep.md").write_text("mine")
+    done = call()
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "out/sweep.md: the file exists; --force overwrites it" in done.stderr
+    assert call(" --force").exit_code == 0
+    assert (here / "out" / "sweep.md").read_text() != "mine"
+
+
+def test_a_file_in_place_of_the_folder(here: Path) -> None:
+    (here / "out").write_text("mine")
+    assert "this is a file; give the name of a folder" in call().stderr

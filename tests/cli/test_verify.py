@@ -69,7 +69,7 @@ nothing = 3
 """
 RULES = "version: 1\nrules: [{id: late, match: {kind: concat}, normalize: x}]\n"
 RIGHT = "fusion.regbn_late: ran 1 x, f is x, g is y, as the rule says"
-EXCHANGED = "fusion.regbn_late: f and g are exchanged: f y and g x, where the rule says f x and g y"
+EXCHANGED = "fusion.regbn_late: RB202 f and g are exchanged: f y and g x, where the rule says f x and g y"
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_call_in_exchanged_order_is_a_finding(verify):
 def test_a_call_in_which_the_streams_do_not_meet_is_a_finding(verify):
     result = verify("--data", "verified.py:alone")
     assert result.exit_code == 1, result.stderr
-    assert "fusion.regbn_late: did not run: f x and g y do not meet in this call" in result.stdout
+    assert "fusion.regbn_late: RB201 did not run: f x and g y do not meet in this call" in result.stdout
 
 
 def test_what_is_found_in_training_alone(verify):
@@ -178,3 +178,10 @@ def test_a_typo_is_told_before_the_model_is_loaded(run, tmp_path):
     assert result.exit_code == 2
     assert "did you mean `kind`?" in result.stderr
     assert "nowhere" not in result.stderr
+
+
+def test_a_finding_that_is_switched_off_is_none(verify):
+    result = verify("--data", "verified.py:exchanged", "--ignore", "RB202")
+    assert result.exit_code == 0, result.stderr
+    assert "exchanged:" not in result.stdout.replace("verified.py:exchanged:", "")
+    assert verify("--data", "verified.py:alone", "--ignore", "RB202").exit_code == 1

@@ -236,7 +236,7 @@ def test_one_seed_proves_nothing(here, capsys):
 def test_as_a_program(pmr, tmp_path, arguments):
     """From a shell inside the folder of the example, as printed: one message, exit code 2, no traceback."""
     command = [sys.executable, str(pmr / "PMR.py"), "--train", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 2
     assert "absent" in done.stderr
     assert done.stderr.startswith("error: ")

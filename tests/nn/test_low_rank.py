@@ -111,7 +111,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_feature_maps_of_150_gib_train_in_2_gb() -> None:
     """The whole process, torch included, with every norm: a dense W would be 150 GiB. About a second per step."""
     pytest.importorskip("resource", reason="the peak of a process is read with `resource`")
-    run = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=False, timeout=300)
+    run = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=False, timeout=1800)
     assert run.returncode == 0, run.stderr[-3000:]
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     assert int(run.stdout) * unit < 2e9

@@ -140,7 +140,7 @@ def spawn(folder: Path, world: int) -> list[dict[str, dict[str, torch.Tensor]]]:
     ]
     try:
         for rank in ranks:
-            _, errors = rank.communicate(timeout=120)
+            _, errors = rank.communicate(timeout=1800)
             assert rank.returncode == 0, errors[-3000:]
     finally:
         for rank in ranks:
@@ -200,7 +200,7 @@ def test_the_example_runs_under_its_launchers(launcher: list[str]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     run = subprocess.run(
-        [*command, "--steps", "20"], capture_output=True, text=True, timeout=600, check=False, env=environment
+        [*command, "--steps", "20"], capture_output=True, text=True, timeout=1800, check=False, env=environment
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert "W differs between the ranks by 0" in run.stdout

@@ -282,7 +282,7 @@ def test_deepcopy_and_pickle(projection: str) -> None:
     assert len(pickle.dumps(trained)) < 1.1 * len(pickle.dumps(fresh))
 
 
-@pytest.mark.filterwarnings("ignore:RegBN was given a batch that is not finite")
+@pytest.mark.filterwarnings("ignore:RB410 RegBN was given a batch that is not finite")
 @pytest.mark.parametrize("projection", ["dense", "low_rank"])
 @pytest.mark.parametrize("form", ["auto", "dual"])
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(projection: str, form: str) -> None:

@@ -110,7 +110,10 @@ class TestSizes:
     def test_more_features_than_samples(self) -> None:
         wide = inspection(point("cat", side("gray"), side("colored", (8, 16, 3, 3), MAP)))
         (note,) = plan_of(wide, Facts(weights_seen=True, batch=100), normalize="gray").notes
-        assert note.startswith("g has more features than the example has samples (100) at regbn_r (144)")
+        assert note.startswith(
+            "RB115 with the 100 samples of the example one batch does not determine W (144 features of g at regbn_r)"
+        )
+        assert "Ignore this if you train with larger batches" in note
         assert "`reduce: mean`" in note
         assert plan_of(wide, Facts(weights_seen=True, batch=144), normalize="gray").notes == ()
         (note,) = plan_of(vectors(), Facts(weights_seen=True, batch=4), normalize="gray").notes
@@ -119,7 +122,7 @@ class TestSizes:
     def test_a_large_projection(self) -> None:
         big = inspection(point("cat", side("gray", (8, 64, 12, 12), MAP), side("colored", (8, 64, 12, 12), MAP)))
         (note,) = plan_of(big, FRESH, normalize="gray").notes
-        assert note.startswith("W of regbn_r is 9216×9216, 324 MiB in memory and in every checkpoint")
+        assert note.startswith("RB116 W of regbn_r is 9216×9216, 324 MiB in memory and in every checkpoint")
         assert plan_of(big, FRESH, normalize="gray", regbn={"projection": "low_rank"}).notes == ()
 
 
@@ -129,13 +132,13 @@ def test_a_similarity_head() -> None:
         {"version": 1, "rules": [{"id": "r", "match": {"kind": "similarity"}, "normalize": "gray"}]}
     )
     (note,) = decide(rules, found, None, FRESH).notes
-    assert note.startswith("a similarity head is normalised (`regbn_r`)")
+    assert note.startswith("RB113 a similarity head is normalised (`regbn_r`)")
 
 
 def test_the_same_pair_several_times() -> None:
     found = inspection(point("a", side("gray"), side("colored")), point("b", side("gray"), side("colored")))
     (note,) = plan_of(found, FRESH, normalize="gray").notes
-    assert note.startswith("gray is normalised against colored at 2 points in one forward")
+    assert note.startswith("RB114 gray is normalised against colored at 2 points in one forward")
 
 
 class TestPairsByPattern:

@@ -30,6 +30,8 @@ PAIRS = [
     ("cross-attention", "cross_attention_batch_first"),
     ("cross-attention", "hf_whisper"),
     ("token-concat", "hf_visual_bert"),
+    ("scatter", "hf_llava"),
+    ("similarity", "hf_clip"),
 ]
 
 

@@ -104,11 +104,25 @@ def test_names_that_yaml_would_take_for_something_else() -> None:
     assert len(planned(text, found).sites) == 3
 
 
-def test_nothing_to_write() -> None:
-    with pytest.raises(PlanError, match="no two of its modalities meet"):
+def test_nothing_to_write_says_what_to_do() -> None:
+    with pytest.raises(PlanError, match=r"no two of its modalities meet.*--modality NAME=INPUT"):
         starter(inspection())
-    with pytest.raises(PlanError, match="none that a rule could use"):
-        starter(inspection(point("s", side("gray"), side("colored"), kind="similarity", selected_by_default=False)))
+    blocked = site(side("gray"), side("colored"), obstacle="its values are integers")
+    with pytest.raises(
+        PlanError, match=r"RegBN cannot go to any of its fusion points:\n  `cat`: .*its values are integers"
+    ):
+        starter(inspection(point("cat", side("gray"), side("colored"), sites=(blocked,))))
+
+
+@pytest.mark.parametrize(("kind", "level"), [("similarity", "late"), ("loss", "late"), ("sum", "remeeting")])
+def test_points_that_no_rule_selects_by_default_get_a_rule_where_there_are_no_others(kind: str, level: str) -> None:
+    left = point("s", side("gray"), side("colored"), kind=kind, level=level, selected_by_default=False)
+    found = inspection(left)
+    text = starter(found)
+    assert [s.point for s in planned(text, found).sites] == ["s"]
+    assert "Left alone unless a rule names its kind or level" in text
+    both = inspection(point("cat", side("gray"), side("colored")), left)
+    assert [s.point for s in planned(starter(both), both).sites] == ["cat"], "they are not wanted beside others"
 
 
 @pytest.mark.parametrize(

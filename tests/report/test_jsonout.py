@@ -69,10 +69,10 @@ def test_content():
     assert odd["source"] is None
     assert odd["operands"][0]["channel_dim"] is None
     assert data["notes"] == [
-        "`odd`: RegBN cannot go there: a folded batch",
+        "RB013 `odd`: RegBN cannot go there: a folded batch",
         "`gray` never meets `sound`",
-        "`odd`: seen in train only",
-        "input `mask` counts for no modality: its name says mask",
+        "RB014 `odd`: seen in train only",
+        "RB015 `mask` is not counted as a modality: its name says mask",
     ]
 
 
@@ -85,5 +85,5 @@ def test_what_is_the_same_of_many_is_told_once_with_their_names():
     ]  # fmt: skip
     names = "`layer.0.cat`, `layer.1.cat`, `layer.2.cat`, `layer.3.cat` and 2 more"
     assert inspection(*points).to_dict()["notes"][:2] == [
-        f"{names}: RegBN cannot go there: {obstacle}", f"{names}: seen in train only",
+        f"RB013 {names}: RegBN cannot go there: {obstacle}", f"RB014 {names}: seen in train only",
     ]  # fmt: skip

@@ -41,7 +41,7 @@ def stable(text: str) -> str:
     """Without what differs from one installation, or one edit of the zoo, to the next: folders and line numbers."""
     text = re.sub(r"[^\s\"`]*?/(?:site|dist)-packages/", "", text.replace(f"{ROOT}{os.sep}", ""))
     text = re.sub(r"(\w+\.py):\d+", r"\1:LINE", text)
-    return re.sub(r"^@@ -\d+(,\d+)? \+\d+(,\d+)? @@$", r"@@ -LINE\1 +LINE\2 @@", text, flags=re.MULTILINE)
+    return re.sub(r"^@@ -\d+(,\d+)? \+\d+(,\d+)? @@", r"@@ -LINE\1 +LINE\2 @@", text, flags=re.MULTILINE)
 
 
 def written(name: str, form: str) -> str:

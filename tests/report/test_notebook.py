@@ -96,6 +96,7 @@ def test_a_diff_has_the_line_numbers_of_the_file(things, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     number = Two.forward.__code__.co_firstlineno
     header = f"@@ -{number},2 +{number},2 @@"
+    header += " regbn_late: f, g, fusion"
     assert header in str(things[2]).splitlines()
     assert {header, "--- tests/report/test_notebook.py"} <= set(read(things[2]._repr_html_()).text)
 

@@ -118,6 +118,7 @@ class Host:
     tier = 2
     way = "source"
     files = ()
+    slots = ()
     reason = ""
     unhooked = ""
     before = "def forward(self, a, b):\n    cat = torch.cat((a, b), 1)\n    return cat"
@@ -263,7 +264,7 @@ def test_ten_notes_are_shown_and_all_where_someone_asks_for_them():
     found = inspection(point("cat", side("gray"), side("colored")), notes=tuple(f"note {i}" for i in range(15)))
     few, everything = plain(inspection_view(found)), plain(inspection_view(found, verbose=True))
     assert [f"note {i}" in few for i in range(15)] == [True] * 10 + [False] * 5
-    assert "and 6 more notes (`--verbose` shows them" in few, "with that on the input `mask`"
+    assert "6 more notes: `--verbose` shows them" in few, "with that on the input `mask`"
     assert all(f"note {i}" in everything for i in range(15))
     assert "more note" not in everything
     assert "note 14" in str(found.to_dict()["notes"])

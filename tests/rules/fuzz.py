@@ -33,7 +33,7 @@ WORDS = re.findall(
 )
 GLUE = [": ", ":", "\n", "\n  ", "\n    ", ", ", "- ", "{", "}", "[", "]", " ", "#", "'", '"', "\n- ", "? ", "---\n"]
 #: Longest time for one file, in seconds, and growth of memory over all of them, in MiB.
-SLOWEST, MEMORY = 3.0, 300
+SLOWEST, MEMORY = 30.0, 300
 _SUSPECT = 0.1  # seconds on the wall that make a file worth measuring
 
 

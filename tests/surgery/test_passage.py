@@ -332,7 +332,7 @@ def test_a_forward_that_calls_itself_has_a_pair_in_each_call(way: str, depth: in
 @every_way
 def test_threads_do_not_see_each_others_sides(way: str) -> None:
     rewritten, _ = made(Ordered, way)
-    barrier = threading.Barrier(2, timeout=30)
+    barrier = threading.Barrier(2, timeout=600)
 
     def meet(*_: object) -> None:
         barrier.wait()

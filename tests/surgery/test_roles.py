@@ -109,7 +109,7 @@ def test_a_copy_counts_for_itself() -> None:
 def test_two_threads_that_evaluate_one_model_do_not_mix_the_roles() -> None:
     rewritten = operate(build(Swapped), token_pairs(), "attention").eval()
     expected = run(rewritten, token_pairs())
-    barrier = threading.Barrier(2, timeout=30)
+    barrier = threading.Barrier(2, timeout=600)
 
     def meet(*_: object) -> None:
         barrier.wait()

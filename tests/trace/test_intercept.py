@@ -82,7 +82,7 @@ def test_captures_may_nest_and_the_inner_one_hears_its_calls() -> None:
 
 
 def test_two_threads_capture_at_once_and_each_gets_its_own_graph() -> None:
-    barrier = threading.Barrier(2, timeout=30)
+    barrier = threading.Barrier(2, timeout=600)
     found: dict[int, list[str]] = {}
 
     def forward(self: Any, a: Tensor) -> Tensor:

@@ -294,4 +294,4 @@ class Nested(Two):
 def test_nested_tensors_do_not_stop_the_capture() -> None:
     found = rs.inspect(made(Nested), EXAMPLE)
     assert [point.homes for point in found.fusion_points] == [(("a",), ("b",))]
-    assert any("made out of sight" in note and "test_kinds.py" in note for note in found.notes)
+    assert any("cannot be followed" in note and "test_kinds.py" in note for note in found.notes)

@@ -1,0 +1,180 @@
+"""What RegBN adds to a rewritten model: parameters, state, and its share of time and memory, as data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _tree
+from ._analysis import MODEL_ERRORS
+from ._errors import CaptureError, RewriteError
+from ._inputs import Inputs, InputsLike, as_inputs, find_inputs, make_batches
+from ._state import preserved, seeded
+from ._surgery import RegBNSite, explain
+from ._surgery._classes import original_class
+from ._undo import guarding
+
+
+@dataclass(frozen=True)
+class RegBNSummary:
+    """One RegBN: what it holds, and where.
+
+    `host_parameters` are those of the module whose forward has the fusion, RegBN's left out. `parameters` and
+    `buffer_elements` count elements, `state_bytes` is the size of both. `seconds` is the time in it in one call of the
+    model, None where nothing was run.
+    """
+
+    name: str  # path in the model
+    host: str
+    host_class: str
+    host_parameters: int
+    parameters: int
+    buffer_elements: int
+    state_bytes: int
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A rewritten model as a table. `seconds` is the time of one call, of which RegBN has `time_share`."""
+
+    model: str
+    parameters: int  # all of them, RegBN's included
+    state_bytes: int  # parameters and buffers of the whole model
+    rows: tuple[RegBNSummary, ...]
+    seconds: float | None = None
+    training: bool = False  # the mode in which it was timed
+    calls: int = field(default=0, compare=False)
+
+    @property
+    def memory_share(self) -> float:
+        """RegBN's part of the bytes of all parameters and buffers, from 0 to 1."""
+        return sum(row.state_bytes for row in self.rows) / self.state_bytes if self.state_bytes else 0.0
+
+    @property
+    def time_share(self) -> float | None:
+        """RegBN's part of the time of a call, from 0 to 1; None where nothing was run."""
+        if self.seconds is None:
+            return None
+        return sum(row.seconds or 0.0 for row in self.rows) / self.seconds if self.seconds > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content as plain JSON types."""
+        from ._report.summary import summary_to_dict
+
+        return summary_to_dict(self)
+
+    def __str__(self) -> str:
+        from ._report.summary import summary_view
+        from ._report.text import plain
+
+        return plain(summary_view(self))
+
+
+@guarding
+def summary(
+    model: nn.Module, example_inputs: InputsLike | None = None, *, calls: int = 3, training: bool = False
+) -> Summary:
+    """What RegBN adds to a rewritten model; with inputs also its share of the time of a call.
+
+    Args:
+        model: a model that `regbnify` has rewritten; left as it was.
+        example_inputs: as for `inspect`; without them nothing is run.
+        calls: how many calls are timed, after one that is not; the fastest counts. Forward passes without autograd.
+        training: time them in training mode, in which RegBN also fits; its state is put back.
+
+    Raises:
+        RewriteError: for a model that carries no RegBN put in by `regbnify`.
+        InputsError, CaptureError: where the model does not run on the inputs.
+    """
+    hosts = explain(model)
+    if not hosts:
+        raise RewriteError(
+            f"{type(model).__name__} carries no RegBN put in by regbnify, so there is nothing to summarise."
+        )
+    seconds: dict[str, float] = {}
+    whole = None
+    if example_inputs is not None:
+        inputs = make_batches(model, find_inputs(model, example_inputs)).first
+        whole, seconds = _timed(model, inputs, max(1, calls), training)
+    sites = {path: module for path, module in model.named_modules() if isinstance(module, RegBNSite)}
+    inside = {id(p) for module in sites.values() for p in module.parameters()}
+    rows = []
+    for host in hosts:
+        held = sum(p.numel() for p in model.get_submodule(host.host).parameters() if id(p) not in inside)
+        for site in host.sites:
+            path = f"{host.host}.{site.name}".lstrip(".")
+            module = model.get_submodule(path)
+            buffers = list(module.buffers())
+            rows.append(
+                RegBNSummary(
+                    path,
+                    host.host,
+                    host.host_class,
+                    held,
+                    sum(p.numel() for p in module.parameters()),
+                    sum(b.numel() for b in buffers),
+                    _bytes([*module.parameters(), *buffers]),
+                    seconds.get(path, 0.0) if whole is not None else None,
+                )
+            )
+    every = [*model.parameters(), *model.buffers()]
+    total = sum(p.numel() for p in model.parameters())
+    name = original_class(model).__name__
+    return Summary(name, total, _bytes(every), tuple(rows), whole, training, 0 if whole is None else max(1, calls))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _timed(model: nn.Module, inputs: Inputs, calls: int, training: bool) -> tuple[float, dict[str, float]]:
+    """Seconds of the fastest call, and in each RegBN in that call."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    spent: dict[str, float] = {}
+    started: dict[str, float] = {}
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    def before(path: str) -> Any:
+        return lambda module, args: started.__setitem__(path, now())
+
+    def after(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            spent[path] = spent.get(path, 0.0) + now() - started[path]
+
+        return hook
+
+    best: tuple[float, dict[str, float]] | None = None
+    with ExitStack() as stack:
+        stack.enter_context(preserved(model))
+        stack.enter_context(seeded())
+        stack.enter_context(torch.no_grad())
+        for path, module in model.named_modules():
+            if isinstance(module, RegBNSite):
+                stack.callback(module.register_forward_pre_hook(before(path)).remove)
+                stack.callback(module.register_forward_hook(after(path)).remove)
+        model.train(training)
+        for call in range(calls + 1):
+            ours = as_inputs(inputs)
+            args, kwargs = _tree.cloned((ours.args, ours.kwargs))
+            spent.clear()
+            start = now()
+            try:
+                model(*args, **kwargs)
+            except MODEL_ERRORS as error:
+                raise CaptureError(f"{type(model).__name__} could not be run on {inputs!r}: {error}") from error
+            took = now() - start
+            if call and (best is None or took < best[0]):  # the first call of a model sets things up
+                best = took, dict(spent)
+    assert best is not None, "at least one call is timed"
+    return best

@@ -289,6 +289,10 @@ class RegBN(RunningState):
             return False  # the score needs the residual of each lambda, which only the dual form has exactly there
         return form == "primal" or (form == "auto" and self.projection_shape[0] < batch_size)
 
+    def __prepare_scriptable__(self) -> None:
+        """Raises CaptureError: torch.jit.script cannot compile RegBN, and says so in words that name no RegBN."""
+        _checks.refuse_script()
+
     def extra_repr(self) -> str:
         m, n = self.projection_shape
         options = self.options

@@ -45,15 +45,19 @@ SETS = {
     "python-3.13": Versions("python3.13", ("torch", "transformers")),
     "newest": Versions("python3.11", ("torch", "transformers")),
 }
-ASKED = "import platform, torch, numpy; print(platform.python_version(), torch.__version__, numpy.__version__)"
+ASKED = (
+    "import platform, torch, numpy, transformers; "
+    "print(platform.python_version(), torch.__version__, numpy.__version__, transformers.__version__)"
+)
 HEAD = """# Versions
 
 What is promised (`torch>=2.6`, Python 3.11 and newer) and the core tests that hold it: `{core}`, without the slow ones.
 Written by `make test-versions` (`make test-versions SETS="newest floors"`: only these); a set whose Python is not on
-the machine is left out.
+the machine is left out. `commit` is the one that was measured; the others differ from it in nothing that the core tests
+run, or are to be measured again.
 
-| set | Python | torch | numpy | passed | failed |
-| --- | --- | --- | --- | --- | --- |
+| set | Python | torch | numpy | transformers | commit | passed | failed |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -79,8 +83,15 @@ def measured(name: str, python: Path) -> str:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     last = run.stdout.strip().splitlines()[-1] if run.stdout.strip() else run.stderr
     print(f"{name}: {last}", *re.findall(r"^FAILED .*|^ERROR .*", run.stdout, re.M), sep="\n  ", flush=True)
-    passed, failed, errors = (counted(word, last) for word in ("passed", "failed", "error"))
-    return "| " + " | ".join([name, *asked.stdout.split(), str(passed), str(failed + errors)]) + " |"
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return row(name, [*asked.stdout.split(), commit.stdout.strip() or "?"], last)
+
+
+def row(name: str, versions: list[str], summary: str) -> str:
+    passed, failed, errors = (counted(word, summary) for word in ("passed", "failed", "error"))
+    return "| " + " | ".join([name, *versions, str(passed), str(failed + errors)]) + " |"
 
 
 def counted(word: str, summary: str) -> int:

@@ -76,6 +76,7 @@ def load_regbn(
                 "rewritten model was at hand, or Recipe.read(path)."
             )
         recipe = Recipe.read(folder / RECIPE_FILE)
+    tell_untested(2)
     weights = _read_weights(folder)
     rewritten = recipe.put_into_empty(model, make)
     try:

@@ -15,6 +15,7 @@ from .._codec import CodecError
 from .._copying import Model
 from .._errors import RecipeError
 from .._surgery import RECIPE_FILE, Make, undo
+from .._untested import tell_untested
 from ._empty import filling
 from ._recipe import Recipe
 

@@ -53,8 +53,7 @@ HEAD = """# Versions
 
 What is promised (`torch>=2.6`, Python 3.11 and newer) and the core tests that hold it: `{core}`, without the slow ones.
 Written by `make test-versions` (`make test-versions SETS="newest floors"`: only these); a set whose Python is not on
-the machine is left out. `commit` is the one that was measured; the others differ from it in nothing that the core tests
-run, or are to be measured again.
+the machine is left out. `commit` is the one that was measured.
 
 | set | Python | torch | numpy | transformers | commit | passed | failed |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -113,6 +112,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--folder", type=Path, default=ROOT / ".versions", help="where environments are made")
     parser.add_argument("--index", default="https://download.pytorch.org/whl/cpu", help="a further index, for torch")
+    parser.add_argument("--no-page", action="store_true", help="leave docs/versions.md as it is")
     given = parser.parse_args(arguments)
     unknown = [name for name in given.sets if name not in SETS]
     if unknown:
@@ -123,6 +123,7 @@ def main(arguments: list[str]) -> int:
         python = Path(ready[name]) if name in ready else environment(name, SETS[name], given.folder, given.index)
         if python is not None:
             rows[name] = measured(name, python)
+        if rows and not given.no_page:
             TABLE.write_text(with_rows(TABLE.read_text() if TABLE.exists() else "", rows), encoding="utf-8")
     return int(any(not row.endswith("| 0 |") for row in rows.values()))
 

@@ -45,15 +45,18 @@ SETS = {
     "python-3.13": Versions("python3.13", ("torch", "transformers")),
     "newest": Versions("python3.11", ("torch", "transformers")),
 }
-ASKED = "import platform, torch, numpy; print(platform.python_version(), torch.__version__, numpy.__version__)"
+ASKED = (
+    "import platform, torch, numpy, transformers; "
+    "print(platform.python_version(), torch.__version__, numpy.__version__, transformers.__version__)"
+)
 HEAD = """# Versions
 
 What is promised (`torch>=2.6`, Python 3.11 and newer) and the core tests that hold it: `{core}`, without the slow ones.
 Written by `make test-versions` (`make test-versions SETS="newest floors"`: only these); a set whose Python is not on
-the machine is left out.
+the machine is left out. `commit` is the one that was measured.
 
-| set | Python | torch | numpy | passed | failed |
-| --- | --- | --- | --- | --- | --- |
+| set | Python | torch | numpy | transformers | commit | passed | failed |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -79,8 +82,15 @@ def measured(name: str, python: Path) -> str:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     last = run.stdout.strip().splitlines()[-1] if run.stdout.strip() else run.stderr
     print(f"{name}: {last}", *re.findall(r"^FAILED .*|^ERROR .*", run.stdout, re.M), sep="\n  ", flush=True)
-    passed, failed, errors = (counted(word, last) for word in ("passed", "failed", "error"))
-    return "| " + " | ".join([name, *asked.stdout.split(), str(passed), str(failed + errors)]) + " |"
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return row(name, [*asked.stdout.split(), commit.stdout.strip() or "?"], last)
+
+
+def row(name: str, versions: list[str], summary: str) -> str:
+    passed, failed, errors = (counted(word, summary) for word in ("passed", "failed", "error"))
+    return "| " + " | ".join([name, *versions, str(passed), str(failed + errors)]) + " |"
 
 
 def counted(word: str, summary: str) -> int:
@@ -102,6 +112,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--folder", type=Path, default=ROOT / ".versions", help="where environments are made")
     parser.add_argument("--index", default="https://download.pytorch.org/whl/cpu", help="a further index, for torch")
+    parser.add_argument("--no-page", action="store_true", help="leave docs/versions.md as it is")
     given = parser.parse_args(arguments)
     unknown = [name for name in given.sets if name not in SETS]
     if unknown:
@@ -112,6 +123,7 @@ def main(arguments: list[str]) -> int:
         python = Path(ready[name]) if name in ready else environment(name, SETS[name], given.folder, given.index)
         if python is not None:
             rows[name] = measured(name, python)
+        if rows and not given.no_page:
             TABLE.write_text(with_rows(TABLE.read_text() if TABLE.exists() else "", rows), encoding="utf-8")
     return int(any(not row.endswith("| 0 |") for row in rows.values()))
 

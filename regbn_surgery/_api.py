@@ -39,6 +39,7 @@ from ._surgery import fold as fold_sites
 from ._surgery import freeze as freeze_sites
 from ._types import Modality, Plan
 from ._undo import forget, guarding, later
+from ._untested import tell_untested
 
 RulesLike = Rules | str | os.PathLike[str] | Mapping[str, Any]
 
@@ -129,6 +130,7 @@ def operate(
     loaded = rules if isinstance(rules, Plan) else Rules.load(rules)
     refuse_second(model)
     _refuse_weightless(model)
+    tell_untested(3)
     if isinstance(loaded, Plan):
         made, analysis = _resumed(model, loaded, example_inputs)
     else:

@@ -22,8 +22,9 @@ MAX_DEPTH = 12
 
 
 _MISSING: Any = object()
-#: Types of most leaves: looked up here first, since calls of a rewritten model ask for them again and again.
-PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None)})
+#: Types of most leaves: looked up here first, since calls of a rewritten model ask for them again and again. The
+#: compiler of torch 2.6 follows no frozenset of types.
+PLAIN = (torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None))
 _LEAVES = (torch.Tensor, PackedSequence, torch.Size)
 
 
@@ -50,9 +51,9 @@ def is_namedtuple(value: object) -> bool:
 
 def is_namespace(value: object) -> bool:
     """An object of a class of the user's that holds tensors as attributes: a batch with fields."""
-    if isinstance(value, torch.Tensor | torch.nn.Module | PackedSequence | type):
+    if isinstance(value, (torch.Tensor, torch.nn.Module, PackedSequence, type)):
         return False
-    if isinstance(value, list | tuple | set | frozenset | str | Mapping):
+    if isinstance(value, (list, tuple, set, frozenset, str, Mapping)):
         return False
     held = attributes(value).values()
     return type(value).__module__.partition(".")[0] != "torch" and any(isinstance(x, torch.Tensor) for x in held)
@@ -71,7 +72,7 @@ def items(value: object, *, objects: bool = False) -> list[tuple[str | int, Any]
     if is_namedtuple(value):
         fields: Any = value
         return list(zip(type(fields)._fields, fields, strict=True))
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return list(enumerate(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = [(field.name, attribute(value, field.name, _MISSING)) for field in dataclasses.fields(value)]
@@ -139,7 +140,7 @@ def rebuild(
     one object in the result, too. `made` holds those.
     """
     made = {} if made is None else made
-    if id(value) in made:
+    if made and id(value) in made:  # in this order: the compiler of torch before 2.13 knows no id of a tensor
         return made[id(value)]
     is_leaf = depth >= MAX_DEPTH or (whole is not None and whole(name))
     children = None if is_leaf else items(value, objects=objects)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import tomllib
+import warnings
 from pathlib import Path
 
-import regbn_surgery
+import pytest
+import torch
 
-from .versions import FLOORS, SETS, counted, with_rows
+import regbn_surgery
+from regbn_surgery import RegBN, RegBNWarning, _untested, load_regbn, save_regbn
+
+from .surgery.models import Late, build, operate, vectors
+from .versions import FLOORS, SETS, TABLE, counted, with_rows
 
 ROOT = Path(regbn_surgery.__file__).parents[1]
 
@@ -30,3 +36,30 @@ def test_rows_are_exchanged_and_kept_in_order() -> None:
         "| newest | 3.11 | 2.15 | 2.4 | 6 | 0 |",
     ]
     assert (counted("failed", "2 failed, 10 passed in 3s"), counted("error", "10 passed")) == (2, 0)
+
+
+def test_what_is_newer_than_known_is_told_once_and_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch, "__version__", "3.0.0+cpu")
+    monkeypatch.setattr(_untested, "_told", set())
+    with pytest.warns(RegBNWarning, match=r"torch 3\.0 is newer than .* \(up to torch 2\.\d+\)\. It goes on"):
+        model = operate(build(Late), vectors())
+    assert any(isinstance(module, RegBN) for module in model.modules())
+    save_regbn(model, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_regbn(build(Late), tmp_path)
+        operate(build(Late), vectors())
+
+
+def test_what_is_known_is_not_told(recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_untested, "_told", set())
+    operate(build(Late), vectors())
+    assert not [one for one in recwarn if "newer than" in str(one.message)]
+
+
+def test_what_is_known_is_what_the_page_has_as_passed() -> None:
+    """Nothing is promised that no row of docs/versions.md shows without a failure."""
+    rows = [line.strip("| ").split(" | ") for line in TABLE.read_text().splitlines() if line.endswith("| 0 |")]
+    assert {row[0] for row in rows} == set(SETS)
+    newest = {place: max(tuple(map(int, row[place].split("+")[0].split(".")[:2])) for row in rows) for place in (1, 2)}
+    assert {1: _untested.TESTED["Python"], 2: _untested.TESTED["torch"]} == newest

@@ -45,20 +45,24 @@ SETS = {
     "python-3.13": Versions("python3.13", ("torch", "transformers")),
     "newest": Versions("python3.11", ("torch", "transformers")),
 }
-ASKED = "import platform, torch, numpy; print(platform.python_version(), torch.__version__, numpy.__version__)"
+ASKED = (
+    "import platform, torch, numpy, transformers; "
+    "print(platform.python_version(), torch.__version__, numpy.__version__, transformers.__version__)"
+)
 HEAD = """# Versions
 
 What is promised (`torch>=2.6`, Python 3.11 and newer) and the core tests that hold it: `{core}`, without the slow ones.
 Written by `make test-versions` (`make test-versions SETS="newest floors"`: only these); a set whose Python is not on
-the machine is left out.
+the machine is left out. `commit` is the one that was measured.
 
-| set | Python | torch | numpy | passed | failed |
-| --- | --- | --- | --- | --- | --- |
+| set | Python | torch | numpy | transformers | commit | passed | failed |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
 def environment(name: str, versions: Versions, folder: Path, index: str) -> Path | None:
-    """The Python of a fresh environment for the set; None where the machine lacks it."""
+    """The Python of a fresh environment for the set; None where the machine lacks it, or its packages (no network, no
+    room: a CUDA build of torch takes 6 GB)."""
     program = shutil.which(versions.python)
     if program is None or subprocess.run([program, "-c", ""], capture_output=True, check=False).returncode:
         print(f"{name}: no {versions.python} here", flush=True)
@@ -68,7 +72,10 @@ def environment(name: str, versions: Versions, folder: Path, index: str) -> Path
     python = home / "bin" / "python"
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     extra = ["--extra-index-url", index] if index else []
-    subprocess.run([*pip, *extra, *versions.wanted, *TOOLS, "-e", str(ROOT)], check=True)
+    installed = subprocess.run([*pip, *extra, *versions.wanted, *TOOLS, "-e", str(ROOT)], check=False)
+    if installed.returncode:
+        print(f"{name}: NOT TESTED, since pip could not install it (above)", flush=True)
+        return None
     return python
 
 
@@ -79,8 +86,15 @@ def measured(name: str, python: Path) -> str:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     last = run.stdout.strip().splitlines()[-1] if run.stdout.strip() else run.stderr
     print(f"{name}: {last}", *re.findall(r"^FAILED .*|^ERROR .*", run.stdout, re.M), sep="\n  ", flush=True)
-    passed, failed, errors = (counted(word, last) for word in ("passed", "failed", "error"))
-    return "| " + " | ".join([name, *asked.stdout.split(), str(passed), str(failed + errors)]) + " |"
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return row(name, [*asked.stdout.split(), commit.stdout.strip() or "?"], last)
+
+
+def row(name: str, versions: list[str], summary: str) -> str:
+    passed, failed, errors = (counted(word, summary) for word in ("passed", "failed", "error"))
+    return "| " + " | ".join([name, *versions, str(passed), str(failed + errors)]) + " |"
 
 
 def counted(word: str, summary: str) -> int:
@@ -102,6 +116,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--folder", type=Path, default=ROOT / ".versions", help="where environments are made")
     parser.add_argument("--index", default="https://download.pytorch.org/whl/cpu", help="a further index, for torch")
+    parser.add_argument("--no-page", action="store_true", help="leave docs/versions.md as it is")
     given = parser.parse_args(arguments)
     unknown = [name for name in given.sets if name not in SETS]
     if unknown:
@@ -112,6 +127,7 @@ def main(arguments: list[str]) -> int:
         python = Path(ready[name]) if name in ready else environment(name, SETS[name], given.folder, given.index)
         if python is not None:
             rows[name] = measured(name, python)
+        if rows and not given.no_page:
             TABLE.write_text(with_rows(TABLE.read_text() if TABLE.exists() else "", rows), encoding="utf-8")
     return int(any(not row.endswith("| 0 |") for row in rows.values()))
 

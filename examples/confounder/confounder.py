@@ -19,7 +19,7 @@ from removing import METHODS, preprocessed
 from rich.console import Console
 from rich.progress import track
 from world import draw as draw_world
-from write_up import Outcome, draw, to_markdown, write_csv
+from write_up import Outcome, draw, gains_to_markdown, to_markdown, write_csv
 
 RHOS = (0.5, 0.8, 0.95)
 FACTORS = (1, 8)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     files = [arguments.out / f"confounder.{end}" for end in ("csv", "md", "png")]
     write_csv(outcomes, files[0])
-    table = to_markdown(outcomes)
+    table = f"{gains_to_markdown(outcomes, RHOS[-1])}\n{to_markdown(outcomes)}"
     files[1].write_text(table, encoding="utf-8")
     draw(outcomes, RHOS[-1], files[2])
     print(table)

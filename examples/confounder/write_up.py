@@ -83,6 +83,23 @@ def to_markdown(outcomes: Outcomes) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def gains_to_markdown(outcomes: Outcomes, rho: float) -> str:
+    """The table of docs/results.md: what each method gains over the norms alone at `rho`, in points."""
+    shown = [m for m in dict.fromkeys(o.method for o in outcomes) if m not in ("nothing", "truth", CONTROL)]
+    names = [name.removeprefix("RegBN ").replace("regress out, label kept", "label kept") for name in shown]
+    lines = [f"| in points of test accuracy | {' | '.join(names)} |", "| --- |" + " ---: |" * len(names)]
+    for setting, factors in dict.fromkeys((o.setting, o.factors) for o in outcomes if o.rho == rho):
+        for measure in ("f alone", "fused"):
+            control = by_seed(outcomes, setting, factors, rho, CONTROL, measure)
+            cells = []
+            for method in shown:
+                values = by_seed(outcomes, setting, factors, rho, method, measure)
+                mean, half = mean_and_half([100 * (a - b) for a, b in zip(values, control, strict=True)])
+                cells.append(f"{mean:+.1f}" + ("" if half != half else f" ± {half:.1f}"))
+            lines.append(f"| {setting}, {factors} shared: {measure} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _number(values: Sequence[float], sign: str = "") -> str:
     mean, half = mean_and_half(values)
     return f"{mean:{sign}.3f}" + ("" if half != half else f" ± {half:.3f}")

@@ -4,7 +4,8 @@
     accelerate launch --multi_gpu --num_processes 2 examples/distributed/train.py
 
 Each process sees half of every batch of a small two-branch regression in which the second modality leaks into the
-first. `convert_sync_regbn` makes them fit one projection on all rows; at the end the processes compare theirs.
+first. `convert_sync_regbn` makes them fit one projection on all rows; at the end the processes compare theirs. With
+`--fsdp` the parameters are sharded (FSDP2) in place of being copied to each process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import gc
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from regbn_surgery import RegBN, convert_sync_regbn
@@ -49,22 +51,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=64, help="over all processes")
+    parser.add_argument("--fsdp", action="store_true", help="fully_shard in place of DistributedDataParallel")
     arguments = parser.parse_args()
 
     dist.init_process_group("gloo")
     try:
-        train(arguments.steps, arguments.batch_size)
-        # The model and DDP's threads are gone, and no process leaves while another still needs it.
+        train(arguments.steps, arguments.batch_size, fsdp=arguments.fsdp)
+        # The model and its threads are gone, and no process leaves while another still needs it.
         gc.collect()
         dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
-def train(steps: int, batch_size: int) -> None:
+def train(steps: int, batch_size: int, *, fsdp: bool) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
-    model = DistributedDataParallel(convert_sync_regbn(TwoBranches()))
+    plain = convert_sync_regbn(TwoBranches())
+    model = fully_shard(plain) if fsdp else DistributedDataParallel(plain)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for step in range(steps):
         image, audio, target = (x[rank::world] for x in make_batch(step, batch_size))
@@ -75,7 +79,7 @@ def train(steps: int, batch_size: int) -> None:
         if rank == 0 and (step + 1) % max(steps // 5, 1) == 0:
             print(f"step {step + 1}: loss {loss.item():.4f}")
 
-    W = model.module.regbn.W
+    W = plain.regbn.W
     low, high = W.clone(), W.clone()
     dist.all_reduce(low, dist.ReduceOp.MIN)
     dist.all_reduce(high, dist.ReduceOp.MAX)

@@ -15,6 +15,7 @@ from .._codec import CodecError
 from .._copying import Model
 from .._errors import RecipeError
 from .._surgery import RECIPE_FILE, Make, undo
+from .._untested import tell_untested
 from ._empty import filling
 from ._recipe import Recipe
 
@@ -76,6 +77,7 @@ def load_regbn(
                 "rewritten model was at hand, or Recipe.read(path)."
             )
         recipe = Recipe.read(folder / RECIPE_FILE)
+    tell_untested(2)
     weights = _read_weights(folder)
     rewritten = recipe.put_into_empty(model, make)
     try:

@@ -202,10 +202,13 @@ def _picture(views: list[RenderableType]) -> str:
     console = SafeConsole(
         record=True, width=_PICTURE_WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
+    # The command stands where it was typed: in the title bar a long one would run over the buttons.
+    console.print(f"$ {_command(sys.argv[1:])}\n", highlight=False, markup=False, style="dim")
     for view in views:
         console.print(view, highlight=False)
+    console.print()  # else the frame cuts what hangs below the last line
     # Without the fonts that rich would have a reader's browser fetch from elsewhere: any monospace one will do.
-    return _FONT_FACE.sub("", console.export_svg(title=_command(sys.argv[1:])))
+    return _FONT_FACE.sub("", console.export_svg(title="regbn-surgery"))
 
 
 _FONT_FACE = re.compile(r"@font-face\s*\{[^}]*\}\s*")
@@ -216,7 +219,7 @@ def _command(words: list[str]) -> str:
     kept = [
         word
         for before, word in zip(["", *words], words, strict=False)
-        if word not in ("--debug", "-o", "--output") and before not in ("-o", "--output")
+        if word not in ("--debug", "--force", "--quiet", "-o", "--output") and before not in ("-o", "--output")
     ]
     return " ".join(["regbn-surgery", *kept])
 

@@ -28,7 +28,7 @@ from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, re
 from ._calls import Key, Known, key_of, kind_of, sizes_of
 from ._classes import original_forward
 from ._compare import difference
-from ._compiling import outside_graphs
+from ._compiling import is_exporting, outside_graphs
 from ._growing import called_with
 from ._guard import on_the_stack
 from ._local import LocalSite, Variant, build_variant
@@ -100,7 +100,7 @@ class GraphHost:
             return original(*args, **kwargs)
         if compiling:  # the fewer frames, the fewer that a break within splits once more
             output = _stored(host, variant, variant.function(host, *args, **kwargs))
-            if not torch.compiler.is_exporting():
+            if not is_exporting():
                 mark_compiled(variant.tokens, args, kwargs, output)
             return output
         with called_with(args, kwargs):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .._errors import RegBNBypassedError, RegBNShapeError
 from .._types import PlannedSite, Side
 from ..nn import RegBN
+from ..nn._checks import refuse_script
 from ._growing import refuse_growing_g
 from ._memory import SPOILT, Met, note
 
@@ -155,6 +156,9 @@ class RegBNSite(nn.Module):
         batch, length = tensor.shape[axes[0]], tensor.shape[axes[2]]
         keep = keep_mask(mask, length, leaves_out)
         return keep.expand(batch, -1) if keep is not None and keep.shape[0] in (1, batch) else None
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_script()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "told_missing": False}  # whoever loads it has not been told

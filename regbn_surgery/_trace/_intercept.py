@@ -104,16 +104,29 @@ def _mapping(place: Place, original: Any) -> Any:
     return vmap_impl
 
 
-def _asking(place: Place, original: Any) -> Any:
-    """A question to torch about its settings, which no function mode hears of."""
+class _Asking:
+    """A question to torch about its settings, which no function mode hears of.
 
-    def ask(*args: Any, **kwargs: Any) -> Any:
-        listen = _listener(place, ask, "on_asked")
+    Equal to the function that it stands for: dynamo, where it is imported while somebody listens, makes tables of such
+    functions, and looks the function itself up in them later.
+    """
+
+    def __init__(self, place: Place, original: Any) -> None:
+        self.place = place
+        self.original = original
+        self.__name__ = original.__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        listen = _listener(self.place, self, "on_asked")
         if listen is not None:
             listen()
-        return original(*args, **kwargs)
+        return self.original(*args, **kwargs)
 
-    return ask
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is self.original
+
+    def __hash__(self) -> int:
+        return hash(self.original)
 
 
 def _told(method: str, entering: bool, named: bool) -> Callable[[Place, Any], Any]:
@@ -129,7 +142,7 @@ _MAKERS: dict[Place, Callable[[Place, Any], Any]] = {
     (_HOOKS, "__enter__"): _told("on_saved_tensors", entering=True, named=False),
     (_HOOKS, "__exit__"): _told("on_saved_tensors", entering=False, named=False),
     (torch.autograd.Function, "apply"): _applying,
-    **{(torch, name): _asking for name in ("is_autocast_enabled", "get_autocast_dtype", "is_inference_mode_enabled")},
+    **{(torch, name): _Asking for name in ("is_autocast_enabled", "get_autocast_dtype", "is_inference_mode_enabled")},
 }
 
 

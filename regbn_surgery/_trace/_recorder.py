@@ -27,7 +27,7 @@ from ._guards import expect_value
 from ._meta import Key
 from ._objects import Contents, Objects, UnrecordableError, named_tensors
 from ._scopes import FrameScope, Paused
-from ._source import current_source, entering_grad_mode, kind_of_module
+from ._source import current_source, entering_grad_mode, is_importing, kind_of_module
 from ._trace import Frame, Stranger, Trace, ValueRead
 from ._values import TracedInt, plain
 from ._watch import NUMERICS, numerics, token
@@ -216,6 +216,9 @@ class Recorder(Objects):
                 return function(*inputs_of_it)  # with gradients: what a graph would do
             finally:
                 self.on_saved_tensors(entering=False)
+        if cls.__module__ == CheckpointFunction.__module__:
+            with self.paused():  # how a checkpoint without reentry keeps its arguments before torch 2.13
+                return call(*args, **kwargs)
         inputs = self._arguments(args, kwargs)
         source = current_source()
         with self.paused():
@@ -247,7 +250,7 @@ class Recorder(Objects):
 
     def on_torch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = func(*plain(args), **plain(kwargs))
-        if not self.recording:
+        if not self.recording or is_importing():
             return output
         if self._enclosed is not None or _transformed():
             self._on_transformed(args, kwargs)

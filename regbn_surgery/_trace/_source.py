@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 from .._types import Source
+from ._intercept import intercepted
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _LIBRARY = (_HERE, _TORCH, "<frozen ", "<__array_function__")
 _MODULE_CALLS = nn.Module._call_impl.__code__.co_filename
+_LISTENER = intercepted.__code__.co_filename
+_IMPORTS = "<frozen importlib._bootstrap>"
 
 
 def current_source() -> Source | None:
@@ -41,17 +44,33 @@ def current_source() -> Source | None:
     return Source(code.co_filename, innermost.f_lineno, code.co_name, instruction, tuple(frames), tuple(inside))
 
 
+def is_importing() -> bool:
+    """Whether a module is being loaded by what the listener called: torch loads much of itself when it is needed, and
+    what it computes meanwhile is no part of a model."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _LISTENER:
+        if frame.f_code.co_filename == _IMPORTS:
+            return True
+        frame = frame.f_back
+    return False
+
+
 @functools.lru_cache(maxsize=4096)
 def instruction_of(code: CodeType, offset: int) -> int:
     """The first of the instructions that one call is made of. Which of them a frame points to while the call runs
-    differs: the interpreter merges and specialises instructions as it goes."""
+    differs: the interpreter merges and specialises instructions as it goes, and since 3.12 the compiler repeats what
+    follows a conditional expression in each of its branches."""
     instructions = code.co_code
     while offset > 0 and instructions[offset] == 0:  # what the interpreter keeps behind an instruction
         offset -= 2
-    positions = list(code.co_positions())
-    while offset > 0 and None not in positions[offset // 2] and positions[offset // 2 - 1] == positions[offset // 2]:
-        offset -= 2
-    return offset
+    return _firsts(code).get(offset // 2, offset // 2) * 2
+
+
+@functools.lru_cache(maxsize=4096)
+def _firsts(code: CodeType) -> dict[int, int]:
+    """By the index of an instruction with a place in the file, that of the first one with this very place."""
+    first: dict[tuple[int | None, ...], int] = {}
+    return {i: first.setdefault(place, i) for i, place in enumerate(code.co_positions()) if None not in place}
 
 
 def user_frames() -> list[tuple[CodeType, int, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._errors import RegBNOptionError, RegBNShapeError
+from .._errors import CaptureError, RegBNOptionError, RegBNShapeError
 from .options import RegBNOptions
 
 _GIB = 2.0**30
@@ -80,3 +80,15 @@ def check_batch(f: Tensor, g: Tensor, training: bool, joined: bool, present: Ten
             f"RegBN expects more than 1 sample in training, to fit f on g across the batch; found {found}. "
             "Use a larger batch, drop the last one, or call eval()"
         )
+
+
+def refuse_script() -> None:
+    """What torch.jit.script asks of a module before it reads its source, answered for RegBN.
+
+    Raises:
+        CaptureError: always.
+    """
+    raise CaptureError(
+        "torch.jit.script compiles the source of a model, and RegBN's is no TorchScript (it solves for its multiplier "
+        "in Python). Use torch.jit.trace(model.eval(), example), or torch.export.export(model.eval(), example)."
+    )

@@ -79,7 +79,7 @@ class Preparation(NamedTuple):
     training: bool
     normalized_residual: bool
 
-    def __call__(
+    def features(  # a method with a name: the compiler of torch 2.6 calls no instance of a named tuple
         self, given: tuple[Tensor, Tensor], pooled: tuple[Tensor, Tensor], rows: Rows | None, ranks: Ranks | None
     ) -> Features:
         """`given` is (f, g); `pooled` the same, or their means. `rows` None: all take part (evaluation)."""

@@ -211,7 +211,9 @@ class RegBN(RunningState):
         _checks.check_batch(f, g, training, ranks is not None, present)
         call = Call(f_mask, g_mask, present, training, n_epoch, multiplier, ranks, zeros_absent)
         kind = f.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        # The compiler of torch 2.6 refuses to ask which kinds have an autocast.
+        has_autocast = kind != "meta" if torch.compiler.is_compiling() else torch.amp.is_autocast_available(kind)
+        if has_autocast and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
                 return self._normalize(f, g, call)
         return self._normalize(f, g, call)
@@ -229,12 +231,12 @@ class RegBN(RunningState):
         prepare = Preparation(norms, call.training, normalized_residual)
         if call.training:
             rows = taking_part(*pooled, call.present, call.ranks)
-            features = prepare(given, pooled, rows, call.ranks)
+            features = prepare.features(given, pooled, rows, call.ranks)
             residual = self._fit(features, rows, call)
         else:
             # An absent g that is zero subtracts nothing anyway, unless its mean is taken off.
             sides = pooled if self.options.centre else pooled[:1]
-            features = prepare(given, pooled, None, None)
+            features = prepare.features(given, pooled, None, None)
             present = present_rows(sides, call.present) if call.zeros_absent else call.present
             residual = self.subtract(features.f_raw, features.g_raw, self.running, present)
         f_out = self.norm_f_out(features.restore(residual, self.options.reduce == "mean"))
@@ -287,6 +289,10 @@ class RegBN(RunningState):
         if self.projection == "low_rank" or (wide and self.options.constraint == "gcv"):
             return False  # the score needs the residual of each lambda, which only the dual form has exactly there
         return form == "primal" or (form == "auto" and self.projection_shape[0] < batch_size)
+
+    def __prepare_scriptable__(self) -> None:
+        """Raises CaptureError: torch.jit.script cannot compile RegBN, and says so in words that name no RegBN."""
+        _checks.refuse_script()
 
     def extra_repr(self) -> str:
         m, n = self.projection_shape

@@ -8,7 +8,7 @@ import pytest
 
 from regbn_surgery._report.page import to_page
 
-from ..report.graphs import POINT, after, before, box, graph, node
+from ..report.graphs import POINT, after, before, box, graph, layers, node
 
 
 class Host:
@@ -95,6 +95,20 @@ class TestPicture:
         assert max(int(part) for part in red[4:-1].split(",")) < 60
 
 
+class TestSummary:
+    def test_a_fusion_point_of_several_calls_is_one_link_to_the_first(self, visit):
+        nodes, pairs, boxes = layers(2)
+        again = replace(next(n for n in nodes if n.id == "/cat"), id="/cat_again")
+        page = visit(
+            to_page(graph([*nodes[:-1], again, nodes[-1]], [*pairs, "/cat > /cat_again"], boxes, {"cat": POINT}))
+        )
+        assert "1 fusion point" in page.locator("#details").inner_text()
+        links = page.locator("#details li button")
+        assert links.all_inner_texts() == ["cat (2 calls)"]
+        links.first.click()
+        assert "selected" in item(page, "/cat").get_attribute("class")
+
+
 class TestModules:
     def test_a_repeat_begins_closed_and_opens_step_by_step(self, visit):
         page = visit(to_page(graph(*_wide(), points={"cat": POINT})))
@@ -125,8 +139,6 @@ class TestModules:
 
 def _wide():
     """Layers of so many calls that not all of them are shown at the beginning."""
-    from ..report.graphs import layers
-
     nodes, pairs, boxes = layers(4, each=30)
     return nodes, pairs, boxes
 
@@ -331,8 +343,6 @@ def test_text_from_the_model_is_shown_and_never_run(visit):
 
 def test_two_thousand_nodes_stay_fluid(visit):
     """Everything open at once, and the picture moved: the time for each frame, as the browser counts it."""
-    from ..report.graphs import layers
-
     nodes, pairs, boxes = layers(100, each=20)
     page = visit(to_page(graph(nodes, pairs, boxes, {"cat": POINT})))
     took = page.evaluate("() => { const t = performance.now(); openAll(true); return performance.now() - t; }")

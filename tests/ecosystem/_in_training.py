@@ -32,6 +32,7 @@ from ._subject import (
     the_original_must,
     unless_the_original_fails,
     warmed,
+    with_uneven_weights,
 )
 
 
@@ -211,13 +212,13 @@ def generation(subject: Subject) -> None:
         return out.sequences, torch.stack(out.logits)
 
     expected = the_original_must("generate", lambda: said(original, use_cache=True))
-    model: Any = _with_uneven_weights(subject.rewritten())
+    model: Any = with_uneven_weights(subject.rewritten())
     try:
         said(model, use_cache=True)
     except RegBNBypassedError as error:
         if "`methods: [generate]`" not in str(error):
             raise
-        model = _with_uneven_weights(subject.rewritten(("generate",)))
+        model = with_uneven_weights(subject.rewritten(("generate",)))
     with identity(model):
         assert_same(said(model, use_cache=True), expected)
     hosts = _hosts(model)
@@ -241,16 +242,6 @@ def generation(subject: Subject) -> None:
 
 #: Tokens that `generation` asks for.
 STEPS = 5
-
-
-def _with_uneven_weights(model: nn.Module) -> nn.Module:
-    """A projection that matters: after a few steps W is next to nothing beside the random weights of a model."""
-    generator = torch.Generator().manual_seed(0)
-    for module in regbns(model).values():
-        for factor in module.factors:
-            with torch.no_grad():
-                factor.add_(torch.randn(factor.shape, generator=generator), alpha=0.3)
-    return model.eval()
 
 
 def _the_same(found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]) -> bool:
@@ -302,14 +293,14 @@ def to_onnx(subject: Subject) -> None:
 
     def original() -> None:
         plain = subject.original().eval()
-        assert_same(_onnx(plain, args, kwargs), outputs(plain, subject.example(3)), rtol=1e-3, atol=1e-4)
+        assert_same(through_onnx(plain, args, kwargs), outputs(plain, subject.example(3)), rtol=1e-3, atol=1e-4)
 
     unless_the_original_fails(
-        "go to ONNX", lambda: assert_same(_onnx(model, args, kwargs), expected, rtol=1e-3, atol=1e-4), original
+        "go to ONNX", lambda: assert_same(through_onnx(model, args, kwargs), expected, rtol=1e-3, atol=1e-4), original
     )
 
 
-def _onnx(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
+def through_onnx(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
     with torch.no_grad():
         program = torch.onnx.export(
             model, copy.deepcopy(args), kwargs=copy.deepcopy(kwargs), dynamo=True, verbose=False

@@ -42,13 +42,15 @@ class Cell:
 
 def situations() -> dict[str, Callable[[Any], None]]:
     """The columns, in order."""
-    from . import _as_a_module, _in_training, _with_ranks, _with_trainers
+    from . import _as_a_module, _first_calls, _in_training, _tensor_parallel, _with_ranks, _with_trainers
 
     return {
         **_as_a_module.SITUATIONS,
         **_in_training.SITUATIONS,
         **_with_trainers.SITUATIONS,
         **_with_ranks.SITUATIONS,
+        **_first_calls.SITUATIONS,
+        **_tensor_parallel.SITUATIONS,
     }
 
 

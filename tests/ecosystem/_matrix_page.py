@@ -19,6 +19,9 @@ A rewritten model should be its owner's model in whatever situation it is put. H
 hand-made ones and tiny `transformers` models with random weights) are put into each of them. Nothing on this page is
 written by hand: `python -m tests.ecosystem.matrix > docs/compatibility.md` measures and writes it.
 
+What is said here is of one set of versions, named below. With which others the core tests pass is on another page,
+[versions](versions.md): Python 3.11 to 3.13, torch 2.6 to 2.15.
+
 ✓ passed; **✗** failed, for the reason below; `·` does not apply, above all as the original does not do it, either
 """
 

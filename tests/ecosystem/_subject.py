@@ -53,15 +53,10 @@ class DoesNotApplyError(Exception):
 @functools.cache
 def _rewritten(name: str, methods: tuple[str, ...] = ()) -> nn.Module:
     """Rewritten with affine norms, so that RegBN has parameters to train."""
-    case = BY_NAME[name]
-    rules = case.rules_dict()
-    for rule in rules["rules"]:
-        if rule.get("action") != "skip":
-            rule["regbn"] = {"affine": True, **rule.get("regbn", {})}
-            rule |= {"methods": list(methods)} if methods else {}
+    subject = Subject(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return regbn_surgery.regbnify(case.model(), rules, case.example)
+        return regbn_surgery.regbnify(subject.original(), subject.rules(methods), subject.case.example)
 
 
 class Subject:
@@ -73,6 +68,15 @@ class Subject:
 
     def original(self) -> nn.Module:
         return self.case.model()
+
+    def rules(self, methods: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The rules by which it is rewritten: RegBN has parameters of its own."""
+        rules = self.case.rules_dict()
+        for rule in rules["rules"]:
+            if rule.get("action") != "skip":
+                rule["regbn"] = {"affine": True, **rule.get("regbn", {})}
+                rule |= {"methods": list(methods)} if methods else {}
+        return rules
 
     def rewritten(self, methods: tuple[str, ...] = ()) -> nn.Module:
         """`methods`: further ones in which RegBN is to count."""
@@ -144,6 +148,16 @@ def warmed(model: nn.Module, example: Any) -> nn.Module:
     outputs(model.eval(), example)
     model.load_state_dict(state)
     return model.train(training)
+
+
+def with_uneven_weights(model: nn.Module) -> nn.Module:
+    """A projection that matters: after a few steps W is next to nothing beside the random weights of a model."""
+    generator = torch.Generator().manual_seed(0)
+    for module in regbns(model).values():
+        for factor in module.factors:
+            with torch.no_grad():
+                factor.add_(torch.randn(factor.shape, generator=generator), alpha=0.3)
+    return model.eval()
 
 
 def assert_regbn_learned(model: nn.Module, steps: int | None = None) -> None:

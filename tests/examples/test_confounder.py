@@ -11,7 +11,7 @@ import torch
 from network import LabelKept, build
 from removing import METHODS, cleaned, least_squares
 from world import WIDTH, draw
-from write_up import Outcome, by_seed, read_csv, to_markdown, write_csv
+from write_up import Outcome, by_seed, gains_to_markdown, read_csv, to_markdown, write_csv
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -93,6 +93,13 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     write_csv(outcomes, tmp_path / "a.csv")
     assert read_csv(tmp_path / "a.csv") == [Outcome(**{**vars(o), "value": round(o.value, 4)}) for o in outcomes]
     assert "+0.010 ± 0.000" in to_markdown(outcomes)
+
+
+def test_the_table_of_the_results_is_that_of_the_values_beside_it() -> None:
+    outcomes = read_csv(REPOSITORY / "examples/confounder/results/confounder.csv")
+    table = gains_to_markdown(outcomes, 0.95)
+    assert table in (REPOSITORY / "docs/results.md").read_text(encoding="utf-8")
+    assert (REPOSITORY / "examples/confounder/results/confounder.md").read_text(encoding="utf-8").startswith(table)
 
 
 def test_the_figure_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,14 +193,50 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.parametrize("options", [[], ["--fsdp"]], ids=["DDP", "FSDP2"])
 @pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
-def test_the_example_runs_under_its_launchers(launcher: list[str]) -> None:
+def test_the_example_runs_under_its_launchers(launcher: list[str], options: list[str]) -> None:
     example = ROOT / "examples" / "distributed" / "train.py"
     command = [sys.executable, "-m", *launcher, str(example)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     run = subprocess.run(
-        [*command, "--steps", "20"], capture_output=True, text=True, timeout=1800, check=False, env=environment
+        [*command, "--steps", "20", *options],
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+        env=environment,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert "W differs between the ranks by 0" in run.stdout
+
+
+DIES = """
+import sys
+import torch
+import torch.distributed as dist
+from regbn_surgery import RegBN, convert_sync_regbn
+
+dist.init_process_group("gloo")
+regbn = convert_sync_regbn(RegBN(4, 3))
+regbn(torch.randn(8, 4), torch.randn(8, 3))
+if dist.get_rank() == 1:
+    raise ValueError("this rank has had enough")
+for _ in range(3):
+    regbn(torch.randn(8, 4), torch.randn(8, 3))
+print("went on alone")
+"""
+
+
+def test_a_rank_that_dies_ends_the_others_with_an_error(tmp_path: Path) -> None:
+    """Rank 0 waits for the rows of rank 1 meanwhile; `timeout` is what a hang would run into."""
+    script = tmp_path / "dies.py"
+    script.write_text(DIES)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", *LAUNCHERS["torchrun"], str(script)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert run.returncode != 0
+    assert "this rank has had enough" in run.stderr
+    assert "went on alone" not in run.stdout

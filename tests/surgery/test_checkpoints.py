@@ -77,6 +77,8 @@ def test_gradients_and_state_are_those_without_a_checkpoint(around: str, how: Ca
 @pytest.mark.parametrize("way", ["source", "mode"])
 @pytest.mark.parametrize("how", WAYS)
 def test_a_checkpoint_around_an_encoder_stays_one(how: Callable[..., Any], way: str) -> None:
+    if way == "source" and how is without_reentry and torch.__version__ < "2.13":
+        pytest.skip("torch keeps the arguments of such a checkpoint in another way: it goes by a mode")
     original = build(Parts, "enc_a", how)
     rewritten = operate_by(way, original, vectors(), "sum")
     assert after_a_step(rewritten)[1] == after_a_step(original)[1], "encoders run as often as in the original"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -266,3 +268,28 @@ def test_what_was_fetched_meanwhile_does_what_it_did() -> None:
     assert call(lin, torch.ones(1, 2)).shape == (1, 2)
     assert enabled("cpu") is False
     assert apply(torch.ones(1)).item() == 2
+
+
+IMPORTED_MEANWHILE = """
+import torch
+from torch import nn
+from tests.trace.replay import captured, make
+
+def forward(self, a):
+    import torch._dynamo
+    return self.lin(a)
+
+def asks(a):
+    return a + 1 if torch.is_autocast_enabled("cpu") else a * 2
+
+captured(make(forward, lin=nn.Linear(2, 2)), torch.ones(1, 2))
+found = torch.compile(asks, backend="eager", fullgraph=True)(torch.ones(1))
+assert found.item() == 2
+assert torch.get_autocast_dtype in torch._dynamo.variables.torch.constant_fold_functions
+"""
+
+
+def test_a_compiler_that_is_imported_meanwhile_knows_what_was_replaced() -> None:
+    """It makes tables of torch's functions; what a listener puts in their place is gone when they are looked up."""
+    run = subprocess.run([sys.executable, "-c", IMPORTED_MEANWHILE], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]

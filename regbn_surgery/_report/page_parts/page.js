@@ -225,19 +225,33 @@ function tensors(list, term, facts) {
   }
 }
 
-function links(panel, title, ids) {
+function links(panel, title, ids, textOf = nameOf) {
   if (!ids.length) return;
   panel.append(html("h3", "", title));
   const list = html("ul");
   for (const id of [...new Set(ids)].slice(0, 20)) {
-    const item = model.item(id);
-    const button = html("button", "link", (item && item.point) || id);
+    const button = html("button", "link", textOf(id));
     button.addEventListener("click", () => choose(id, true));
     const entry = html("li");
     entry.append(button);
     list.append(entry);
   }
   panel.append(list);
+}
+
+function nameOf(id) {
+  const item = model.item(id);
+  return (item && item.point) || id;
+}
+
+/** A link for each fusion point, to its first call; attention meets in two calls, a loop in many. */
+function pointLinks(panel) {
+  const calls = {};
+  for (const node of model.graph.nodes) if (node.point) (calls[node.point] ||= []).push(node.id);
+  const points = Object.keys(calls), title = `${points.length} fusion point${points.length === 1 ? "" : "s"}`;
+  const times = (point) => calls[point].length > 1 ? ` (${calls[point].length} calls)` : "";
+  links(panel, title, points.map((point) => calls[point][0]),
+    (id) => nameOf(id) + times(nameOf(id)));
 }
 
 function describe(id) {
@@ -299,9 +313,7 @@ function summary(panel) {
   graph.modalities.forEach((name, i) => key.append(html("li", `m${i % data.colours}`, name)));
   if (graph.modalities.length > 1) key.append(html("li", "mixed", "several modalities"));
   panel.append(key);
-  const points = Object.keys(graph.points);
-  links(panel, `${points.length} fusion point${points.length === 1 ? "" : "s"}`,
-    graph.nodes.filter((node) => node.point).map((node) => node.id));
+  pointLinks(panel);
   links(panel, "RegBN modules", graph.nodes.filter((node) => node.kind === "regbn").map((node) => node.id));
 }
 

@@ -74,10 +74,11 @@ def blip2() -> nn.Module:
         max_position_embeddings=64,
         **SPECIAL,
     )
-    config = Blip2Config(
-        vision_config=Blip2VisionConfig(**VISION),
-        qformer_config=Blip2QFormerConfig(**TEXT, encoder_hidden_size=WIDTH, cross_attention_frequency=1),
-        text_config=text,
+    qformer = Blip2QFormerConfig(**TEXT, encoder_hidden_size=WIDTH, cross_attention_frequency=1)
+    config = Blip2Config(  # transformers 4 takes mappings alone
+        vision_config=Blip2VisionConfig(**VISION).to_dict(),
+        qformer_config=qformer.to_dict(),
+        text_config=text.to_dict(),
         num_query_tokens=4,
         image_token_index=PLACEHOLDER,
     )

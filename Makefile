@@ -15,14 +15,15 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --c
 MODEL := examples/pmr/model.py:factory
 RULES := examples/pmr/rules/late.yaml
 
-.PHONY: demo test test-all test-versions lint types format pictures evidence clean help
+.PHONY: demo test test-all test-versions lint types format docs pictures evidence clean help
 
 help:
-	@echo "make demo    inspect, rewrite and train the example (no download of data)"
-	@echo "make test    run the tests;  make test-all: the slow ones, too"
+	@echo "make demo    inspect, rewrite and train the example, about 1 minute (no download of data)"
+	@echo "make test    run the tests, 6 to 10 minutes on two cores;  make test-all: the slow ones, too"
 	@echo "make test-versions    the core tests with other versions, floors to newest (SETS=newest: one set)"
 	@echo "make lint    ruff;  make types: mypy;  make format: rewrite in ruff's format;  make clean: remove .venv"
 	@echo "make evidence    the experiments behind docs/results.md and the figure of README.md (minutes)"
+	@echo "make docs    the documentation as a site, in site/"
 	@echo "make pictures    the pictures of docs/ (PICTURES=clip: one of them); needs Chromium"
 
 demo: $(VENV)/.for-demo
@@ -55,10 +56,14 @@ format: $(VENV)/.for-development
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format --exclude '*.md' .
 
+# Needs no network. To search in it, serve it: python -m http.server -d site
+docs: $(VENV)/.for-development
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Open site/index.html"
+
 # Chromium is no Python package: `apt-get install chromium`, where the script does not find one.
 pictures: $(VENV)/.for-development
 	@$(BIN)/python docs/make_pictures.py $(PICTURES)
-	@$(BIN)/regbn-surgery show $(MODEL) $(RULES) --format diff -o docs/show.svg --force
 
 # Both experiments draw their data from seeds; nothing is downloaded. About 3 minutes of processor time.
 evidence: $(VENV)/.for-demo

@@ -197,6 +197,7 @@ _KINDS = (
     NoteKind("RB408", "a new instance of a rewritten class has no RegBN", "Call `load_regbn` or `regbnify`."),
     NoteKind("RB409", "each rank fits its own part of the batch", "Call `convert_sync_regbn(model)`."),
     NoteKind("RB410", "a batch was not finite and was skipped", "Look for NaN in the data or the loss."),
+    NoteKind("RB411", "Python or torch is newer than this release was tried with", "`verify` the rewritten model."),
 )
 #: Every kind of note by its code.
 KINDS = MappingProxyType({kind.code: kind for kind in _KINDS})

@@ -8,6 +8,7 @@ import warnings
 
 import torch
 
+from ._codes import coded
 from ._errors import RegBNWarning
 
 #: The newest that the tests have passed with: docs/versions.md.
@@ -24,9 +25,8 @@ def tell_untested(stacklevel: int) -> None:
         _told.update(new)
         which = " and ".join(f"{name} {found[name][0]}.{found[name][1]}" for name in new)
         known = " and ".join(f"{name} {TESTED[name][0]}.{TESTED[name][1]}" for name in new)
-        warnings.warn(
-            f"{which} is newer than what this release of regbn_surgery was tried with (up to {known}). It goes on, and "
-            "holds the rewritten model to the original as always; verify(model, example_inputs) shows it.",
-            RegBNWarning,
-            stacklevel + 1,
+        text = (
+            f"{which} is newer than what this release of regbn_surgery was tried with (up to {known}). The rewritten "
+            "model is compared with the original as always; `verify(model, example_inputs)` shows the result."
         )
+        warnings.warn(coded("RB411", text), RegBNWarning, stacklevel + 1)

@@ -200,4 +200,5 @@ def notes_view(notes: Sequence[str], verbose: bool = False) -> Iterator[Renderab
         yield Padding(grid, (0, 0, 0, 1))
     if left:
         more = count_text(left, "more note" if shown else "note")
-        yield Text(f"\n{more}: `--verbose` shows {'it' if left == 1 else 'them'}, `to_dict()` has them", style="dim")
+        them = "it" if left == 1 else "them"
+        yield Text(f"\n{more}: `--verbose` shows {them}, `to_dict()` has {them}", style="dim")

@@ -268,7 +268,7 @@ def test_a_model_of_one_batch_size_runs_as_given_and_the_note_says_so() -> None:
         found = inspect(Bank(6), given)
         assert [point.kind for point in found.fusion_points] == ["concat"]
     (note,) = inspect(Bank(6), example).notes
-    assert note.startswith("the model runs on the example as it is, and on no other number of samples made of it")
+    assert note.startswith("RB012 the model runs on the example as it is, and on no other number of samples made of it")
     assert "[one, other]" in note
     assert "must work without" not in note
 

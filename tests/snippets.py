@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import itertools
 import json
 import linecache
 import os
@@ -37,6 +38,7 @@ from click.testing import CliRunner
 from regbn_surgery._cli.commands import cli
 
 ROOT = Path(__file__).parents[1]
+NUMBERS = itertools.count(1)
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -90,8 +92,9 @@ def run_page(page: str, names: dict[str, Any] | None = None) -> Iterator[Shown]:
             yield Shown(block, tidy(printed))
 
 
-def run_python(code: str, names: dict[str, Any], file: str = "<snippet>") -> str:
+def run_python(code: str, names: dict[str, Any], file: str | None = None) -> str:
     """Run a block and return what it printed. Python knows its source, as in a notebook."""
+    file = f"<snippet {next(NUMBERS)}>" if file is None else file
     linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(compile(code, file, "exec"), names)

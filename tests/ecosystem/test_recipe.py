@@ -226,7 +226,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
         ("g = self.enc_b(b)", "g = self.enc_b(b) * 2", r"Model\.forward has changed(.|\n)*\+ .*enc_b\(b\) \* 2"),
         ("[f, g], dim=-1", "[g, f], dim=-1", r"workshop:joined has changed"),
         ("class Model(", "class Other(", r"the model was a workshop:Model; now it is a workshop:Other"),
-        ("def joined(f, g)", "def put(f, g)", r"workshop:joined, .*, is not there any more"),
+        ("def joined(f, g)", "def put(f, g)", r"workshop:joined, .*, no longer exists"),
     ],
 )  # fmt: skip
 def test_a_changed_class_is_refused_with_what_changed(workshop: Workshop, old: str, new: str, said: str) -> None:

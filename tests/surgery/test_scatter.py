@@ -314,4 +314,4 @@ def test_a_call_that_adds_is_refused() -> None:
 
 
 def test_reduce_flatten_is_refused() -> None:
-    refuse(Functional.write, RewriteError, "asks for reduce: flatten.*leave `reduce` at mean", reduce="flatten")
+    refuse(Functional.write, RewriteError, "has reduce: flatten.*use `reduce: mean`", reduce="flatten")

@@ -203,12 +203,12 @@ def test_what_no_stretch_covers_belongs_to_nobody() -> None:
 @pytest.mark.parametrize(
     ("modalities", "message"),
     [
-        ({"a": stretch(0, 8), "b": stretch(7, 11)}, "stretches overlap"),
+        ({"a": stretch(0, 8), "b": stretch(7, 11)}, "slices overlap"),
         ({"a": stretch(0, 8), "b": stretch(0, 2, dim=0)}, r"along different axes \(1 and 0\)"),
-        ({"a": stretch(0, 8), "b": ["x"]}, "give each a stretch"),
-        ({"a": stretch(0, 8, dim=2)}, r"along axis 2; its shape is \(2, 11\)"),
+        ({"a": stretch(0, 8), "b": ["x"]}, "give each a slice"),
+        ({"a": stretch(0, 8, dim=2)}, r"along axis 2, but its shape is \(2, 11\)"),
         ({"a": stretch(0, 12)}, "which has 11 there"),
-        ({"a": {"modules": ["lef"]}}, r"these were: 'left', 'right'\. Did you mean 'left'\?"),
+        ({"a": {"modules": ["lef"]}}, r"called were: 'left', 'right'\. Did you mean 'left'\?"),
         ({"a": {"modulse": ["left"]}}, "modulse: Extra inputs are not permitted"),
         ({"a": ["x[0]"]}, r"bad glob `x\[0\]`"),
         ({"a": {"modules": ["re:("]}}, r"bad regular expression `\(`"),

@@ -185,7 +185,9 @@ def test_a_file_that_has_changed_since_it_was_imported_is_refused(write: Write, 
     module = write(text)
     read(module.forward)
     (tmp_path / "written_here.py").write_text(text.replace("+ 1", "- 1"), encoding="utf-8")
-    with pytest.raises(NoSourceError, match=r"written_here.py:1 does not hold the code of written_here:forward that runs"):
+    with pytest.raises(
+        NoSourceError, match=r"written_here.py:1 does not hold the code of written_here:forward that runs"
+    ):
         read(module.forward)
     (tmp_path / "written_here.py").write_text("# A line on top.\n" + text, encoding="utf-8")
     with pytest.raises(NoSourceError, match="does not hold the code of"):

@@ -218,7 +218,9 @@ def test_a_step_that_goes_another_way_is_refused(way: str) -> None:
     cache = Cache()
     with torch.no_grad():
         model(**example(), cache=cache)
-        with pytest.raises(RegBNBypassedError, match=r"reads them in another way than the earlier one.*use_cache=False"):
+        with pytest.raises(
+            RegBNBypassedError, match=r"reads them in another way than the earlier one.*use_cache=False"
+        ):
             model(example()["ids"][:, -1:], cache=cache)
 
 

@@ -120,7 +120,7 @@ def test_the_user_names_inputs_globs_and_containers() -> None:
 def test_names_that_are_not_there_and_claims_twice_are_errors() -> None:
     with pytest.raises(InputsError, match=r"'batch\.rbg', which the .*Did you mean 'batch\.rgb'"):
         inspected(three, EXAMPLE, {"look": ["batch.rbg"]})
-    with pytest.raises(InputsError, match=r"'batch\.rgb' is claimed by the modalities 'a' and 'b'"):
+    with pytest.raises(InputsError, match=r"'batch\.rgb' belongs to two modalities, 'a' and 'b'"):
         inspected(three, EXAMPLE, {"a": ["batch.rgb"], "b": ["batch"]})
 
 

@@ -64,8 +64,8 @@ def plan(
             data, the plan also says which pairs look independent in them.
         rehearse: also do the surgery on a copy of the model, which shows the tier of each host and what fails. Not
             done for a model without weights.
-        steps: how many training steps are to follow; a note says where they leave the running projection short of 90 %
-            of its limit, and which momentum would do.
+        steps: number of training steps that will follow; a note says where the running projection would reach less than
+            90 % of its limit, and which momentum would be enough.
 
     Raises:
         RulesError: for rules that are not well formed.
@@ -90,20 +90,20 @@ def regbnify(
     """Put RegBN into a model where the rules say, or exactly as a plan says.
 
     The result is an instance of the model's class with all its original state-dict keys; new ones live under
-    `regbn_*`. Before it is returned it has been held to the original, with identity in place of RegBN: the same
-    outputs in evaluation and training, at two batch sizes.
+    `regbn_*`. Before it is returned it is compared with the original, with identity in place of RegBN: the outputs must
+    agree in evaluation and in training, at two batch sizes.
 
     Args:
         model: any `nn.Module`.
-        rules: as for `plan`, or a `Plan` that was made for this model (or one built alike). A point that RegBN cannot
-            go to is left out with a RegBNWarning; it is an error where the rules say `strict: true`, where nothing
-            would be left, and for a `Plan`, which is done as it is.
+        rules: as for `plan`, or a `Plan` that was made for this model (or one built the same way). A point that RegBN
+            cannot go to is left out with a RegBNWarning; it is an error where the rules say `strict: true`, where
+            nothing would be left, and for a `Plan`, which is carried out unchanged.
         example_inputs: as for `plan`.
         inplace: change `model` itself instead of a deep copy.
         make: a function from a site (an entry of `Plan.sites`) to the module that is put there instead of RegBN. It is
-            called with f `[B, C, *positions]` and g of its own sizes and returns `(f', g')` of the same shapes; masks
-            are not handed to it. `nn.NormsOnly.at` and `nn.RegressOut.at` come with the package. The module's weights
-            are under the names that RegBN's would have.
+            called with f `[B, C, *positions]` and g of its own sizes and returns `(f', g')` of the same shapes; it gets
+            no masks. `nn.NormsOnly.at` and `nn.RegressOut.at` come with the package. The module's weights are under the
+            names that RegBN's would have.
 
     Returns:
         The rewritten model: a copy, or `model` itself where `inplace`.
@@ -151,8 +151,8 @@ def operate(
 def verify(model: nn.Module, example_inputs: InputsLike, *, training: bool | None = None) -> Verification:
     """Say which modalities f and g carry at each RegBN in a call of your choice, against the rules.
 
-    `regbnify` has checked this for its example inputs. Other calls may go another way through the model: another
-    order, a missing modality, another setting. The model is run with identity in place of RegBN and left as it was.
+    `regbnify` has checked this for its example inputs. Other calls may take another path through the model: another
+    order, a missing modality, another setting. The model is run with identity in place of RegBN and is left unchanged.
 
     Args:
         model: a model that `regbnify` has rewritten.
@@ -160,7 +160,7 @@ def verify(model: nn.Module, example_inputs: InputsLike, *, training: bool | Non
         training: the mode to run it in; None takes the one it is in.
 
     Returns:
-        For each RegBN how often it ran, what f and g carried, and what is not as its rule names it; `.ok` for all.
+        For each RegBN how often it ran, what f and g carried, and what differs from its rule; `.ok` for all.
 
     Raises:
         RewriteError: for a model that carries no RegBN put in by `regbnify`.
@@ -192,7 +192,7 @@ def _together(one: Verification, other: Verification) -> Verification:
 
 
 def unregbnify(model: Model) -> Model:
-    """Take every RegBN out of a rewritten model, in place: the very class, hooks and keys it had before.
+    """Remove every RegBN from a rewritten model, in place: its class, hooks and keys are those from before.
 
     Raises:
         RewriteError: for a model that carries no RegBN put in by `regbnify`.
@@ -206,9 +206,9 @@ def unregbnify(model: Model) -> Model:
 
 
 def freeze(model: Model, frozen: bool = True) -> Model:
-    """Hold every RegBN of a rewritten model still, in place: the running projection is subtracted in training, too.
+    """Freeze every RegBN of a rewritten model, in place: the running projection is subtracted in training, too.
 
-    Evaluation stays exactly what it was. `frozen=False` takes it back.
+    Evaluation does not change. `frozen=False` undoes it.
 
     Raises:
         RewriteError: for a model that carries no RegBN put in by `regbnify`.
@@ -221,9 +221,10 @@ def freeze(model: Model, frozen: bool = True) -> Model:
 def fold(model: Model, example_inputs: InputsLike | None = None, *, inplace: bool = False) -> Model:
     """A model for inference in which RegBN has become part of the linear layer behind it, where that is exact.
 
-    Exact is: RegBN is a linear map (`normalize_output: false`, vectors), and f' and g' meet in one concatenation that
-    one `nn.Linear` reads. Such a host is the class that it was before `regbnify`; its outputs in evaluation are those
-    of the rewritten model (held to them on the example inputs), in training they are not. What cannot be folded stays.
+    It is exact where RegBN is a linear map (`normalize_output: false`, vectors), and f' and g' meet in one
+    concatenation that one `nn.Linear` reads. Such a host has the class from before `regbnify`; in evaluation its
+    outputs are those of the rewritten model (compared on the example inputs), in training they are not. What cannot be
+    folded stays.
 
     Args:
         model: a model that `regbnify` has rewritten.
@@ -297,9 +298,9 @@ def _refuse_weightless(model: nn.Module) -> None:
     name = next((name for name, tensor in tensors if has_no_values(tensor)), None)
     if name is not None:
         raise RewriteError(
-            f"{type(model).__name__} has no weights: `{name}` is on the meta device or a fake. Such a model can be "
-            "inspected and planned for, and not rewritten, since the rewritten model has to be held to the original. "
-            "Load the weights (`model.to_empty(device=...)` and `load_state_dict`), then call regbnify."
+            f"{type(model).__name__} has no weights: `{name}` is on the meta device or is a fake tensor. `inspect` and "
+            "`plan` work with such a model; regbnify does not, since it runs the rewritten model and the original to "
+            "compare them. Load the weights (`model.to_empty(device=...)` and `load_state_dict`), then call regbnify."
         )
 
 

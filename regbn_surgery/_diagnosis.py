@@ -62,12 +62,13 @@ def dependence(f: Tensor, g: Tensor, *, seed: int = 0) -> Dependence:
     """
     if f.shape[0] != g.shape[0] or f.shape[0] < MINIMUM:
         raise RegBNShapeError(
-            f"dependence needs the same {MINIMUM} or more samples of f and g; found {f.shape[0]} and {g.shape[0]}"
+            f"dependence needs at least {MINIMUM} samples, and as many of f as of g; found {f.shape[0]} and "
+            f"{g.shape[0]}"
         )
     F, G = (x.detach().flatten(1).double().cpu() for x in (f, g))
     for name, x in (("f", F), ("g", G)):
         if not torch.isfinite(x).all():
-            raise RegBNShapeError(f"dependence needs finite features; {name} holds values that are not")
+            raise RegBNShapeError(f"dependence needs finite features; {name} contains NaN or infinite values")
     figures = explained_variance(F, G, seed=seed), linear_cka(F, G), distance_correlation(F, G)
     return Dependence(*figures, F.shape[0], shared_directions(F, G, seed=seed))
 

@@ -24,11 +24,11 @@ class InputsError(RegBNError):
 
 
 class CaptureError(RegBNError):
-    """The model's forward could not be run, or could not be written down as a graph."""
+    """The model's forward could not be run, or could not be recorded as a graph."""
 
 
 class RulesError(RegBNError):
-    """A rules file cannot be read or does not say anything meaningful. Lists every problem with line and column."""
+    """A rules file cannot be read, or its content is not valid. Lists every problem with line and column."""
 
 
 class PlanError(RegBNError):
@@ -36,7 +36,7 @@ class PlanError(RegBNError):
 
 
 class NothingMatchedError(PlanError):
-    """A rule matched no fusion point (exit code 1: a finding, not a wrong call)."""
+    """A rule matched no fusion point (exit code 1, not a usage error)."""
 
     exit_code = 1
 
@@ -46,7 +46,7 @@ class RewriteError(RegBNError):
 
 
 class AlreadyRewrittenError(RewriteError):
-    """The model, or the very site, already carries a RegBN module."""
+    """The model, or the same place in it, already contains a RegBN module."""
 
 
 class RecipeError(RewriteError):
@@ -58,7 +58,7 @@ class UnseenCallError(RewriteError):
 
 
 class RegBNBypassedError(RewriteError):
-    """A call of a rewritten model would fuse its branches, or go on from where they were fused, without RegBN."""
+    """A call of a rewritten model would fuse its branches, or continue from a cache of fused ones, without RegBN."""
 
 
 class RegBNShapeError(RegBNError, ValueError):

@@ -196,7 +196,7 @@ def _readings(model: nn.Module, inputs: Inputs) -> list[Batches]:
     """The example at two batch sizes in every way in which it can be read, the likeliest first."""
     named = named_leaves(model, inputs)
     if not any(_resizing.shape_of(leaf) for _, leaf in named):
-        raise InputsError(f"The example inputs hold no tensor. Given: {inputs!r}.")
+        raise InputsError(f"The example inputs contain no tensor. Given: {inputs!r}.")
     shapes = ", ".join(f"{name} {list(leaf.shape)}" for name, leaf in named if isinstance(leaf, torch.Tensor))
     call = (inputs.args, inputs.kwargs)
     axis = shared_axis(model, inputs)
@@ -212,8 +212,8 @@ def _readings(model: nn.Module, inputs: Inputs) -> list[Batches]:
     found = [batches for way in distinct for batches in _sized(model, inputs, way)]
     if axis is not None and axis[1] < 2 and not found:
         raise InputsError(
-            f"The example inputs have batch size {axis[1]} ({shapes}). An axis of size 1 cannot be told from one that "
-            "broadcasts, and batch statistics of one sample do not exist: give at least 2 samples."
+            f"The example inputs have batch size {axis[1]} ({shapes}). An axis of size 1 looks like one that "
+            "broadcasts, and one sample has no batch statistics: give at least 2 samples."
         )
     why = f"the inputs share no batch axis ({shapes})" if axis is None else "no second batch size can be made of them"
     remedy = f"give example_inputs as a function of the batch size, or {SECOND_SIZE}"

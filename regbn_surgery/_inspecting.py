@@ -25,21 +25,22 @@ def inspect(
 
     Args:
         model: any `nn.Module`; run in evaluation and in training mode, at two batch sizes, and put back as it was.
-            Where it does not run in training on the example (it wants targets), evaluation is enough; a note says so.
+            Where it does not run in training on the example (it needs targets), only evaluation is used; a note says
+            so.
         example_inputs: a tensor or tuple (positional arguments), a dict (keyword arguments), `Inputs(*args,
             **kwargs)`, or a function from the batch size to any of these. At least 2 samples. Tensors, numpy arrays,
             lists of samples, packed rows and objects with fields may be among the arguments. The model runs on the
-            example as given first, then on fewer and on repeated samples, as far as it bears that. A list of two calls
-            is an example and a second one: of other lengths, of another batch size, or for another path through the
-            model. Without it, the model's own `dummy_inputs`.
+            example as given first, then on fewer and on repeated samples, where it accepts them. A list of two calls is
+            an example and a second one: of other lengths, of another batch size, or for another path through the model.
+            Without it, the model's own `dummy_inputs`.
         modalities: names of inputs by modality, `{"image": ["pixel_values"], "text": ["input_ids"]}`; an input is
-            named by its `forward` parameter, with dots into what it holds (`batch.audio`, `inputs.0`). As in a
-            rules file, a dict says more: `{"modules": ["text_encoder"]}` for the outputs of modules, `{"inputs": ["x"],
-            "slice": {"dim": 1, "range": [0, 8]}}` for a stretch of an input. Without it every floating input, and
-            every integer input that reaches an embedding table, is a modality.
+            named by its `forward` parameter, with dots into what it holds (`batch.audio`, `inputs.0`). As in a rules
+            file, a dict can say more: `{"modules": ["text_encoder"]}` for the outputs of modules, `{"inputs": ["x"],
+            "slice": {"dim": 1, "range": [0, 8]}}` for a slice of an input. Without it every floating input, and every
+            integer input that reaches an embedding table, is a modality.
 
     Raises:
-        InputsError: for example inputs that do not fit, or name what is not there.
+        InputsError: for example inputs that do not fit, or modalities of inputs or modules that do not exist.
         CaptureError: where the model does not run on them.
     """
     return analysed(model, example_inputs, modalities).inspection
@@ -73,7 +74,9 @@ def _modality(name: str, said: Sequence[str] | Mapping[str, Any] | Modality) -> 
         spec = ModalitySpec.model_validate({key: tuple(v) if isinstance(v, list) else v for key, v in said.items()})
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputsError(f"modalities: {name}: {wrong}. A dict may say inputs, modules and slice.") from error
+        raise InputsError(
+            f"modalities: {name}: {wrong}. A dict may have the keys inputs, modules and slice."
+        ) from error
     cut = None if spec.slice is None else (spec.slice.dim, *spec.slice.range)
     return Modality(name, spec.inputs, spec.modules, cut)
 
@@ -86,9 +89,9 @@ _WRAPPERS = {
     "DataParallel": "put RegBN into the module first, and wrap the result",
     "RecursiveScriptModule": "scripted code cannot be followed; pass the module it was made from",
     "PeftModel": (
-        "put RegBN into the model first, and add adapters to the result, with RegBN among what they save: "
+        "put RegBN into the model first, and add adapters to the result, with RegBN listed in `modules_to_save`: "
         "`get_peft_model(regbnify(base, ...), LoraConfig(..., modules_to_save=['regbn_<id of the rule>.regbn']))`. "
-        "A model with adapters takes RegBN inside: `regbnify(model.get_base_model(), ..., inplace=True)`"
+        "For a model that already has adapters, call `regbnify(model.get_base_model(), ..., inplace=True)`"
     ),
     "TopLevelTracedModule": "traced code cannot be followed; pass the module it was made from",
 }

@@ -98,7 +98,7 @@ def diagnose(
             or `Inputs`; or pairs of one of these and a target, which is left out.
         example: inputs to analyse the model with; without it the first batch.
         modalities: as for `inspect`; for use without rules.
-        seed: of the folds into which the samples go.
+        seed: random seed of the cross-validation folds.
         steps: fit each RegBN for so many training steps, instead of until its running projection has settled, and say
             where they are too few.
 
@@ -108,7 +108,9 @@ def diagnose(
     """
     batches = [call_of(model, batch) for batch in itertools.islice(data, count)]
     if not batches:
-        raise InputsError("the data gave no batch at all; `--data` names an iterable of batches, or a function of one")
+        raise InputsError(
+            "the data gave no batch; `--data` must name an iterable of batches, or a function that returns one"
+        )
     known = batches[0] if example is None else example
     rules = None if rules is None else Rules.load(rules)
     _, _, rewritten = operate(model, rules or _first_rules(model, known, modalities), known)
@@ -174,7 +176,7 @@ def call_of(model: nn.Module, batch: Any) -> Inputs:
         return inputs
     raise InputsError(
         f"A batch of the data does not fit {type(model).__name__}.forward: {problem}. Given: {candidates[0]!r:.200}. "
-        "Let the data give what the model is called with, or pairs of that and a target."
+        "The data must give the model's arguments, or pairs of these and a target."
     )
 
 

@@ -83,7 +83,7 @@ def test_arguments_that_do_not_fit_are_told_with_what_was_given() -> None:
         make_batches(module, (X, Y))
     with pytest.raises(InputsError, match=r"A dict means keyword arguments.*Inputs\(\{\.\.\.\}\)"):
         make_batches(module, {"image": X})
-    with pytest.raises(InputsError, match="hold no tensor"):
+    with pytest.raises(InputsError, match="contain no tensor"):
         make_batches(module, (3,))
 
 

@@ -145,7 +145,7 @@ def test_batches_of_each_form(make, names):
 
 @pytest.mark.parametrize(
     ("data", "says"),
-    [([], "no batch at all"), ([{"z": torch.rand(8, 4)}], "does not fit Two.forward"),
+    [([], "the data gave no batch;"), ([{"z": torch.rand(8, 4)}], "does not fit Two.forward"),
      (list(batches(0.5, 1, 4)), "8 are needed")],
 )  # fmt: skip
 def test_data_that_cannot_be_used(data, says):

@@ -41,8 +41,8 @@ def common_frame(trace: Trace, first: int, second: int, words: tuple[str, str]) 
     down = dict.fromkeys(trace.frames[i].path for chain in chains for i in chain[len(shared) :])
     if "?" in (*down, trace.frames[common].path):
         raise PlanError(
-            f"pair: {words[0]} and {words[1]} are called by modules that are made inside forward, so that nothing "
-            "could be put there for good; name two other modules"
+            f"pair: {words[0]} and {words[1]} are called by modules that forward creates anew in each call, so RegBN "
+            "cannot be registered there; name two other modules"
         )
     return common, tuple(down)
 

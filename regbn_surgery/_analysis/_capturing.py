@@ -154,7 +154,7 @@ def _borne(batches: Batches, run: Callable[[Batches], _Result]) -> _Result:
     if refused and last.given is not None:
         note = coded(
             "RB012",
-            f"the model runs on the example as it is, and on no other number of samples made of it, such as "
+            "the model runs on the example itself, but not on another number of samples made from it, such as "
             f"{refused[0]}: batch axes are unknown; {SECOND_SIZE}, or say in a rule what the samples are",
         )
         last = replace(last, notes=(note,))
@@ -205,9 +205,8 @@ def _running(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool, 
                 raise CaptureError(_needs_values(model, error)) from error
             mode = "training" if training else "evaluation"
             raise CaptureError(
-                f"{type(model).__name__} could not be run in {mode} mode on {inputs!r}: "
-                f"{type(error).__name__}: {error}. "
-                "The same call must work without regbn_surgery."
+                f"{type(model).__name__} could not be run in {mode} mode on {inputs!r}: {type(error).__name__}: "
+                f"{error}. Check that the same call works without regbn_surgery."
             ) from error
 
 
@@ -217,7 +216,8 @@ def _needs_values(model: nn.Module, error: BaseException) -> str:
     own = [frame for frame in frames if is_user_file(frame.filename)]
     where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
     return (
-        f"{type(model).__name__} has parameters without values (on the meta device, or fakes), and its forward needs "
-        f"a floating value{where}: {error.__class__.__name__}. Inspect it with real weights, or a smaller model of the "
-        "same class (fewer layers, narrower) with real random ones: fusion points have the same ids there."
+        f"{type(model).__name__} has parameters without values (on the meta device, or fake tensors), and its forward "
+        f"needs a floating value{where}: {error.__class__.__name__}. Inspect it with real weights, or inspect a "
+        "smaller model of the same class (fewer layers, narrower) with random weights: its fusion points have the "
+        "same ids."
     )

@@ -53,9 +53,9 @@ def scatter_sides(op: Call, positions: tuple[int, ...], trace: Trace, layout: Ca
     shape, own = trace.tensors[into].shape, layout(into)
     as_they_are = ScatterSides(scatter, (shape, own), (trace.tensors[source].shape, layout(source)))
     if positions[0] != 0 or len(positions) != 2:
-        return replace(as_they_are, obstacle=f"what {op.name} writes into is no stream of its own")
+        return replace(as_they_are, obstacle=f"the tensor that {op.name} writes into carries no modality of its own")
     if not op.row.does("puts") or op.kwargs.get("accumulate") or op.kwargs.get("reduce") or len(op.args) > 4:
-        return replace(as_they_are, obstacle=f"{op.name} does more than put values in place of others")
+        return replace(as_they_are, obstacle=f"{op.name} does more than replace values")
     stretch = _stretch(op, len(shape))
     filled = _filled_before(op, trace, stretch[0]) if stretch is not None else []
     if stretch is not None and filled:
@@ -143,7 +143,7 @@ def _by_position(sides: ScatterSides, op: Call, stretch: tuple[int, slice] | Non
 def _no_positions(op: Call, own: Layout, stretch: tuple[int, slice] | None, trace: Trace) -> str | None:
     """Why the call does not choose positions of the samples of a batch."""
     if not own.spatial_dims:
-        return f"{op.name} chooses single channels: the tensor it writes into has no positions beside its channels"
+        return f"{op.name} selects single channels: the tensor it writes into has no positions besides its channels"
     if stretch is not None and stretch[0] == own.channel_dim:
         return f"{op.name} writes to some of the channels of a tensor whose other channels no call has filled"
     if stretch is not None and stretch[0] == own.batch_dim:

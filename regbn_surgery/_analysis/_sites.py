@@ -179,7 +179,7 @@ def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role:
         at = (op.key, met.position)
         takes.append(view.taken(met.info.uid, at, (at,)))
     if host == "?":
-        obstacle = "the owner is made inside forward, so that nothing could be put into it for good"
+        obstacle = "the owner is created inside forward, so RegBN cannot be registered in it"
     scatter = found.scatter
     in_sequence = any(side.layout.sequence or scatter.axis in side.layout.spatial_dims for side in sides)
     reduce: Reduce = "mean" if not scatter.written or in_sequence else "flatten"
@@ -258,9 +258,9 @@ def _site(
     )
     host = view.frame.path
     if meeting.op.name == "vmap":
-        obstacle = "the streams meet inside a function under torch.vmap, which is called for all samples at once"
+        obstacle = "the modalities meet inside a function under torch.vmap, which is called once for all samples"
     if host == "?":
-        obstacle = "the owner is made inside forward, so that nothing could be put into it for good"
+        obstacle = "the owner is created inside forward, so RegBN cannot be registered in it"
     site = _with_samples(Site(host, (sides[0], sides[1]), "flatten", role, gate, obstacle))
     sides = site.sides
     site = replace(site, reduce=_reduce(meeting, sides, site.gate))

@@ -180,7 +180,9 @@ def _settled(
     for name in inputs:
         shape = shapes[name]
         if not -len(shape) <= dim < len(shape):
-            raise InputsError(f"Modality {modality.name!r} cuts input {name!r} along axis {dim}; its shape is {shape}.")
+            raise InputsError(
+                f"Modality {modality.name!r} slices input {name!r} along axis {dim}, but its shape is {shape}."
+            )
         size = shape[dim]
         low, high, _ = slice(start, stop).indices(size)
         if low >= high or (stop is not None and stop > size):
@@ -193,14 +195,14 @@ def _settled(
 
 
 def _refuse_overlap(name: str, first: Modality, second: Modality) -> None:
-    claimed = f"Input {name!r} is claimed by the modalities {first.name!r} and {second.name!r}"
+    claimed = f"Input {name!r} belongs to two modalities, {first.name!r} and {second.name!r}"
     if first.slice is None or second.slice is None:
-        raise InputsError(f"{claimed}; give each a stretch of it (`slice`), or leave it to one.")
+        raise InputsError(f"{claimed}; give each a slice of it (`slice`), or assign it to one of them.")
     if first.slice[0] != second.slice[0]:
         raise InputsError(f"{claimed}, along different axes ({first.slice[0]} and {second.slice[0]}).")
     (_, low, high), (_, other_low, other_high) = first.slice, second.slice
     if (high is None or other_low < high) and (other_high is None or low < other_high):
-        raise InputsError(f"{claimed}, and their stretches overlap.")
+        raise InputsError(f"{claimed}, and their slices overlap.")
 
 
 def input_lineages(trace: Trace, modalities: Sequence[Modality]) -> dict[int, Lineage]:
@@ -261,8 +263,8 @@ def roots_of(trace: Trace, pattern: str, modality: str) -> list[tuple[int, tuple
         )
         shown = ", ".join(map(repr, called[:12])) + (", ..." if len(called) > 12 else "")
         raise InputsError(
-            f"Modality {modality!r} begins at modules {pattern!r}, and no module of that path was called; these were: "
-            f"{shown or 'none'}.{_near(pattern, called)}"
+            f"Modality {modality!r} starts at modules {pattern!r}, but no module with such a path was called; called "
+            f"were: {shown or 'none'}.{_near(pattern, called)}"
         )
     return found
 

@@ -31,10 +31,10 @@ def filling(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> Ca
     left = [names[key] for key in tensors if key not in values]
     if left:
         raise RecipeError(
-            f"{folder} keeps no values for {', '.join(left[:6])}{' ...' if len(left) > 6 else ''}, which "
+            f"{folder} has no values for {', '.join(left[:6])}{' ...' if len(left) > 6 else ''}, which "
             f"{'is' if len(left) == 1 else 'are'} on the meta device; nothing was changed. Buffers that are not saved "
-            "come from the constructor: make the model by init_empty_weights of accelerate, which leaves buffers as "
-            "they are, by from_pretrained, or on the CPU."
+            "are computed by the constructor: create the model under accelerate's init_empty_weights, which leaves "
+            "buffers on their device, with from_pretrained, or on the CPU."
         )
 
     def fill() -> None:

@@ -26,12 +26,12 @@ _INDEX_FILE = "model.safetensors.index.json"  # where `transformers` splits the 
 def save_regbn(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """Write a rewritten model into a directory: `regbn.json` (the recipe) and `model.safetensors` (the weights).
 
-    A model that has `save_pretrained` (those of `transformers`) writes its weights and its configuration by that:
-    the directory is then also a checkpoint of the original class, to which RegBN's weights are unknown.
+    A model that has `save_pretrained` (those of `transformers`) writes its weights and its configuration with it: the
+    directory is then also a checkpoint of the original class, which does not know RegBN's weights.
 
     Raises:
-        RecipeError: where the model carries no RegBN, or the source of its classes is not at hand. Nothing is
-            written then.
+        RecipeError: where the model carries no RegBN, or the source of its classes is not available. Nothing is written
+            then.
     """
     recipe = Recipe.of(model)
     folder = Path(directory)
@@ -72,9 +72,9 @@ def load_regbn(
     if recipe is None:
         if not (folder / RECIPE_FILE).exists():
             raise RecipeError(
-                f"{folder} holds no {RECIPE_FILE}. save_regbn writes it, and so does save_pretrained of a rewritten "
-                "model; for weights that were written by another way pass recipe=Recipe.of(model), made while the "
-                "rewritten model was at hand, or Recipe.read(path)."
+                f"{folder} contains no {RECIPE_FILE}. It is written by save_regbn, and by save_pretrained of a "
+                "rewritten model. For weights saved in another way, repeat regbnify with the same rules on a fresh "
+                "model and pass recipe=Recipe.of(that_model), or pass a saved recipe: recipe=Recipe.read(path)."
             )
         recipe = Recipe.read(folder / RECIPE_FILE)
     tell_untested(2)
@@ -114,12 +114,12 @@ def _named_in(index: Path) -> list[str]:
         content: Any = _codec.parse(file.read(_codec.LARGEST + 1))
     found = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
-        raise CodecError(str(index), "`weight_map` has to say for each weight in which file it is")
+        raise CodecError(str(index), "`weight_map` must map the name of each weight to its file")
     names = sorted(set(found.values()))
     for name in names:
         parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
         if name in ("", ".") or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
-            raise RecipeError(f"{index} names weights outside of its folder: {name!r}. Nothing was read.")
+            raise RecipeError(f"{index} refers to a file outside its folder: {name!r}. Nothing was read.")
     return names
 
 
@@ -138,8 +138,9 @@ def _renamed(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> dict
     found = {name: other for name in ours if (other := _longest_end(name, theirs)) is not None}
     if len(set(found.values())) != len(ours) or len(ours) != len(theirs):
         raise RecipeError(
-            f"{folder} keeps RegBN's weights under names that cannot be told apart ({', '.join(theirs[:_NAMED])}); "
-            f"{type(model).__name__} with RegBN has {', '.join(ours[:_NAMED])}. Save its state_dict with torch.save."
+            f"{folder} has RegBN's weights under names that cannot be matched to the model's "
+            f"({', '.join(theirs[:_NAMED])}); {type(model).__name__} with RegBN has {', '.join(ours[:_NAMED])}. Save "
+            "its state_dict with torch.save."
         )
     rest = {name: tensor for name, tensor in wanted.items() if name not in found}
     return {**rest, **{name: weights[other] for name, other in found.items()}}

@@ -41,7 +41,13 @@ def fitted(recipe: Recipe, model: nn.Module) -> tuple[Operation, ...]:
         if not number:
             return key
         if int(number) not in lines:
-            raise RecipeError(refusal(recipe, model, [f"{recipe.sources[int(number)].name} is no function of a graph"]))
+            raise RecipeError(
+                refusal(
+                    recipe,
+                    model,
+                    [f"a graph refers to {recipe.sources[int(number)].name}, of which the recipe has no source text"],
+                )
+            )
         file, first, offsets = lines[int(number)]
         return (name, file, first + offsets.get(line, line), nth)
 
@@ -68,7 +74,7 @@ def _lines_now(recipe: Recipe, moved: dict[str, str]) -> tuple[dict[int, tuple[s
         try:
             now[number] = (found.file, found.first, line_offsets(source.text, found.text))
         except RecipeError as error:
-            problems.append(f"{source.name} says the same, but {error}")
+            problems.append(f"{source.name} is the same code, but {error}")
     return now, problems
 
 
@@ -107,7 +113,7 @@ def _missing_modules(recipe: Recipe, model: nn.Module) -> list[str]:
     )
     return [
         f"there is no module at `{path}` any more{why}"
-        for paths, why in ((makers, "; what it returned was normalised"), (others, ""))
+        for paths, why in ((makers, "; RegBN used its output"), (others, ""))
         for path in paths
         if path not in there
     ]
@@ -121,7 +127,7 @@ def refusal(recipe: Recipe, model: nn.Module, problems: list[str]) -> str:
         f"The recipe for {recipe.model} does not fit this {_name(original_class(model))}; nothing was changed.\n- "
         + "\n- ".join(problems)
         + (f"\nIt was made with {'; '.join(other)}." if other else "")
-        + "\nCall regbnify with the rules to make a new one, or go back to the code that it was made from."
+        + "\nCall regbnify with the rules to make a new one, or restore the code that it was made from."
     )
 
 

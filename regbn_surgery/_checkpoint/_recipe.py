@@ -77,7 +77,7 @@ class Recipe:
         """The recipe of a model that `regbnify` has rewritten.
 
         Raises:
-            RecipeError: where the model carries no RegBN, or the source of its classes is not at hand.
+            RecipeError: where the model carries no RegBN, or the source of its classes is not available.
         """
         operations = operations_of(model)
         if not operations:
@@ -106,13 +106,13 @@ class Recipe:
     def apply(self, model: Model, *, inplace: bool = False, make: Make | None = None) -> Model:
         """Put RegBN into `model`, a fresh instance of the same class, without running it.
 
-        Each RegBN starts untrained. A host whose forward is generated is captured, and held to the original, when it
-        is first called; call the model once before compiling or exporting it.
+        Each RegBN starts untrained. A host whose forward is generated is captured, and compared with the original, when
+        it is first called; call the model once before compiling or exporting it.
 
         Args:
             model: an instance of the class that the recipe was made from; its sizes must be the same.
             inplace: change `model` itself instead of a deep copy.
-            make: as given to `regbnify`, where it was; code does not stand in a recipe.
+            make: as given to `regbnify`, where it was; a recipe contains no code.
 
         Raises:
             RecipeError: where `make` was used and is not given; where a class, or a function that the surgery looked
@@ -134,8 +134,8 @@ class Recipe:
 
         if self.made and make is None:
             raise RecipeError(
-                f"the modules at {', '.join(self.made)} were made by a function given to regbnify as make=, which a "
-                "recipe does not hold. Pass the same function as make= here, too"
+                f"the modules at {', '.join(self.made)} were created by the function passed to regbnify as make=, "
+                "which a recipe does not store. Pass the same function as make= here"
             )
         refuse_wrapped(model)
         operations = fitted(self, model)
@@ -175,7 +175,7 @@ class Recipe:
             raise RecipeError(f"{os.fspath(path)} cannot be read as a recipe: {error}") from error
         except CodecError as fault:
             newer = " Was it written by a newer version of regbn_surgery?" if "unknown key" in fault.text else ""
-            raise RecipeError(f"{os.fspath(path)} is no recipe: {fault}.{newer}") from fault
+            raise RecipeError(f"{os.fspath(path)} is not a recipe: {fault}.{newer}") from fault
 
     @classmethod
     def _from_content(cls, content: Any) -> Recipe:
@@ -189,7 +189,7 @@ class Recipe:
             raise CodecError("operations", "at least one is expected; found none")
         for number, source in enumerate(recipe.sources):
             if not source.text and not source.code:
-                raise CodecError(f"sources[{number}]", "the text of a function is expected, or what it compiles to")
+                raise CodecError(f"sources[{number}]", "the source text of a function or its compiled code is expected")
         for number, host in enumerate(recipe.hosts):
             if any(not 0 <= index < len(recipe.sources) for index in host.functions):
                 raise CodecError(f"hosts[{number}].functions", f"numbers below {len(recipe.sources)} are expected")
@@ -234,8 +234,8 @@ def _refuse_unseen(operations: tuple[Operation, ...]) -> None:
     bare = [text.name for op in operations for text in op.texts if not text.text and not text.code]
     if bare:
         raise RecipeError(
-            f"{bare[0]} goes by no name and has no source here, so that a recipe could not tell whether it has "
-            "changed. Make it a function with a name (`def`) in a file."
+            f"{bare[0]} has no name to find it by and no source text, so a recipe could not detect whether it has "
+            "changed. Define it as a named function (`def`) in a file."
         )
 
 

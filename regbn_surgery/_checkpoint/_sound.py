@@ -37,13 +37,13 @@ def _problems(operation: Operation, sources: int) -> Iterator[tuple[str, str]]:
             yield name, text
     ways = {name: way for name in ("hook", "code", "graph") if (way := getattr(operation, name)) is not None}
     if len(ways) != 1:
-        yield "", f"one of `hook`, `code` and `graph` says how RegBN goes in; found {len(ways)}"
+        yield "", f"exactly one of `hook`, `code` and `graph` is expected; found {len(ways)}"
     expected = operation.planned.name
     for name, way in ways.items():
         if way.name != expected and not (operation.keeper and way.name.startswith(f"{expected}_")):
             yield f"{name}.{'site' if name == 'hook' else 'name'}", f"{expected!r} is expected; found {way.name!r}"
     if operation.texts:
-        yield "texts", "functions belong to `sources`"
+        yield "texts", "must be empty: functions are listed in `sources`"
     if operation.masking is not None and operation.masking[0] not in ("f", "g"):
         yield "masking[0]", f"`f` or `g` is expected; found {operation.masking[0]!r}"
     if operation.roles is not None:
@@ -70,9 +70,9 @@ def _problems_within(value: Any, where: str, sources: int) -> Iterator[tuple[str
                 if not lowest <= getattr(value, name) < 2**31:
                     yield f"{where}.{name}", f"a number from {lowest} is expected; found {getattr(value, name)}"
         if isinstance(value, Place) and not value.steps:
-            yield f"{where}.steps", "the way to a call is expected; found none"
+            yield f"{where}.steps", "the steps that lead to a call are expected; found none"
         if isinstance(value, HoistSpec) and not (value.f and value.g and value.mask_of in ("f", "g")):
-            yield where, "arguments that are f, and some that are g, are expected"
+            yield where, "at least one argument for f and one for g are expected"
         for field in fields(value):
             inner = f"{where}.{field.name}" if where else field.name
             if inner != "planned":

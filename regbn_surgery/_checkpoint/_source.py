@@ -41,9 +41,9 @@ def locate(file: str, line: int) -> Located:
     """
     around = [found for found in _functions(file) if found.first <= line < found.first + found.text.count("\n")]
     if not around:
-        state = "stands in no function" if _text(file) else "has no source here"
+        state = "is outside every function" if _text(file) else "has no source text"
         raise RecipeError(
-            f"{file}:{line} {state}, so a recipe cannot say where it is. Move the code into a function of a file."
+            f"{file}:{line} {state}, so a recipe cannot record its position. Move the code into a function in a file."
         )
     return max(around, key=lambda found: found.first)
 
@@ -52,7 +52,7 @@ def code_of(function: Callable[..., Any]) -> tuple[str, int]:
     """File and first line of a function, behind its decorators."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
-        raise RecipeError(f"{function!r} is no Python function, so a recipe cannot tell whether it has changed")
+        raise RecipeError(f"{function!r} is not a Python function, so a recipe cannot detect whether it has changed")
     return code.co_filename, code.co_firstlineno
 
 
@@ -79,10 +79,10 @@ def find_again(then: FunctionText, moved: Mapping[str, str]) -> tuple[Located | 
     name = moved.get(module, module)
     files = [file for file in (_file_by_name(name, function), _file_of_module(name)) if file]
     if not files:
-        return None, f"{then.name} is not there: no module {name!r} is loaded"
+        return None, f"{then.name} was not found: no module {name!r} is imported"
     candidates = [found for file in files for found in _functions(file) if found.function == function]
     if not candidates:
-        return None, f"{then.name} is not there any more ({files[0]})"
+        return None, f"{then.name} no longer exists ({files[0]})"
     changes = [change_of(then, FunctionText(then.name, found.text, "")) for found in candidates]
     same = next((found for found, change in zip(candidates, changes, strict=True) if not change), None)
     return same, "" if same is not None else changes[-1]
@@ -100,7 +100,7 @@ def line_offsets(before: str, after: str) -> dict[int, int]:
         for attribute in ("lineno", "end_lineno"):
             line, now = getattr(old, attribute, None), getattr(new, attribute, None)
             if line is not None and now is not None and offsets.setdefault(line - 1, now - 1) != now - 1:
-                raise RecipeError("its lines have been broken anew")
+                raise RecipeError("its line breaks have changed, so calls cannot be found by their lines")
     return offsets
 
 
@@ -135,7 +135,7 @@ def _parsed(file: str, text: str) -> tuple[Located, ...]:
                 first = min([child.lineno, *(decorator.lineno for decorator in child.decorator_list)])
                 yield located(inner, first, child.end_lineno)
             elif not in_function and isinstance(child, ast.Assign | ast.AnnAssign):
-                # A table of lambdas, say: its code stands in no function, but under a name.
+                # A table of lambdas, say: its code is outside every function, but under a name.
                 target = child.target if isinstance(child, ast.AnnAssign) else child.targets[0]
                 yield located((*path, ast.unparse(target)), child.lineno, child.end_lineno)
             yield from walk(child, inner, in_function=in_function or is_function)

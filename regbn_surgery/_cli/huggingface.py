@@ -65,14 +65,14 @@ def _class_and_config(spec: str, changes: Mapping[str, Any]) -> tuple[Any, Any]:
         model_type = content.pop("model_type", None)
         if name is None or model_type is None:
             raise ModelNotLoadedError(
-                f"{spec!r} does not say `architectures` and `model_type`: which class is the model of?"
+                f"{spec!r} lacks `architectures` or `model_type`, so the class of the model is not known"
             )
         model_class = _find(transformers, name, spec)
     else:
         content, model_type, model_class = dict(changes), None, _find(transformers, spec, f"hf:{spec}")
     config_class = getattr(model_class, "config_class", None)
     if config_class is None:
-        raise ModelNotLoadedError(f"transformers.{model_class.__name__} is no model class with a configuration")
+        raise ModelNotLoadedError(f"transformers.{model_class.__name__} is not a model class with a configuration")
     try:
         if model_type is not None:
             config = transformers.AutoConfig.for_model(model_type, **content)

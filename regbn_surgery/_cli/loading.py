@@ -118,8 +118,8 @@ def load_checkpoint(model: nn.Module, path: str) -> None:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelNotLoadedError(
-            f"the checkpoint {path!r} holds more than weights{_refused(error)}, or is none; "
-            "save the state dict alone: torch.save(model.state_dict(), path)"
+            f"the checkpoint {path!r} holds more than weights{_refused(error)}, or is not a checkpoint; save the state "
+            "dict alone: torch.save(model.state_dict(), path)"
         ) from error
     except Exception as error:
         raise ModelNotLoadedError(f"the checkpoint {path!r} cannot be read: {cause_text(error)}") from error
@@ -155,7 +155,7 @@ def _import_file(place: str) -> ModuleType:
     name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else f"_user_model_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
-        raise ModelNotLoadedError(f"{place!r} is no Python file; {_FORM}")
+        raise ModelNotLoadedError(f"{place!r} is not a Python file; {_FORM}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up there
     try:
@@ -209,7 +209,9 @@ def _called(target: Any, spec: str, what: str, arguments: Mapping[str, Any] | tu
         remedy = ""
         if isinstance(error, TypeError) and "argument" in str(error):
             given = "without arguments" if not arguments else f"with {arguments!r}"
-            remedy = f"; it is called {given}: give others by --model-args JSON, or write a function that passes them"
+            remedy = (
+                f"; it was called {given}: pass others with --model-args JSON, or write a function that passes them"
+            )
         raise ModelNotLoadedError(f"{what} {spec!r} failed: {cause_text(error)}{remedy}") from error
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 _FORM = (
-    "write NAME=INPUT, as in --modality image=pixel_values; NAME=INPUT[:, 0:8] for a stretch of an axis, "
-    "NAME=module:PATH for what comes out of a module"
+    "write NAME=INPUT, as in --modality image=pixel_values; NAME=INPUT[:, 0:8] for a slice of an axis, "
+    "NAME=module:PATH for the output of a module"
 )
 _MODULE = "module:"
 _CUT = re.compile(r"(?P<input>[^\[\]]+)\[(?P<axes>[^\[\]]*)\]")
@@ -42,7 +42,7 @@ def _parts(text: str) -> Iterator[str]:
 def _modality(name: str, parts: Sequence[str]) -> list[str] | dict[str, Any]:
     modules = [part.removeprefix(_MODULE).strip() for part in parts if part.startswith(_MODULE)]
     if modules and len(modules) < len(parts):
-        raise click.BadParameter(f"{name!r} has inputs and modules: a modality has one or the other; make two of it")
+        raise click.BadParameter(f"{name!r} has inputs and modules: a modality has either; make it two modalities")
     if modules:
         if "" in modules:
             raise click.BadParameter(
@@ -51,7 +51,9 @@ def _modality(name: str, parts: Sequence[str]) -> list[str] | dict[str, Any]:
         return {"modules": modules}
     cuts = {_cut(part)[1] for part in parts}
     if len(cuts) > 1:
-        raise click.BadParameter(f"{name!r}: one stretch for all inputs of a modality; found {', '.join(parts)}")
+        raise click.BadParameter(
+            f"{name!r}: all inputs of a modality must have the same slice; found {', '.join(parts)}"
+        )
     inputs = [_cut(part)[0] for part in parts]
     (cut,) = cuts
     return inputs if cut is None else {"inputs": inputs, "slice": {"dim": cut[0], "range": list(cut[1:])}}
@@ -69,10 +71,11 @@ def _cut(text: str) -> tuple[str, tuple[int, int, int | None] | None]:
     stretch = _STRETCH.fullmatch(axes[cut[0]]) if len(cut) == 1 else None
     if stretch is None or axes.count("...") > 1 or (not stretch["start"] and not stretch["stop"]):
         raise click.BadParameter(
-            f"{text!r}: one axis is cut, counted from the front, as in x[:, 0:8], x[:, 8:] or x[..., 0:3]"
+            f"{text!r}: exactly one axis can be sliced, with ends counted from the front, as in x[:, 0:8], x[:, 8:] or "
+            "x[..., 0:3]"
         )
     start, stop = int(stretch["start"] or 0), int(stretch["stop"]) if stretch["stop"] else None
     if stop is not None and start >= stop:
-        raise click.BadParameter(f"{text!r}: nothing lies between {start} and {stop}")
+        raise click.BadParameter(f"{text!r}: the slice from {start} to {stop} is empty")
     dim = cut[0] - len(axes) if "..." in axes[: cut[0]] else cut[0]
     return match["input"].strip(), (dim, start, stop)

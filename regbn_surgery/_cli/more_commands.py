@@ -52,7 +52,7 @@ from .output import (
     "table",
     "json",
     *PICTURES,
-    drawn_by=("matplotlib", "The formats table and json do without"),
+    drawn_by=("matplotlib", "The formats table and json do not need it"),
     form_help=" svg and png are bar plots.",
 )
 @ignore_option

@@ -79,7 +79,7 @@ def debuggable(command: _Command) -> _Command:
             raise
         except Exception as error:
             text = f"{type(error).__name__}: {error}".rstrip(": ")
-            _complain(f"this was not expected: {text}\nRun again with --debug for the traceback.")
+            _complain(f"unexpected error: {text}\nRun again with --debug for the traceback.")
             raise click.exceptions.Exit(_UNEXPECTED) from error
 
     return wrapped  # type: ignore[return-value]
@@ -178,7 +178,7 @@ def write_bytes(content: bytes, output: str | None) -> None:
     """Write a picture to a file or, where `output` is None or `-`, to a stdout that is no terminal."""
     if output in (None, "-"):
         if sys.stdout.isatty():
-            raise click.UsageError("a picture in the terminal is of no use: give -o FILE")
+            raise click.UsageError("a terminal cannot show a picture: give -o FILE")
         sys.stdout.buffer.write(content)
         return
     try:

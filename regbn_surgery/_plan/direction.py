@@ -90,11 +90,11 @@ def _ambiguous(site: Site) -> str:
     both = spell_homes(homes)
     if not lines:
         return (
-            f"both sides carry the same modalities ({both}), so no name tells f from g; "
-            'name the two tensors by a rule with `pair: {f: "module:PATH", g: "module:PATH"}`'
+            f"both sides carry the same modalities ({both}), so names cannot distinguish f from g; "
+            'name the two tensors in a rule with `pair: {f: "module:PATH", g: "module:PATH"}`'
         )
     which = "the other side only gates, so one line is possible; add" if site.gate is not None else "add one of"
-    return f"which of {both} is normalised is not said; {which}:" + "".join(lines)
+    return f"the rule does not say which of {both} is normalised; {which}:" + "".join(lines)
 
 
 def _absent(site: Site, normalize: str | None, against: str | None) -> str:

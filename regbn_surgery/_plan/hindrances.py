@@ -38,8 +38,8 @@ def unknown_layout(side: Side, name: str) -> list[str]:
     if layout.batch_dim is None:
         what = "batch axis"
         remedy = (
-            "give `example_inputs` as a function of the batch size, so that the axis that follows it is seen, or say "
-            "`samples: rows` if each row is a sample"
+            "give `example_inputs` as a function of the batch size, so that the axis that changes with it is found, "
+            "or write `samples: rows` if each row is a sample"
         )
     else:
         what = "channel axis"
@@ -83,8 +83,8 @@ def causal_problems(site: PlannedSite, allowed: bool) -> list[str]:
     f, g = spell_homes([site.f.home]), spell_homes([site.g.home])
     other = "" if site.f.causal else f"; normalise `{g}` against `{f}` instead"
     return [
-        f"g is `{g}`, a causal stream ({site.g.anchor}): what is subtracted from `{f}` would show its later positions "
-        f"to the earlier ones, which a decoder must not see{other}, or write `allow_noncausal: true`"
+        f"g is `{g}`, a causal stream ({site.g.anchor}): what is subtracted from `{f}` would leak later positions into "
+        f"earlier ones, which a decoder must not see{other}, or write `allow_noncausal: true`"
     ]
 
 

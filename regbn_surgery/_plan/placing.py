@@ -140,7 +140,7 @@ class Placer:
         start = f"{where}: rule `{order.rule.id}`"
         try:
             if pair[0] == pair[1]:
-                raise PlanError(f"f and g are both `{pair[0]}`; there would be nothing left of it")
+                raise PlanError(f"f and g are both `{pair[0]}`; nothing would be left of it")
             found = self.resolve(*pair)
         except PlanError as error:
             self.problems.append(f"{start}: {error}")

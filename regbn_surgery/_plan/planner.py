@@ -124,8 +124,8 @@ class _Planner:
         elif not won and not allows_none:
             takers = (f"`{p.id}` by {_taker(self.decisions[p.id])}" for p in selection.points)
             self._finding(
-                f"{where}: rule `{rule.id}` has nothing left to decide, since earlier ones took all that it "
-                f"matches: {', '.join(takers)}; put it before them, or remove it"
+                f"{where}: rule `{rule.id}` has nothing left to match, since earlier ones took all its fusion points: "
+                f"{', '.join(takers)}; move it before them, or remove it"
             )
         elif rule.expect is not None and not within(len(won), rule.expect.min, rule.expect.max):
             self.problems.append(

@@ -19,7 +19,7 @@ def sweep_plot(found: Sweep, form: str) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotError(
-            "the plot needs matplotlib: pip install 'regbn_surgery[viz]'. The table and the CSV do without"
+            "the plot needs matplotlib: pip install 'regbn_surgery[viz]'. The table and the CSV do not need it"
         ) from error
     figure = Figure(figsize=(2.0 + 3.2 * len(found.measures), 1.2 + 0.4 * len(found.variants)), layout="constrained")
     FigureCanvasAgg(figure)

@@ -111,7 +111,7 @@ def dependence_plot(found: Diagnosis, form: str) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotError(
-            "the bar plot needs matplotlib: pip install 'regbn_surgery[viz]'. The table and JSON do without"
+            "the bar plot needs matplotlib: pip install 'regbn_surgery[viz]'. The table and JSON do not need it"
         ) from error
     figure = Figure(figsize=(10, 1.6 + 0.5 * max(1, len(found.rows))), layout="constrained")
     FigureCanvasAgg(figure)

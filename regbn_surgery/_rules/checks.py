@@ -85,7 +85,7 @@ def _blanks(value: Any, path: Path) -> Iterator[Problem]:
     """A key with nothing after it: `kind:` alone would otherwise mean every kind."""
     means_none = path[-2:-1] == ("regbn",) or path[-3:] == ("slice", "range", 1)
     if value is None and path and not means_none:
-        yield Problem(path, "nothing stands after this key; give it a value or remove it")
+        yield Problem(path, "this key has no value; give it one or remove it")
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for step, child in children:
         yield from _blanks(child, (*path, step))
@@ -95,7 +95,7 @@ def _check_inputs(inputs: dict[str, Any]) -> Iterator[Problem]:
     for name, spec in inputs.items():
         path: Path = ("inputs", name)
         if not all(name.split(".")):
-            yield Problem(path, f"`{name}` is no input name: a segment between dots is empty", at_key=True)
+            yield Problem(path, f"`{name}` is not an input name: a segment between dots is empty", at_key=True)
         above = ".".join(name.split(".")[:-1])
         if above and above in inputs:
             yield Problem(path, f"`{above}` is given as a tensor, so it cannot also hold `{name}`", at_key=True)
@@ -226,7 +226,10 @@ def _check_shape(rule: dict[str, Any], path: Path) -> Iterator[Problem]:
         yield Problem(path, "a rule needs `match` (which fusion points; `match: {}` for all) or `pair`")
     if rule.get("action") == "skip":
         if "pair" in rule:
-            yield Problem((*path, "action"), "a pair is only there if a rule asks for it; remove this rule")
+            yield Problem(
+                (*path, "action"),
+                "a pair is only normalised if a rule asks for it, so there is nothing to skip; remove this rule",
+            )
         for key in _TREATMENT:
             if key in rule:
                 yield Problem((*path, key), f"`{key}` does nothing in a rule that skips; remove it", at_key=True)
@@ -236,7 +239,9 @@ def _check_shape(rule: dict[str, Any], path: Path) -> Iterator[Problem]:
                 yield Problem((*path, key), f"`{key}` does not go with `pair`, which names f and g", at_key=True)
         named = [text for text in _mapping(rule["pair"]).values() if isinstance(text, str)]
         if "expect" in rule and not any(references.is_pattern(text) for text in named):
-            yield Problem((*path, "expect"), "a pair that is named outright is one pair; remove `expect`", at_key=True)
+            yield Problem(
+                (*path, "expect"), "a `pair` without a pattern is always one pair; remove `expect`", at_key=True
+            )
     elif "pairs" in rule:
         for key in ("normalize", "against"):
             if key in rule:

@@ -64,13 +64,13 @@ class Rules:
 
     @classmethod
     def from_text(cls, text: str | bytes, name: str = "<text>") -> Rules:
-        """Read YAML text; `name` stands for it in messages."""
+        """Read YAML text; `name` is used for it in messages."""
         tree = read_tree(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text, name)
         return cls._build(tree.value, tree.marks, tree.problems)
 
     @classmethod
     def from_dict(cls, rules: Mapping[str, Any]) -> Rules:
-        """Take the same as a file says, as a dict of plain Python values."""
+        """Take the content of a rules file as a dict of plain Python values."""
         problems: list[Problem] = []
         value = _plain(rules, (), problems)
         return cls._build(value, Marks(), problems)
@@ -100,7 +100,7 @@ class Rules:
 
     @property
     def wants_all(self) -> bool:
-        """Whether a point that a rule selects and RegBN cannot go to is an error (else it is left out and told)."""
+        """Whether a point that a rule selects and RegBN cannot go to is an error; else it gives a warning."""
         return self.document.strict is True
 
     @property

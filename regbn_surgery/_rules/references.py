@@ -44,7 +44,7 @@ def wrongs(f: str | None, g: str | None) -> Iterator[Wrong]:
                 yield from (Wrong(letter, text) for text in _wrong_reference(own or "", ""))
         return
     if f == g:
-        yield Wrong("", "f and g are the same tensor; there would be nothing left of it")
+        yield Wrong("", "f and g are the same tensor; nothing would be left of it")
     if is_pattern(f) and is_pattern(g):
         yield Wrong("g", "only one of f and g may be a regular expression; write the other with its groups, as in "
                     "`module:audio.layer\\1`")  # fmt: skip

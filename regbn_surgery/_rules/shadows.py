@@ -22,7 +22,7 @@ def shadowed(document: Document) -> Iterator[Problem]:
         if taker is not None:
             yield Problem(
                 ("rules", index, "match"),
-                f"{taker} already takes every fusion point that this rule matches, so it would never decide one; "
+                f"{taker} already takes every fusion point that this rule matches, so it would never apply; "
                 + ("narrow that" if taker.startswith("exclude") else "put this one first, narrow the other")
                 + ", or remove this one",
                 at_key=True,

@@ -111,7 +111,7 @@ def read_tree(data: bytes, name: str) -> Tree:
     except ReaderError as error:  # control characters
         position = error.position
         place = (text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position))
-        return _unreadable(name, f"not YAML: the character U+{error.character:04X} may not stand there", place)
+        return _unreadable(name, f"not YAML: the character U+{error.character:04X} is not allowed there", place)
     if node is None:
         return _unreadable(name, "the file is empty; a rules file starts with `version: 1`")
     builder = _Builder(name)
@@ -135,7 +135,7 @@ class _Builder:
     def build(self, node: Node, path: Path) -> Any:
         self.values[path] = _place(node)
         if node.tag not in _STANDARD:
-            self.problems.append(Problem(path, f"the tag `{node.tag}` means nothing here; remove it"))
+            self.problems.append(Problem(path, f"the tag `{node.tag}` is not supported; remove it"))
             return None
         if isinstance(node, ScalarNode):
             return self._scalar(node, path)
@@ -159,7 +159,7 @@ class _Builder:
                 self.problems.append(
                     Problem(
                         here,
-                        f"the key `{key}` is there twice: at {first[0]}:{first[1]} and {line}:{column}; keep one",
+                        f"the key `{key}` appears twice: at {first[0]}:{first[1]} and {line}:{column}; keep one",
                         at_key=True,
                     )
                 )

@@ -52,8 +52,8 @@ def _own_iterator(iterator: Any) -> Any:
             return copy.copy(iterator)
     except TypeError as error:
         raise UnseenCallError(
-            f"The call is given a {type(iterator).__name__}, which can be gone through only once, and a new kind "
-            "of call is run more than once to see that RegBN changes nothing else. Hand it on as a list."
+            f"The call was given a {type(iterator).__name__}, which can be iterated only once, but a new kind of call "
+            "is run several times for the self-check. Pass a list instead."
         ) from error
 
 

@@ -56,10 +56,10 @@ def refuse_going_on(
     if passed_by or has_tuples_for_cache(kwargs):
         names = ", ".join(passed_by) or _names(sites)
         raise RegBNBypassedError(
-            f"{_what(host, path, args, kwargs)} to go on from a cache, without the modality that its RegBN sites "
-            f"({names}) need: the new tokens would be left as they are, unlike those before them, and unlike the "
-            f"same tokens without a cache{' (' + why + ')' if why else ''}. Call generate(..., use_cache=False), so "
-            "that every step sees both."
+            f"{_what(host, path, args, kwargs)} to continue from a cache, without the modality that its RegBN sites "
+            f"({names}) need: the new tokens would not be normalised, unlike the earlier ones and unlike the same "
+            f"tokens without a cache{' (' + why + ')' if why else ''}. Call generate(..., use_cache=False), so that "
+            "every step has both modalities."
         )
 
 
@@ -74,9 +74,9 @@ def refuse_unknown_caches(
     """
     if has_tuples_for_cache(kwargs) or any(int(cache.get_seq_length()) > 0 for cache in caches_in((args, kwargs))):
         raise RegBNBypassedError(
-            f"{_what(host, path, args, kwargs)} in a compiled model, to go on from a cache, without the modality that "
-            f"its RegBN sites ({_names(sites)}) need. What RegBN takes from the cache for that it takes outside of "
-            "graphs: generate with the model that is not compiled, or with use_cache=False."
+            f"{_what(host, path, args, kwargs)} in a compiled model, to continue from a cache, without the modality "
+            f"that its RegBN sites ({_names(sites)}) need. RegBN can read that modality from the cache only outside "
+            "compiled graphs: generate with the uncompiled model, or with use_cache=False."
         )
 
 

@@ -17,8 +17,8 @@ class ChangedError(RewriteError):
 
     def __init__(self, what: str, where: str) -> None:
         super().__init__(
-            f"RegBN does not fit {where} any more: {what}\n"
-            "Call regbnify with the rules on a fresh model, or go back to the code that it was made for."
+            f"RegBN no longer fits {where}: {what}\nCall regbnify with the rules on a fresh model, or restore the code "
+            "that it was made for."
         )
         self.what = what
 
@@ -43,7 +43,7 @@ def change_of(then: FunctionText, now: FunctionText) -> str:
     if same:
         return ""
     if not then.text and not now.text and then.code.startswith("("):  # a forward of torch's own
-        return f"the arguments of {then.name} have changed: {now.code} was {then.code}"
+        return f"the arguments of {then.name} have changed: they were {then.code}, and are now {now.code}"
     lines = difflib.unified_diff(then.text.splitlines(), now.text.splitlines(), "then", "now", lineterm="", n=1)
     return "\n".join([f"{then.name} has changed since regbnify.", *list(lines)[:_SHOWN]])
 

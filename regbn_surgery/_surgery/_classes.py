@@ -178,9 +178,9 @@ def _tell_another(module: nn.Module) -> None:
         return
     module.__dict__[_TOLD] = True
     text = (
-        f"This {type(module).__name__} was made anew from the class of a rewritten model and carries no RegBN: it "
-        "computes what the original does. For one with RegBN call load_regbn(model, folder) with what save_regbn "
-        "wrote, Recipe.apply(model), or regbnify."
+        f"This {type(module).__name__} is a new instance of a rewritten model's class and contains no RegBN: it "
+        "computes what the original does. To add RegBN, call load_regbn(model, folder) with a folder written by "
+        "save_regbn, Recipe.apply(model), or regbnify."
     )
     warnings.warn(coded("RB408", text), RegBNWarning, stacklevel=4)
 
@@ -215,7 +215,8 @@ def install(host: nn.Module, surgery: HostSurgery | GraphHost) -> None:
             refuse_methods(site, site.methods, type(host))
         elif methods:
             raise RewriteError(
-                f"`methods:` of {site.name}: its RegBN puts calls of forward in another order, and counts there alone"
+                f"`methods:` of {site.name}: its RegBN reorders the calls of forward, so it can run in no other "
+                "method. Remove `methods:` from the rule"
             )
     host.__dict__[ATTRIBUTE] = surgery
     if own is not None or asks_its_class(type(host)):
@@ -226,8 +227,8 @@ def install(host: nn.Module, surgery: HostSurgery | GraphHost) -> None:
         if own is not None:
             host.__dict__["forward"] = own
         raise RewriteError(
-            f"`methods: [{', '.join(methods)}]`: {type(host).__name__} at `{surgery.path}` has to keep its very class, "
-            "so that only its forward can be exchanged"
+            f"`methods: [{', '.join(methods)}]`: {type(host).__name__} at `{surgery.path}` has to keep its exact "
+            "class, so only its forward can be replaced. Remove `methods:` from the rule"
         )
     object.__setattr__(host, "__class__", rewritten_class(original_class(host), methods))
     host.__dict__.pop(_TOLD, None)

@@ -40,8 +40,8 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
         found = locator.place(spot.frames, spot.op)
         if found is None:
             raise RewriteError(
-                f"RegBN {planned.name!r} cannot go into {locator.cls.__name__}: its call of {spot.op} stands in no "
-                "Python function of the model's, so that nothing could be put there. Normalise another point."
+                f"RegBN {planned.name!r} cannot go into {locator.cls.__name__}: its call of {spot.op} is in no Python "
+                "function of the model, so RegBN cannot be inserted there. Normalise another point."
             )
         return found
 

@@ -37,9 +37,9 @@ class Continued:
         self.out = out
         self.obstacle = ""
         if not direct:
-            self.obstacle = f"f is something else than what `{site.makers[0]}` returns"
+            self.obstacle = f"f is not exactly what `{site.makers[0]}` returns"
         elif not continues(site, self.module.f_axes, f.shape, out.shape):
-            self.obstacle = f"what {site.point_call} leaves of f cannot be told from what it makes of both"
+            self.obstacle = f"in the output of {site.point_call}, positions of f alone cannot be told from fused ones"
         self.maker = host.get_submodule(str(site.makers[0]))
         self.holders = _holders(host, self.maker)
         self.consumer: int | None = None  # the innermost module to which the joint tensor went
@@ -61,7 +61,7 @@ class Continued:
             if id(module) == self.consumer:
                 return self._go_on(call, module, args, kwargs)
             if top and id(module) not in self.holders and remembered(self.host, (self.site,), args, kwargs):
-                raise self._refused("it calls the layers behind the meeting itself, token by token")
+                raise self._refused("it calls the layers after the fusion itself, token by token")
             return call(module, *args, **kwargs)
 
         return run
@@ -92,7 +92,7 @@ class Continued:
         met = remembered(self.host, (self.site,), args, kwargs).get(self.site.name)
         if met is None:
             if has_tuples_for_cache(kwargs):
-                raise self._refused("its cache is made of tuples")
+                raise self._refused("its cache consists of tuples of tensors")
             return call(module, *args, **kwargs)
         if self.obstacle:
             raise self._refused(self.obstacle)
@@ -103,7 +103,7 @@ class Continued:
         finally:
             made = self.active.pop()
         if made != 1:
-            raise self._refused(f"`{self.site.makers[0]}` was called {made} times where it makes new positions")
+            raise self._refused(f"`{self.site.makers[0]}` was called {made} times in one step; once is expected")
         return output
 
     def _make(self, output: Any) -> Any:
@@ -114,9 +114,9 @@ class Continued:
 
     def _refused(self, why: str) -> RegBNBypassedError:
         return RegBNBypassedError(
-            f"A method of {type(self.host).__name__} goes on from a cache, after {self.site.name} has met in it, and "
-            f"new positions cannot be normalised as those before them: {why}. Generate by a loop around `forward`, "
-            "which sees both modalities at every step."
+            f"A method of {type(self.host).__name__} continues from a cache that a call with {self.site.name} filled, "
+            f"but new positions cannot be normalised like the earlier ones: {why}. Generate with a loop that calls "
+            "`forward` with both modalities at every step."
         )
 
 

@@ -70,7 +70,7 @@ def fold(model: nn.Module, inputs: Inputs) -> list[str]:
         try:
             linear, takes, path = watch.layer_behind(name)
             if not isinstance(site.regbn, RegBN):
-                raise RewriteError(f"{type(site.regbn).__name__} stands in RegBN's place; only RegBN can be folded")
+                raise RewriteError(f"{type(site.regbn).__name__} replaces RegBN here; only RegBN can be folded")
             new = fold_into_linear(site.regbn, linear, takes, layer=f"`{path}`")  # type: ignore[arg-type]
         except (RewriteError, RegBNOptionError) as error:
             kept.append(f"{name}: {error}")
@@ -174,7 +174,7 @@ class _Watch(TorchFunctionMode):
         f, g = self.results[name][0]
         joins = self.reads[id(f)]
         if len(joins) != 1 or joins[0][0] not in ("cat", "concat", "concatenate"):
-            raise RewriteError("f' goes elsewhere than into one concatenation")
+            raise RewriteError("f' is used elsewhere than in one concatenation")
         _, parts, _, joined = joins[0]
         order = "fg" if parts[0] is f else "gf"
         apart = len(parts) == 2 and parts[0] is not parts[1] and all(part is f or part is g for part in parts)
@@ -186,7 +186,7 @@ class _Watch(TorchFunctionMode):
             (path, m) for path, m in self.model.named_modules() if isinstance(m, nn.Linear) and m.weight is weight
         ]
         if weight is None or len(layers) != 1 or len(self.reads[id(weight)]) != 1:
-            raise RewriteError("what reads the concatenation is not one linear layer of its own")
+            raise RewriteError("the concatenation is not read by exactly one linear layer that is used nowhere else")
         path, linear = layers[0]
         return linear, order, path
 

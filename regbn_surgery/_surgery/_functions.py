@@ -233,7 +233,7 @@ def read(function: FunctionType) -> FunctionSource:
     linecache.checkcache(code.co_filename)
     lines = tuple(linecache.getlines(code.co_filename, function.__globals__))
     if not lines:
-        raise NoSourceError(f"the source of {name_of(function)} is not at hand ({code.co_filename})")
+        raise NoSourceError(f"the source of {name_of(function)} is not available ({code.co_filename})")
     try:
         tree = _parsed("".join(lines))
     except SyntaxError as error:
@@ -243,7 +243,10 @@ def read(function: FunctionType) -> FunctionSource:
             source = FunctionSource(function, node, lines, _imported("".join(lines)))
             if _instructions(compiled(node, function, source.imported)) == _instructions(code):
                 return source
-    raise NoSourceError(f"{code.co_filename}:{code.co_firstlineno} does not say what {name_of(function)} does")
+    raise NoSourceError(
+        f"{code.co_filename}:{code.co_firstlineno} does not hold the code of {name_of(function)} that runs; "
+        "was the file edited after it was imported?"
+    )
 
 
 def _is_of(node: Definition, code: CodeType) -> bool:

@@ -120,15 +120,17 @@ class GraphHost:
                 return known.variant
         if torch.compiler.is_compiling():
             raise UnseenCallError(
-                type(host).__name__ + " at `" + self.path + "` is called in a way in which it has not been called "
-                "before ("
+                type(host).__name__
+                + " at `"
+                + self.path
+                + "` is called with a new call signature ("
                 + spelled(args, kwargs)
-                + "; in this mode, the last one known is "
+                + "; the last one known in this mode is "
                 + self.last.get(host.training, "none")
-                + "), and nothing can be captured while compiling. Call the "
-                "model once like this (the same kinds of arguments, mode and autocast, gradients on or off) before "
-                "compiling or exporting it. Where the model itself makes an argument only while it is compiled, as "
-                "transformers does with the mask of a batch without padding, call it with one that does need it."
+                + "), and a new kind of call cannot be captured while compiling. Call the model once in this way (the "
+                "same kinds of arguments, mode and autocast, gradients on or off) before compiling or exporting it. If "
+                "the model itself creates an argument only while it is compiled, as transformers does with the mask "
+                "of a batch without padding, call it once with a batch that needs this argument."
             )
         learned: Variant = self.learn(host, role, args, kwargs)
         return learned
@@ -145,15 +147,15 @@ class GraphHost:
             variant = self._capture(host, role, args, kwargs)
             if not variant.leaks or self._captures(host, role, args, kwargs) <= _PATIENCE:
                 return variant
-            reason = f"{type(host).__name__}.forward goes by the sizes of its arguments, which keep changing"
+            reason = f"{type(host).__name__}.forward depends on the sizes of its arguments, which keep changing"
         except RegBNBypassedError:
             raise
         except (CaptureError, RewriteError) as error:
             reason = str(error)
         both = " and ".join(next((site.words for site in self.sites if site.across is not None), self.sites[0].words))
         raise RewriteError(
-            f"RegBN cannot go in between {both}: one is read before the other exists, so that calls would have to "
-            f"change their order, and {reason}"
+            f"RegBN cannot be inserted between {both}: one is read before the other is computed, so calls would have "
+            f"to be reordered, but {reason}"
         )
 
     def _captures(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -164,8 +166,8 @@ class GraphHost:
         kind = kind_of(key_of(host, role, args, kwargs))
         if sum(len(known) for key, known in self.variants.items() if kind_of(key) == kind) >= _MOST:
             raise RewriteError(
-                f"{type(host).__name__}.forward goes by numbers, objects or attributes that keep changing from call to "
-                f"call ({spelled(args, kwargs)})"
+                f"{type(host).__name__}.forward depends on numbers, objects or attributes that differ in every call "
+                f"({spelled(args, kwargs)})"
             )
 
     def _capture(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
@@ -217,7 +219,7 @@ class GraphHost:
         names = ", ".join(site.name for site in sites)
         text = (
             f"{type(host).__name__} at `{self.path}` was called ({spelled(args, kwargs)}) without reaching any of its "
-            f"RegBN sites ({names}); this call runs as it always did"
+            f"RegBN sites ({names}); this call computes what the original does"
         )
         warnings.warn(coded("RB407", text), RegBNWarning, stacklevel=3)
 
@@ -239,7 +241,8 @@ class GraphHost:
         if wrong is not None:
             raise UnseenCallError(
                 f"The captured forward of {type(host).__name__} at `{self.path}` does not repeat the original for a "
-                f"call with {spelled(args, kwargs)}: {wrong}. RegBN is not put in where it would change the model."
+                f"call with {spelled(args, kwargs)}: {wrong}. RegBN is not inserted where that would change the "
+                "model's own computation."
             )
 
     def _difference_without_dropout(

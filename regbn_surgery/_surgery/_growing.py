@@ -100,7 +100,7 @@ def refuse_growing_g(tokens: int) -> None:
     given = () if frame is None else (frame.args, frame.kwargs)
     if any(int(cache.get_seq_length()) > tokens for cache in caches_in(given)):
         raise RegBNBypassedError(
-            f"RegBN is to normalise against a decoder's own stream, of which only the last {tokens} tokens are there, "
-            "since the call goes on from a cache: what is subtracted would be another thing than without one. Call "
+            "RegBN normalises against a decoder's own hidden states here, but a call that continues from a cache "
+            f"holds only the last {tokens} tokens of them: the result would differ from the one without a cache. Call "
             "generate(..., use_cache=False), or normalise the other direction."
         )

@@ -124,8 +124,8 @@ def _message(guard: Guard, frame: FrameType) -> str:
     owner, code = frame.f_locals["self"], frame.f_code
     where = f"{type(owner).__name__}.{code.co_name} ({code.co_filename}:{frame.f_lineno})"
     return (
-        f"{where} computes both sides of RegBN `{guard.site}` without calling the forward of {guard.host}, in which "
-        f"that RegBN is: it would be passed by. Where the method fuses the two as the forward does, name it in the "
-        f"rule (`methods: [{code.co_name}]`); where it only wants the features of both branches, call them one at a "
-        "time from outside the model."
+        f"{where} computes both sides of RegBN `{guard.site}` without calling the forward of {guard.host}, which "
+        "contains that RegBN: RegBN would be skipped. If the method fuses the two as forward does, list it in the "
+        f"rule (`methods: [{code.co_name}]`); if it only needs the features of both branches, call them one at a time "
+        "from outside the model."
     )

@@ -278,7 +278,7 @@ def _lifted(site: CodeSite, returns: Returns) -> CodeSite:
 
 def _why(site: CodeSite, passage: Passage | None) -> str:
     if passage is None:
-        return "its forward was not the one that RegBN is in"
+        return "its forward is not the one that RegBN was inserted into"
     there = [side for side in "fg" if (site.name, side) in passage.held]
     if any(read.site == site.name for read in passage.early):
         return "one side was read before the other existed"

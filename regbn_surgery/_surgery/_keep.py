@@ -51,8 +51,8 @@ def keep(model: nn.Module, path: str, name: str, site: RegBNSite) -> None:
         host.add_module(name, site)
         return
     raise RewriteError(
-        f"the forward of {type(host).__name__} at `{path}` goes over its own children, and RegBN would be one of them. "
-        "Make it a child of another module, which then keeps the RegBN, and rewrite that."
+        f"the forward of {type(host).__name__} at `{path}` iterates over its own children, and RegBN would become one "
+        "of them. Wrap it in another module, on which RegBN can be registered, and rewrite that one."
     )
 
 

@@ -270,7 +270,9 @@ def _insert_scatter(trace: Trace, events: dict[Key, Call], site: LocalSite, scat
         return False
     into, source = op.input_nodes[scatter.into], op.input_nodes[scatter.source]
     if into is None or source is None:
-        raise RewriteError(f"RegBN {site.name!r} cannot go in: {op.source} writes a tensor that no call has made")
+        raise RewriteError(
+            f"RegBN {site.name!r} cannot be inserted: {op.source} writes a tensor that no call has produced"
+        )
     earlier = tuple(events[key].node for key in scatter.written)
     insert_scatter(trace.graph, op.node, (into, source), scatter, site.name, site.into_is_f, site.replace_g, earlier)
     return True

@@ -186,8 +186,8 @@ class Locator:
             if inner is not None:
                 return outer, inner
             if qualified.endswith("<lambda>"):
-                raise NoSourceError(f"{name} has changed since regbnify: no lambda within reach does what it did")
-        raise NoSourceError(f"{name}, on the way to a fusion in {self.cls.__name__}, is not there any more")
+                raise NoSourceError(f"{name} has changed since regbnify: no lambda found there has the same code")
+        raise NoSourceError(f"{name}, which leads to a fusion in {self.cls.__name__}, no longer exists")
 
     def changed_without_name(self, texts: Sequence[FunctionText]) -> list[str]:
         """Which functions have changed, of those that go by no name; places that lead to them were looked up before."""

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 #: Why a cache that RegBN had a part in does not tell one g.
 SPOILT = (
-    "the cache was filled in training mode, by a compiled call, or with different values of the modality that is "
-    "absent now, all of which the new positions would have to see"
+    "the cache was filled in training mode, by a compiled call, or in calls with different values of the modality "
+    "that is absent now, so that no single value of it applies to new positions"
 )
 _ATTRIBUTE = "_regbn_met"
 #: The same for caches that take no attributes of others.

@@ -161,8 +161,8 @@ def interposed_method(
     missed = [site.name for site in sites if site.name not in passage.reached]
     if missed:
         raise RegBNBypassedError(
-            f"{type(host).__name__}.{name} was named in `methods:`, but did not come by {', '.join(missed)}: what "
-            "comes out of its two layers never met there. Take the method out of the rule, or give it both inputs."
+            f"{type(host).__name__}.{name} is listed in `methods:`, but did not reach {', '.join(missed)}: the outputs "
+            "of its two layers were not fused there. Remove the method from the rule, or give it both inputs."
         )
     return result
 
@@ -172,9 +172,10 @@ def refuse_methods(site: CodeSite, methods: tuple[str, ...], cls: type[nn.Module
     for name in methods:
         if not callable(getattr(cls, name, None)) or name == "forward":
             raise RewriteError(
-                f"`methods: [{name}]` of {site.name}: {cls.__name__} has no such method beside forward. The host of "
-                "the fusion point is meant, not a model around it: methods out there that call its forward, as "
-                "`generate` mostly does, come by RegBN without being named. Leave it out of `methods:`"
+                f"`methods: [{name}]` of {site.name}: {cls.__name__} has no such method besides forward. `methods:` "
+                "lists methods of the module that contains the fusion, not of a model around it: outer methods that "
+                "call its forward, as `generate` usually does, apply RegBN without being listed. Remove it from "
+                "`methods:`"
             )
     if not methods:
         return

@@ -112,9 +112,9 @@ class PassageMode(TorchFunctionMode):
         """RegBN is about to run: out of the host's frame, and not in a part that would be computed again."""
         if any(self.regions):
             raise RewriteError(
-                f"RegBN would run in a part of {type(self.passage.host).__name__}.forward that is checkpointed there: "
-                "computed again for the backward pass, that part would be without it. Checkpoint the layers, or the "
-                "whole model, instead."
+                f"RegBN would run in a checkpointed part of {type(self.passage.host).__name__}.forward: when that part "
+                "is recomputed for the backward pass, RegBN would be missing. Checkpoint the layers, or the whole "
+                "model, instead."
             )
         return leaving(self)
 

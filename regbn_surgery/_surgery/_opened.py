@@ -32,11 +32,11 @@ def refuse_hooks(host: nn.Module, opened: frozenset[str]) -> None:
     for path in opened:
         module = host.get_submodule(path)
         if ATTRIBUTE in module.__dict__ or any(getattr(module, name, None) for name in _REGISTRIES):
-            what = "carries a RegBN of its own" if ATTRIBUTE in module.__dict__ else "has hooks"
+            what = "has a RegBN of its own" if ATTRIBUTE in module.__dict__ else "has hooks"
             raise RewriteError(
-                f"{type(module).__name__} at `{path}` of {type(host).__name__} {what}, but RegBN between its inside "
-                "and another module's runs what is in it in another order, without calling it. Put the hooks on the "
-                "modules in it, or normalise what it returns."
+                f"{type(module).__name__} at `{path}` of {type(host).__name__} {what}, but RegBN between a layer "
+                "inside it and one of another module reorders its layers and never calls the module itself. Put the "
+                "hooks on its submodules, or normalise its output."
             )
 
 
@@ -62,8 +62,8 @@ def settings_of(
     if changed:
         path, name = changed[0]
         raise RewriteError(
-            f"the forward of {type(host.get_submodule(path)).__name__} at `{path}` keeps something on itself "
-            f"(`self.{name}`), which calls in another order would not"
+            f"the forward of {type(host.get_submodule(path)).__name__} at `{path}` sets an attribute of itself "
+            f"(`self.{name}`), which would not happen when its calls are reordered"
         )
     return tuple((f"{path}.{name}", value) for (path, name), value in before.items())
 

@@ -257,8 +257,8 @@ def _site_module(operation: Operation) -> RegBNSite:
         return RegBNSite(planned, _replaces_g(planned), operation.masking)
     if planned.reduce != "mean":
         raise RewriteError(
-            f"rule `{planned.rule}` at `{planned.point}` asks for reduce: {planned.reduce}, but how many positions "
-            "the call writes to differs from sample to sample; leave `reduce` at mean there"
+            f"rule `{planned.rule}` at `{planned.point}` has reduce: {planned.reduce}, but the number of positions "
+            "that the call writes to differs between samples; use `reduce: mean` there"
         )
     return PositionSite(planned, _replaces_g(planned), into_is_f=code.into_is_f)
 

@@ -438,7 +438,7 @@ class Passage:
         entry = next((entry for entry in self.table.sites if entry.name == name), None)
         if entry is None or not entry.onward or (name, "f") not in self.held:
             return ""
-        return f"this call reads them otherwise than before, not by {entry.site.onward[0].op}"
+        return f"this call reads them in another way than the earlier one, not with {entry.site.onward[0].op}"
 
 
 _NOTHING = object()

@@ -52,8 +52,8 @@ def refuse_cycle(name: str, words: tuple[str, str], waiting: set[Node], sides: t
     """Raises RewriteError where a side would have to wait for itself."""
     if waiting & set(sides):
         raise RewriteError(
-            f"RegBN {name!r} cannot go in between {words[0]} and {words[1]}: one of them is computed from what reads "
-            "the other in the same forward, so that neither can come first. Normalise the other direction, or another "
+            f"RegBN {name!r} cannot be inserted between {words[0]} and {words[1]}: one of them is computed from a "
+            "result that already uses the other, so neither can come first. Normalise the other direction, or another "
             "point."
         )
 
@@ -70,8 +70,9 @@ def refuse_hazard(
     for node in window:
         if node.target in _MODES:
             raise RewriteError(
-                f"RegBN {name!r} cannot go in: calls would have to wait for the other side across a change of the "
-                "gradient or autocast mode. Compute both sides in one mode, or normalise the other direction."
+                f"RegBN {name!r} cannot be inserted: calls would have to be delayed, until the other side is computed, "
+                "across a change of the gradient or autocast mode. Compute both sides in one mode, or normalise the "
+                "other direction."
             )
         writer = calls.get(node)
         written = _written(host, trace, writer) if writer is not None else frozenset()
@@ -85,9 +86,10 @@ def refuse_hazard(
             reader = calls.get(other) if overtaken else None
             if reader is not None and written & _touched(trace, reader):
                 raise RewriteError(
-                    f"RegBN {name!r} cannot go in: calls would have to wait for the other side, but {_words(writer)} "
-                    f"writes in place what {_words(reader)} reads, and the two would change places. Compute both sides "
-                    "first, write a new tensor instead, or normalise the other direction."
+                    f"RegBN {name!r} cannot be inserted: calls would have to be delayed until the other side is "
+                    f"computed, but {_words(writer)} writes in place what {_words(reader)} reads, and their order "
+                    "would change. Compute both sides first, write a new tensor instead, or normalise the other "
+                    "direction."
                 )
 
 

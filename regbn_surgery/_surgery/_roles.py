@@ -74,9 +74,9 @@ class Roles:
         if not self.told and not is_identity():
             self.told = True
             text = (
-                f"{here[0][0]} calls a module in which RegBN has several roles from an expression from which the "
-                "example did not call it, so that it is not known which of its streams come there. RegBN does not run "
-                "in such calls. Give regbnify a second example that comes by it; later calls like this give no warning."
+                f"{here[0][0]} calls a module in which RegBN has several roles, from an expression that the example "
+                "did not reach, so it is not known which modalities it is given there. RegBN does not run in such "
+                "calls. Give regbnify a second example that takes this path; later calls like this give no warning."
             )
             warnings.warn(coded("RB402", text), RegBNWarning, 4)
         return NO_ROLE

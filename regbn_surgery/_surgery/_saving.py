@@ -127,7 +127,9 @@ def _write_recipe(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         Recipe.of(root).write(folder / RECIPE_FILE)
     except (RegBNError, OSError) as error:
         warnings.warn(
-            coded("RB404", f"The weights are in {folder}, the recipe of RegBN ({RECIPE_FILE}) is not: {error}"),
+            coded(
+                "RB404", f"The weights were written to {folder}, but RegBN's recipe ({RECIPE_FILE}) was not: {error}"
+            ),
             RegBNWarning,
             stacklevel=4,
         )
@@ -140,8 +142,8 @@ def _tell_original(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         then = f"For the model with RegBN call load_regbn({name}.from_pretrained({str(folder)!r}), {str(folder)!r})."
     else:
         what = "its class is that of a rewritten model"
-        then = "For a model with RegBN call regbnify, or load_regbn with what save_regbn wrote."
-    text = f"This {name} is the original and carries no RegBN, though {what}. {then}"
+        then = "For a model with RegBN call regbnify, or load_regbn with a folder written by save_regbn."
+    text = f"This {name} is the original model without RegBN, though {what}. {then}"
     warnings.warn(coded("RB405", text), RegBNWarning, stacklevel=3)
 
 

@@ -38,8 +38,8 @@ class PositionSite(RegBNSite):
         new = by_channel.any(dim=1)
         if is_identity() and not torch.compiler.is_compiling() and not torch.equal(new, by_channel.all(dim=1)):
             raise RewriteError(
-                "the call that writes one modality into another chooses single channels of a position, so that its "
-                "rows cannot be told apart; choose whole positions, or normalise another point"
+                "the call that writes one modality into another selects single channels of a position, so its rows "
+                "cannot be identified; select whole positions, or normalise another point"
             )
         if self.into_is_f:
             kept, put = super().forward(into, full, ~new, new)

@@ -75,14 +75,14 @@ class RegBNSite(nn.Module):
         results = self.regbn(f, g)
         if not (isinstance(results, tuple) and len(results) == 2 and all(isinstance(x, Tensor) for x in results)):
             raise RegBNShapeError(
-                f"{type(self.regbn).__name__} returned {type(results).__name__}; a module in RegBN's place returns two "
-                "tensors, (f', g')"
+                f"{type(self.regbn).__name__} returned {type(results).__name__}; a module that replaces RegBN must "
+                "return two tensors, (f', g')"
             )
         f_new, g_new = results
         if f_new.shape != f.shape or (self.replace_g and g_new.shape != g.shape):
             raise RegBNShapeError(
                 f"{type(self.regbn).__name__} returned shapes {list(f_new.shape)} and {list(g_new.shape)} for f "
-                f"{list(f.shape)} and g {list(g.shape)}; a module in RegBN's place keeps them"
+                f"{list(f.shape)} and g {list(g.shape)}; a module that replaces RegBN must keep the shapes"
             )
         return f_new, g_new
 
@@ -105,27 +105,27 @@ class RegBNSite(nn.Module):
         other = not isinstance(self.regbn, RegBN)
         if self.training or self.causal_g or other or self.regbn.options.reduce != "mean":
             why = (
-                f"{type(self.regbn).__name__} stands in RegBN's place"
+                f"RegBN was replaced by a {type(self.regbn).__name__}"
                 if other
                 else (
                     "in training RegBN is fitted on both sides"
                     if self.training
                     else (
-                        "g is a stream that grows"
+                        "g itself grows with every token"
                         if self.causal_g
                         else "`reduce: flatten` needs all positions of f at once"
                     )
                 )
             )
-            raise RegBNBypassedError(f"RegBN cannot go on from a cache without g: {why}")
+            raise RegBNBypassedError(f"RegBN cannot continue from a cache without g: {why}")
         g = met.pooled()
         if g is None:
-            raise RegBNBypassedError(f"RegBN cannot go on from a cache without g: {SPOILT}")
+            raise RegBNBypassedError(f"RegBN cannot continue from a cache without g: {SPOILT}")
         batch = f.shape[self.f_axes[0]]
         if batch != g.shape[0]:
             raise RegBNBypassedError(
-                f"RegBN cannot go on from a cache: {batch} samples of f are to go on from {g.shape[0]} of g, which "
-                "cannot be told apart. Fill a cache with as many samples as are to go on from it"
+                f"RegBN cannot continue from a cache: the call has {batch} samples of f, the cache {g.shape[0]} of g, "
+                "and which belong together is not known. Fill the cache with as many samples as will continue from it"
             )
         # These positions may be zero by themselves: padding has such embeddings.
         f_new, _ = self.regbn(_permuted(f, self.f_axes), g, False, zeros_absent=False)
@@ -144,8 +144,8 @@ class RegBNSite(nn.Module):
     def _check_rank(self, name: str, tensor: Tensor, axes: tuple[int, ...]) -> None:
         if tensor.dim() != len(axes):
             raise RegBNShapeError(
-                f"{name} has {tensor.dim()} axes, {list(tensor.shape)}, where RegBN was put in for {len(axes)}: "
-                "the host was called with tensors of another rank than in the example inputs"
+                f"{name} has {tensor.dim()} axes, {list(tensor.shape)}, but RegBN was set up for {len(axes)}: the "
+                "model was called with tensors of another rank than in the example inputs"
             )
 
     def kept(self, mask: Any, f: Tensor, g: Tensor, side: str, leaves_out: bool) -> Tensor | None:

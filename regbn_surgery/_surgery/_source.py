@@ -33,8 +33,8 @@ def refuse_changed(model: nn.Module, plan: Plan) -> None:
     ]
     if changed:
         raise PlanError(
-            f"The code of {' and of '.join(changed)} has changed since the plan was made, so that its places may not "
-            "be where they were. Make a new plan: plan(model, rules, example_inputs)."
+            f"The code of {' and of '.join(changed)} has changed since the plan was made, so the planned places may "
+            "have moved. Make a new plan: plan(model, rules, example_inputs)."
         )
 
 

@@ -92,8 +92,8 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
         )
         return
     raise RewriteError(
-        f"RegBN could not be put into {type(model).__name__} without changing what it computes; it is as it was. "
-        + " | ".join(dict.fromkeys(problems))
+        f"RegBN could not be inserted into {type(model).__name__} without changing what it computes; the model was "
+        "left unchanged. " + " | ".join(dict.fromkeys(problems))
     )
 
 
@@ -140,7 +140,7 @@ def _tried(model: nn.Module, operations: list[Operation], expected: Sequence[Obs
             raise
         reason = str(error)
     with undone_on_error(model):
-        put_in(model, operations, writes, by_mode=f"rewritten, it did not do what it did: {reason}")
+        put_in(model, operations, writes, by_mode=f"after the rewrite it did not compute the same: {reason}")
         try:
             _checked(model, operations, expected, analysis)
         except (RewriteError, *MODEL_ERRORS) as error:
@@ -216,8 +216,8 @@ def refuse_second(model: nn.Module) -> None:
     if RECORD in model.__dict__ or sites_of(model):
         names = ", ".join(sorted(name for name, module in model.named_modules() if isinstance(module, RegBNSite)))
         raise AlreadyRewrittenError(
-            f"{type(model).__name__} already carries RegBN ({names}). "
-            "Call unregbnify first, or put all rules in one file."
+            f"{type(model).__name__} already contains RegBN ({names}). Call unregbnify first, or put all rules in one "
+            "file."
         )
 
 
@@ -226,7 +226,8 @@ def _refuse_meta(model: nn.Module) -> None:
     if meta is not None:
         raise RewriteError(
             f"{type(model).__name__} has parameters on the meta device (`{meta}`): the rewrite could not be checked. "
-            "Load the weights first, or from a folder of save_regbn by load_regbn; inspect and plan work without them."
+            "Load the weights first, or call load_regbn with a folder written by save_regbn; inspect and plan work "
+            "without them."
         )
 
 

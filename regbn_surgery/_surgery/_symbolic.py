@@ -18,7 +18,7 @@ def refuse_symbols(host: nn.Module, args: Any, kwargs: Any) -> None:
     elif not isinstance(args, Proxy) and not isinstance(kwargs, Proxy):
         return
     raise RegBNBypassedError(
-        f"torch.fx.symbolic_trace cannot follow {type(host).__name__} with RegBN in it: f and g are told by their "
-        "values' places in a real call. Use torch.export.export(model.eval(), example) for a graph with RegBN, "
-        "regbn_surgery.trace(model, example) to look at one, or trace the model before regbnify."
+        f"torch.fx.symbolic_trace cannot follow {type(host).__name__} with RegBN in it: RegBN identifies f and g by "
+        "the calls that compute them in a real run. Use torch.export.export(model.eval(), example) for a graph with "
+        "RegBN, regbn_surgery.trace(model, example) to look at one, or trace the model before regbnify."
     )

@@ -78,7 +78,7 @@ def check(model: nn.Module, expected: Sequence[Observed], writes: bool) -> set[R
             if wrong is None and set(reached) - set(still_reached):
                 wrong = "RegBN does not run any more"
             if wrong is not None:
-                raise RewriteError(f"self-check failed, with sides taken from where helpers return them: {wrong}")
+                raise RewriteError(f"self-check failed, with f and g taken where helper functions return them: {wrong}")
     return sites
 
 

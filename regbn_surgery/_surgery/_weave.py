@@ -264,7 +264,7 @@ def behind_decorators(outer: Any, old: FunctionType, new: FunctionType) -> Any:
     """
     made = _exchanged(outer, old, new, set())
     if made is outer and outer is not old:
-        raise NoSourceError(f"{old.__qualname__} is behind a decorator that keeps it in a way of its own")
+        raise NoSourceError(f"{old.__qualname__} is wrapped by a decorator that stores it in an unknown way")
     return made
 
 

@@ -74,13 +74,13 @@ def sweep(
         out: the folder for `sweep.csv`, `sweep.md` and one file for each finished run.
         resume: take finished runs from `out`; without it a folder that has some is refused.
         control: also train each rules file with the norms of RegBN alone (`nn.NormsOnly`).
-        observe: told `(what, done, total)` before each run and at the end.
+        observe: called with `(what, done, total)` before each run and at the end.
 
     Returns:
         All results. `print` shows the table with paired differences and 95 % intervals.
 
     Raises:
-        SweepError: nothing to compare, names that are not different, or `train` returned something else than numbers.
+        SweepError: nothing to compare, names that are not different, or `train` returned anything but numbers.
         RulesError, PlanError, RewriteError: as `regbnify`, before anything is trained.
     """
     variants = _variants(rules, control)
@@ -126,14 +126,14 @@ def _try_out(variants: Sequence[_Variant], seed: int, make_model: Callable[[], A
                 plain.append(built)
     if plain[0] is plain[1]:
         raise SweepError(
-            "make_model returned the same model twice, so that a run would go on with the weights of the one before: "
-            "give a function or class that makes a new one."
+            "make_model returned the same model twice, so a run would start from the weights of the one before: pass "
+            "a function or class that creates a new model."
         )
 
 
 def _variants(rules: Sequence[Any] | Mapping[str, Any], control: bool) -> list[_Variant]:
     if isinstance(rules, str):
-        raise SweepError(f"rules must be several: write rules=[{rules!r}].")
+        raise SweepError(f"rules must be a list: write rules=[{rules!r}].")
     named = rules.items() if isinstance(rules, Mapping) else [(_name(item), item) for item in rules]
     variants = [_Variant(NONE, None)]
     for name, item in named:
@@ -171,7 +171,7 @@ def _trained(
     try:
         values = {str(name): float(value) for name, value in measured.items()}
     except (TypeError, ValueError) as error:
-        raise SweepError(f"what {where} is no number or mapping of names to numbers: {error}.") from error
+        raise SweepError(f"what {where} is neither a number nor a mapping of names to numbers: {error}.") from error
     unusable = [name for name, value in values.items() if not math.isfinite(value)]
     if unusable or not values:
         raise SweepError(f"what {where} cannot be compared: {unusable or 'no measure'} (values must be finite).")
@@ -184,5 +184,5 @@ def _check_same_measures(found: Mapping[tuple[str, int], Mapping[str, float]]) -
         if set(other) != set(measures):
             raise SweepError(
                 f"{run[0]!r} with seed {run[1]} has the measures {sorted(other)}, {first[0]!r} with seed {first[1]} "
-                f"has {sorted(measures)}: train must return the same ones always."
+                f"has {sorted(measures)}: train must always return the same measures."
             )

@@ -24,8 +24,8 @@ class Stored:
         self._folder = folder / "runs"
         if not resume and any(self._folder.glob("*.json")):
             raise SweepError(
-                f"{folder} holds finished runs already. Go on with them by resume=True (--resume), delete the folder, "
-                "or give another one."
+                f"{folder} already contains finished runs. Continue them with resume=True (--resume), delete the "
+                "folder, or give another one."
             )
 
     def read(self, variant: str, seed: int, fingerprint: str) -> dict[str, float] | None:
@@ -45,8 +45,8 @@ class Stored:
             raise SweepError(f"{path} cannot be read ({error}): delete it to do this run again.") from error
         if not same or rules != fingerprint:
             raise SweepError(
-                f"{path} is of other rules than {variant!r} says now: delete it to do this run again, or give another "
-                "folder."
+                f"{path} was made with other rules than {variant!r} has now: delete it to do this run again, or give "
+                "another folder."
             )
         return measured
 

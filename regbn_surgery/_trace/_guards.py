@@ -18,9 +18,9 @@ def expect_value(found: Any, captured: Any, where: str) -> None:
     if _equal(found, captured):
         return
     raise UnseenCallError(
-        f"{where} reads a value out of a tensor, which is {_short(found)} now; the rewritten forward was captured "
-        f"where it was {_short(captured)}, and holds for that value only. Let the code depend on tensors (torch.where, "
-        "tensor arithmetic), or put RegBN at a fusion point of another module."
+        f"{where} reads the value of a tensor: it is {_short(found)} now, but was {_short(captured)} when the "
+        "rewritten forward was captured, which is valid for that value only. Use tensor operations instead "
+        "(torch.where, tensor arithmetic), or put RegBN at a fusion point of another module."
     )
 
 

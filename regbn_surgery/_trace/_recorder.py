@@ -96,7 +96,8 @@ class Recorder(Objects):
             return
         if name in self.settings and self.settings[name] != token(value):
             raise UnrecordableError(
-                f"{self._where()} reads `self.{name}` and then makes it {value!r}; a graph would repeat that for ever"
+                f"{self._where()} reads `self.{name}` and then sets it to {value!r}; a graph would repeat "
+                "this value in every call"
             )
         self.stores[name] = value
 

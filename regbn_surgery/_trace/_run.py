@@ -75,6 +75,6 @@ def _refuse_newcomers(first: Recorder, second: Recorder) -> None:
     for tensor, where in first.strangers:
         if id(tensor) not in held:
             raise UnrecordableError(
-                f"{where} uses a tensor of shape {tuple(tensor.shape)} that is made anew in every run, out of sight of "
-                "the capture: by numpy, a scripted function, torch.func or an extension"
+                f"{where} uses a tensor of shape {tuple(tensor.shape)} that is created anew in every run by code that "
+                "the capture cannot follow: numpy, a scripted function, torch.func or an extension"
             )

@@ -89,6 +89,7 @@ def refuse_script() -> None:
         CaptureError: always.
     """
     raise CaptureError(
-        "torch.jit.script compiles the source of a model, and RegBN's is no TorchScript (it solves for its multiplier "
-        "in Python). Use torch.jit.trace(model.eval(), example), or torch.export.export(model.eval(), example)."
+        "torch.jit.script compiles the source of a model, and RegBN's is not TorchScript (it solves for its "
+        "multiplier in Python). Use torch.jit.trace(model.eval(), example), or torch.export.export(model.eval(), "
+        "example)."
     )

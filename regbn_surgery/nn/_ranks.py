@@ -75,8 +75,8 @@ def _tell_apart(size: int) -> None:
     if size > 1:
         text = (
             f"RegBN is trained on {size} ranks, and each fits its own part of the batch. To fit the joined batch call "
-            "regbn_surgery.convert_sync_regbn(model) before it is wrapped; the conversion to SyncBatchNorm does not "
-            "do it."
+            "regbn_surgery.convert_sync_regbn(model) before wrapping it; conversion to SyncBatchNorm leaves RegBN "
+            "unchanged."
         )
         warnings.warn(coded("RB409", text), RegBNWarning, stacklevel=5)
 

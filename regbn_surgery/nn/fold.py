@@ -66,7 +66,7 @@ def _check_linear_map(regbn: RegBN) -> None:
     elif options.normalize_input and options.residual == "normalized":
         reason = "its residual is formed from normalised features (residual='normalized')"
     elif options.reduce == "mean":
-        reason = "it subtracts from every position what it finds in means over them (reduce='mean')"
+        reason = "it is fitted on means over positions and subtracts from every position (reduce='mean')"
     else:
         return
     raise RegBNOptionError(

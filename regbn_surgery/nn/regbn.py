@@ -57,18 +57,19 @@ class RegBN(RunningState):
     With F and G the flat fitted features [b, n] and [b, m] and K = G G^T, W solves the ridge problem of each training
     batch, `W_batch = (G^T G + lambda I)^-1 G^T F`, with lambda >= 0 set in one of four ways:
 
-    - `constraint="smoother"` (default; what the published code solves): `||K (K + lambda I)^-1||_F = 1`. It takes about
-      one direction of g out of f, however many they share;
-    - `constraint="frobenius"` (the published formulation): `||W_batch||_F = 1`. How much goes depends on the scales;
-    - `constraint="fixed"`: `lambda = lam tr(K) / min(b, m)`, or `lam` itself with `lam_scale="absolute"`. Every
-      direction goes whose eigenvalue is well above lambda;
+    - `constraint="smoother"` (default; what the published code solves): `||K (K + lambda I)^-1||_F = 1`. It removes
+      about one direction of g from f, however many they share;
+    - `constraint="frobenius"` (the published formulation): `||W_batch||_F = 1`. How much is removed
+      depends on the scales;
+    - `constraint="fixed"`: `lambda = lam tr(K) / min(b, m)`, or `lam` itself with `lam_scale="absolute"`. It removes
+      every direction whose eigenvalue is well above lambda;
     - `constraint="gcv"`: the lambda of the least `||F - G W||^2 / (b - tr(K (K + lambda I)^-1))^2`, the generalised
-      cross-validation score of the batch. The directions go that predict f; where none does, next to nothing.
+      cross-validation score of the batch. It removes the directions that predict f; where none does, almost nothing.
 
     What each removes is measured in docs/regbn.md. In the first two lambda stays at its floor (b times the float32
     rounding unit times the largest eigenvalue of K) where the left side is at most 1 there. With `centre=True` the
-    means over the batch are taken off f and g before the fit, and `f' = norm(f - (g - mean(g)) W)`, with a running mean
-    in evaluation; without it a mean of f and one of g count as dependence.
+    means over the batch are subtracted from f and g before the fit, and `f' = norm(f - (g - mean(g)) W)`, with a
+    running mean in evaluation; without it a mean of f and one of g count as dependence.
 
     In training the batch's own W is subtracted, with gradient; a running W follows by
     `W <- (1 - share) W + share W_batch` with an adaptive share, and is subtracted in evaluation. Source: RegBN
@@ -79,7 +80,7 @@ class RegBN(RunningState):
     g `[B, C_g, *any]`, empty layer dims, W `[C_g, C_f]`. Outputs have the shapes and dtypes of the inputs.
 
     The sizes come first; `gpu` is accepted for the published signature and ignored (use `.to(device)`). Every other
-    argument is described in `RegBNOptions`. What lasts is in the state dict: see `RunningState`.
+    argument is described in `RegBNOptions`. What persists is in the state dict: see `RunningState`.
 
     Raises `RegBNOptionError` for options that contradict each other, `RegBNShapeError` (a `ValueError`) for sizes
     and inputs that do not fit, among them a batch of 1 in training, as BatchNorm does.

@@ -120,7 +120,7 @@ def test_the_user_names_inputs_globs_and_containers() -> None:
 def test_names_that_are_not_there_and_claims_twice_are_errors() -> None:
     with pytest.raises(InputsError, match=r"'batch\.rbg', which the .*Did you mean 'batch\.rgb'"):
         inspected(three, EXAMPLE, {"look": ["batch.rbg"]})
-    with pytest.raises(InputsError, match=r"'batch\.rgb' is claimed by the modalities 'a' and 'b'"):
+    with pytest.raises(InputsError, match=r"'batch\.rgb' belongs to two modalities, 'a' and 'b'"):
         inspected(three, EXAMPLE, {"a": ["batch.rgb"], "b": ["batch"]})
 
 
@@ -203,12 +203,12 @@ def test_what_no_stretch_covers_belongs_to_nobody() -> None:
 @pytest.mark.parametrize(
     ("modalities", "message"),
     [
-        ({"a": stretch(0, 8), "b": stretch(7, 11)}, "stretches overlap"),
+        ({"a": stretch(0, 8), "b": stretch(7, 11)}, "slices overlap"),
         ({"a": stretch(0, 8), "b": stretch(0, 2, dim=0)}, r"along different axes \(1 and 0\)"),
-        ({"a": stretch(0, 8), "b": ["x"]}, "give each a stretch"),
-        ({"a": stretch(0, 8, dim=2)}, r"along axis 2; its shape is \(2, 11\)"),
+        ({"a": stretch(0, 8), "b": ["x"]}, "give each a slice"),
+        ({"a": stretch(0, 8, dim=2)}, r"along axis 2, but its shape is \(2, 11\)"),
         ({"a": stretch(0, 12)}, "which has 11 there"),
-        ({"a": {"modules": ["lef"]}}, r"these were: 'left', 'right'\. Did you mean 'left'\?"),
+        ({"a": {"modules": ["lef"]}}, r"called were: 'left', 'right'\. Did you mean 'left'\?"),
         ({"a": {"modulse": ["left"]}}, "modulse: Extra inputs are not permitted"),
         ({"a": ["x[0]"]}, r"bad glob `x\[0\]`"),
         ({"a": {"modules": ["re:("]}}, r"bad regular expression `\(`"),

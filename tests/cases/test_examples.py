@@ -268,9 +268,11 @@ def test_a_model_of_one_batch_size_runs_as_given_and_the_note_says_so() -> None:
         found = inspect(Bank(6), given)
         assert [point.kind for point in found.fusion_points] == ["concat"]
     (note,) = inspect(Bank(6), example).notes
-    assert note.startswith("RB012 the model runs on the example as it is, and on no other number of samples made of it")
+    assert note.startswith(
+        "RB012 the model runs on the example itself, but not on another number of samples made from it"
+    )
     assert "[one, other]" in note
-    assert "must work without" not in note
+    assert "works without" not in note
 
 
 def test_the_example_runs_as_given_before_all_else() -> None:
@@ -287,7 +289,7 @@ def test_the_example_runs_as_given_before_all_else() -> None:
 
 
 def test_a_call_that_fails_by_itself_is_told_as_it_was_given() -> None:
-    with pytest.raises(CaptureError, match=r"float32\[6, 7\].*The same call must work without regbn_surgery"):
+    with pytest.raises(CaptureError, match=r"float32\[6, 7\].*Check that the same call works without regbn_surgery"):
         inspect(ThreeViews(), (torch.randn(6, 7), torch.randn(6, 6)))
 
 

@@ -114,7 +114,7 @@ def test_an_expression_that_the_example_did_not_come_by_is_told_once(inside: boo
         warnings.simplefilter("always")
         for _ in range(2):
             model(*batch(), calls=("alone",))
-    words = "an expression from which the example did not call it"
+    words = "an expression that the example did not reach"
     assert sum(words in str(each.message) for each in told) == 1
 
 

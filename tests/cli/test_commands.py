@@ -94,7 +94,7 @@ class TestErrors:
         library.error = ZeroDivisionError("x")
         result = run("inspect", MODEL)
         assert result.exit_code == 2
-        assert "this was not expected: ZeroDivisionError: x" in result.stderr
+        assert "unexpected error: ZeroDivisionError: x" in result.stderr
         assert "--debug" in result.stderr
 
     def test_debug_lets_them_through(self, run, library):

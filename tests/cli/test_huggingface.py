@@ -84,7 +84,7 @@ def test_a_first_rules_file_for_towers_that_meet_in_their_similarity(run, tmp_pa
         ("hf:clipmodel", {}, "did you mean `CLIPModel`"),
         ("hf:CLIPModle", {}, "did you mean.*CLIPModel"),
         ("hf:none.json", {}, "'none.json' does not exist"),
-        ("hf:CLIPTokenizer", {}, "no model class"),
+        ("hf:CLIPTokenizer", {}, "is not a model class"),
         ("hf:CLIPModel", (3,), "a JSON object"),
         ("hf:CLIPModel", {"text_config": {**TEXT, "num_attention_heads": 5}}, "CLIPModel failed"),
     ],

@@ -145,7 +145,7 @@ class TestCheckpoint:
         assert not (place / "trapped").exists()
 
     def test_what_is_no_checkpoint_is_not_advised_to_be_loaded_all_the_same(self, place):
-        with pytest.raises(ModelNotLoadedError, match="or is none; save the state dict") as caught:
+        with pytest.raises(ModelNotLoadedError, match="or is not a checkpoint; save the state dict") as caught:
             ModelRequest("optioned.py:Two", checkpoint="optioned.py").load()
         assert "weights_only" not in str(caught.value)
 

@@ -88,10 +88,10 @@ WRONG: tuple[tuple[str, str, Any, str], ...] = (
     ("source", "writes_parameters", "no", "writes_parameters: bool is expected; found str"),
     ("source", "versions", {"torch": 2}, "versions.torch: str is expected; found int"),
     ("source", "hosts/0/functions", [7], "hosts[0].functions: numbers below 1 are expected"),
-    ("graph", "sources/0/text", "", "sources[0]: the text of a function is expected, or what it compiles to"),
+    ("graph", "sources/0/text", "", "sources[0]: the source text of a function or its compiled code"),
     ("source", "operations/0", [], "operations[0]: a mapping is expected; found list"),
     ("source", "operations/0/kode", {}, "operations[0]: unknown key 'kode'; did you mean `code`?"),
-    ("source", "operations/0/code", ..., "one of `hook`, `code` and `graph` says how RegBN goes in; found 0"),
+    ("source", "operations/0/code", ..., "exactly one of `hook`, `code` and `graph` is expected; found 0"),
     (
         "source",
         "operations/0/host",
@@ -128,12 +128,12 @@ WRONG: tuple[tuple[str, str, Any, str], ...] = (
     ("source", f"{SITE}/options", {"momentun": 1}, "RegBN has no option 'momentun'; did you mean `momentum`?"),
     ("source", f"{SITE}/options", {"momentum": 7}, "planned.options: RegBN option momentum must be a number in [0, 1]"),
     ("source", f"{SITE}/options", {"momentum": [[]]}, "planned.options: RegBN option momentum must be a finite number"),
-    ("source", "operations/0/code/join/steps", [], "code.join.steps: the way to a call is expected; found none"),
+    ("source", "operations/0/code/join/steps", [], "code.join.steps: the steps that lead to a call are expected"),
     ("source", "operations/0/code/join/steps/0/ordinal", -2, "join.steps[0].ordinal: a number from -1 is expected"),
     ("source", "operations/0/code/f/output", -1, "operations[0].code.f.output: a number from 0 is expected; found -1"),
-    ("source", "operations/0/texts", [{"name": "", "text": "", "code": ""}], "texts: functions belong to `sources`"),
-    ("hook", "operations/0/hook/f", [], "operations[0].hook: arguments that are f, and some that are g, are expected"),
-    ("hook", "operations/0/hook/mask_of", "h", "operations[0].hook: arguments that are f"),
+    ("source", "operations/0/texts", [{"name": "", "text": "", "code": ""}], "texts: must be empty: functions"),
+    ("hook", "operations/0/hook/f", [], "operations[0].hook: at least one argument for f and one for g"),
+    ("hook", "operations/0/hook/mask_of", "h", "operations[0].hook: at least one argument for f"),
     ("hook", "operations/0/hook/site", "head", "operations[0].hook.site: 'regbn_x' is expected; found 'head'"),
     ("graph", "operations/0/graph/f/at/0/1", "99", "graph.f.at[0][1]: the number of one of 2 functions is expected"),
     ("graph", "operations/0/graph/f/at/0/1", "a.py", "graph.f.at[0][1]: the number of one of 2 functions is expected"),
@@ -156,7 +156,7 @@ def test_what_is_no_recipe(
     ids=range(11),
 )
 def test_text_that_is_no_recipe(tmp_path: Path, text: str) -> None:
-    with pytest.raises(RecipeError, match="is no recipe"):
+    with pytest.raises(RecipeError, match="is not a recipe"):
         read(text, tmp_path)
 
 
@@ -166,7 +166,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read as a recipe"):
         Recipe.read(tmp_path / "none.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match="is no recipe"):
+    with pytest.raises(RecipeError, match="is not a recipe"):
         Recipe.read(tmp_path / "bytes.json")
     with (tmp_path / "long.json").open("wb") as file:
         file.truncate(33 * 2**20)

@@ -134,7 +134,9 @@ def test_a_rank_that_does_not_write_writes_no_recipe(tmp_path: Path) -> None:
 def test_a_recipe_that_cannot_be_written_does_not_cost_the_weights(tmp_path: Path) -> None:
     model = trained(HasHost)
     (tmp_path / "regbn.json").mkdir()
-    with pytest.warns(RegBNWarning, match=r"The weights are in .*, the recipe of RegBN \(regbn\.json\) is not"):
+    with pytest.warns(
+        RegBNWarning, match=r"The weights were written to .*, but RegBN's recipe \(regbn\.json\) was not"
+    ):
         model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
 

@@ -134,7 +134,7 @@ class TestNothingMatched:
         text = refused(
             two_points(), first, {**ALL, "id": "late", "match": {"level": "late"}}, error=NothingMatchedError
         )
-        assert "rule `late` has nothing left to decide" in text
+        assert "rule `late` has nothing left to match" in text
         assert "`cat` by rule `all`" in text
 
     def test_exclude_and_override_that_match_nothing(self):
@@ -194,7 +194,7 @@ class TestDirection:
         found = inspection(point("cat", side("gray+colored"), side("gray+colored"), level="remeeting"))
         for said in ({"normalize": "gray"}, {"pairs": "all"}):
             text = refused(found, {"id": "r", "match": {"level": "remeeting"}, **said})
-            assert "no name tells f from g" in text
+            assert "names cannot distinguish f from g" in text
 
     def test_three_branches_need_both_or_all_pairs(self):
         sides = (side("text"), side("image"), side("audio"))

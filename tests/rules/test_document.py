@@ -96,7 +96,7 @@ def test_all_problems_come_at_once_in_file_order():
     [
         ("  - {id: a, match: {kind: concta}}", "r.yaml:3:27: rule `a`: rules[0].match.kind: must be one of"),
         ("  - {id: a, match: {kind: concta}}", "did you mean `concat`?"),
-        ("  - {id: a, match: {kind: }}", "nothing stands after this key"),
+        ("  - {id: a, match: {kind: }}", "this key has no value"),
         (
             "  - {id: a, match: {}, normalise: x}",
             "r.yaml:3:24: rule `a`: rules[0].normalise: unknown key `normalise`; did you mean `normalize`?",

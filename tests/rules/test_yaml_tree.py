@@ -37,7 +37,7 @@ def test_marks_count_from_one():
         (b"? [a]\n: 1", (1, 1), "a key must be a name; found a list or mapping at 1:3"),
         (b"a: b: c", (1, 5), "not YAML"),
         (b"---\na: 1\n---\nb: 1\n", (3, 1), "another document"),
-        (b"a: \x00", (1, 4), "U+0000 may not stand"),
+        (b"a: \x00", (1, 4), "U+0000 is not allowed"),
         (b"a: 1\nb: \xff", (2, 1), "not UTF-8"),
         (b"# nothing\n", (1, 1), "empty"),
         (b"a: " + b"9" * 5000, (1, 4), "too long"),

@@ -286,7 +286,7 @@ def test_hooks_inside_an_opened_tower_fire_and_hooks_on_it_are_an_error() -> Non
     run(rewritten, images(), True)
     assert fired == list(STAGES)
     handle = rewritten.streams.rgb.register_forward_hook(lambda *_: None)
-    with pytest.raises(RewriteError, match=r"ResNet at `rgb` of Streams has hooks.*Put the hooks on the modules in it"):
+    with pytest.raises(RewriteError, match=r"ResNet at `rgb` of Streams has hooks.*Put the hooks on its submodules"):
         run(rewritten, images(), False)
     handle.remove()
     run(rewritten, images(), False)

@@ -176,7 +176,7 @@ def test_a_method_that_the_rule_names_goes_through_regbn(replace: str) -> None:
 
 def test_a_named_method_that_never_fuses_is_an_error() -> None:
     rewritten = operated(methods=["encode_b"])
-    with pytest.raises(RegBNBypassedError, match=r"encode_b was named in `methods:`, but did not come by regbn_x"):
+    with pytest.raises(RegBNBypassedError, match=r"encode_b is listed in `methods:`, but did not reach regbn_x"):
         rewritten.encode_b(vectors()["b"])
     run(rewritten, vectors(), False)
     named = operated(methods=["one_step"])

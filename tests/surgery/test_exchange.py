@@ -150,7 +150,7 @@ def test_freezing_keeps_it_in_evaluation_and_folding_refuses() -> None:
     assert not any(p.requires_grad for p in model.regbn_late.parameters())
     freeze(model, False)
     assert model.regbn_late.regbn.training
-    with pytest.raises(RewriteError, match="Scale stands in RegBN's place; only RegBN can be folded"):
+    with pytest.raises(RewriteError, match="Scale replaces RegBN here; only RegBN can be folded"):
         fold(model, batch(4))
 
 
@@ -166,7 +166,7 @@ class Bad(nn.Module):
 @pytest.mark.parametrize(
     ("result", "says"),
     [
-        (lambda f, g: f, "returned Tensor; a module in RegBN's place returns two tensors"),
+        (lambda f, g: f, "returned Tensor; a module that replaces RegBN must return two tensors"),
         (lambda f, g: (f[:, :2], g), r"returned shapes \[7, 2\] and \[7, 4\] for f \[7, 6\]"),
         (lambda f, g: (f, None), "returned tuple"),
     ],

@@ -185,10 +185,12 @@ def test_a_file_that_has_changed_since_it_was_imported_is_refused(write: Write, 
     module = write(text)
     read(module.forward)
     (tmp_path / "written_here.py").write_text(text.replace("+ 1", "- 1"), encoding="utf-8")
-    with pytest.raises(NoSourceError, match=r"written_here.py:1 does not say what written_here:forward does"):
+    with pytest.raises(
+        NoSourceError, match=r"written_here.py:1 does not hold the code of written_here:forward that runs"
+    ):
         read(module.forward)
     (tmp_path / "written_here.py").write_text("# A line on top.\n" + text, encoding="utf-8")
-    with pytest.raises(NoSourceError, match="does not say what"):
+    with pytest.raises(NoSourceError, match="does not hold the code of"):
         read(module.forward)
     (tmp_path / "written_here.py").write_text(text + "\n\ndef more(:\n", encoding="utf-8")
     with pytest.raises(NoSourceError, match="cannot be read as Python"):
@@ -201,7 +203,7 @@ def test_code_typed_at_a_prompt_is_read_where_linecache_has_it() -> None:
     text = "def forward(x):\n    return x + 1\n"
     names: dict[str, Any] = {"__name__": "prompt"}
     exec(compile(text, "<prompt 1>", "exec"), names)
-    with pytest.raises(NoSourceError, match=r"source of prompt:forward is not at hand \(<prompt 1>\)"):
+    with pytest.raises(NoSourceError, match=r"source of prompt:forward is not available \(<prompt 1>\)"):
         read(names["forward"])
     linecache.cache["<prompt 1>"] = (len(text), None, text.splitlines(True), "<prompt 1>")
     try:

@@ -152,7 +152,7 @@ def test_beams_may_change_places_and_another_number_of_samples_is_refused() -> N
         longer = model(torch.cat([given["ids"][places], token], dim=1), given["image"])[:, -1:]
         torch.testing.assert_close(found, longer)
         cache.reorder(torch.tensor([0, 1]))
-        with pytest.raises(RegBNBypassedError, match=r"2 samples of f are to go on from 6 of g"):
+        with pytest.raises(RegBNBypassedError, match=r"2 samples of f, the cache 6 of g"):
             model(token[:2], cache=cache)
 
 
@@ -197,7 +197,7 @@ def test_what_was_filled_in_training_or_goes_on_in_training_is_refused(way: str)
         model.eval()(token, cache=cache)
     cache = Cache()
     model(**example(), cache=cache)
-    with pytest.raises(RegBNBypassedError, match=r"go on from a cache, without .*use_cache=False"):
+    with pytest.raises(RegBNBypassedError, match=r"continue from a cache, without .*use_cache=False"):
         model.train()(token, cache=cache)
 
 
@@ -218,7 +218,9 @@ def test_a_step_that_goes_another_way_is_refused(way: str) -> None:
     cache = Cache()
     with torch.no_grad():
         model(**example(), cache=cache)
-        with pytest.raises(RegBNBypassedError, match=r"reads them otherwise than before.*use_cache=False"):
+        with pytest.raises(
+            RegBNBypassedError, match=r"reads them in another way than the earlier one.*use_cache=False"
+        ):
             model(example()["ids"][:, -1:], cache=cache)
 
 
@@ -414,6 +416,6 @@ def test_a_method_that_goes_on_by_itself_is_refused_at_the_second_token() -> Non
     model = rewritten(ByHand, methods=["generate"])
     model.generate(**example(), steps=1)
     with pytest.raises(
-        RegBNBypassedError, match=r"goes on from a cache, after regbn_x has met in it.*by a loop around"
+        RegBNBypassedError, match=r"continues from a cache that a call with regbn_x filled.*with a loop that calls"
     ):
         model.generate(**example(), steps=2)

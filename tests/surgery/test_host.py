@@ -448,7 +448,7 @@ def test_code_that_fails_rewritten_gives_way_to_the_forward_itself_under_a_mode(
     rewritten = operate(build(Late), vectors()).eval()
     (report,) = explain(rewritten)
     assert (report.way, report.tier) == ("mode", 3)
-    assert "rewritten, it did not do what it did: 'of the rewritten code alone'" in report.reason
+    assert "after the rewrite it did not compute the same: 'of the rewritten code alone'" in report.reason
     with counting(rewritten) as calls:
         rewritten(**vectors())
     assert sum(calls.values()) == 1

@@ -94,7 +94,7 @@ def test_a_container_with_nothing_around_it_is_refused_with_the_remedy() -> None
         "rules": [{"id": "x", "match": {"kind": "concat"}, "normalize": "xs.0", "against": "xs.1"}],
     }
     example = regbn_surgery.Inputs([torch.randn(4, 6), torch.randn(4, 5)])
-    with pytest.raises(RewriteError, match=r"goes over its own children.*child of another module"):
+    with pytest.raises(RewriteError, match=r"iterates over its own children.*in another module"):
         regbn_surgery.regbnify(model, given, example, inplace=True)
     assert everything(model) == before
 

@@ -310,8 +310,8 @@ def test_a_call_that_adds_is_refused() -> None:
     def write(self: Any, text: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
         return text.index_put(mask.nonzero(as_tuple=True), rows, accumulate=True)
 
-    refuse(write, PlanError, "does more than put values in place of others")
+    refuse(write, PlanError, "does more than replace values")
 
 
 def test_reduce_flatten_is_refused() -> None:
-    refuse(Functional.write, RewriteError, "asks for reduce: flatten.*leave `reduce` at mean", reduce="flatten")
+    refuse(Functional.write, RewriteError, "has reduce: flatten.*use `reduce: mean`", reduce="flatten")

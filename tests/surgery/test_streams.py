@@ -152,5 +152,5 @@ def test_a_growing_g_is_refused_where_a_cache_shows_its_end_alone(way: str) -> N
     assert first.isfinite().all()
     model(captions()["ids"], captions()["image"])
     model(captions()["ids"][:, :1], captions()["image"], past_key_values=cache)
-    with pytest.raises(RegBNBypassedError, match=r"only the last 1 tokens are there.*use_cache=False"):
+    with pytest.raises(RegBNBypassedError, match=r"only the last 1 tokens of them.*use_cache=False"):
         model(captions()["ids"][:, 1:2], captions()["image"], past_key_values=cache)

@@ -299,7 +299,7 @@ def test_there_is_nothing_to_undo_in_a_model_that_was_not_rewritten() -> None:
 def test_a_second_operation_is_refused_and_changes_nothing(case: str, inplace: bool) -> None:
     _, model, example = prepared(case)
     before = everything(model)
-    with pytest.raises(AlreadyRewrittenError, match=r"already carries RegBN \(.*regbn_x.*unregbnify first"):
+    with pytest.raises(AlreadyRewrittenError, match=r"already contains RegBN \(.*regbn_x.*unregbnify first"):
         operate(model, example, CASES[case][2], inplace=inplace)
     assert everything(model) == before
 

@@ -376,7 +376,7 @@ def test_decorators_stay_around_the_new_function() -> None:
     torch.testing.assert_close(outer(X), X + 1)
     assert behind_decorators(add, add, replacement) is replacement
     assert behind_decorators(staticmethod(add), add, replacement).__func__ is replacement
-    with pytest.raises(NoSourceError, match="behind a decorator that keeps it in a way of its own"):
+    with pytest.raises(NoSourceError, match="wrapped by a decorator that stores it in an unknown way"):
         behind_decorators(Keeps(add), add, replacement)
 
 

@@ -562,7 +562,7 @@ def test_a_graph_that_holds_for_some_values_only_says_so_at_others() -> None:
     same(run_graph(module, trace, torch.ones(4, 3)), module(torch.ones(4, 3)))
     line = reads_values.__code__.co_firstlineno
     for other, where in ((-torch.ones(2, 3), line + 1), (torch.full((2, 3), 2.0), line + 2)):
-        with pytest.raises(UnseenCallError, match=rf"test_recorder.py:{where} reads a value out of a tensor"):
+        with pytest.raises(UnseenCallError, match=rf"test_recorder.py:{where} reads the value of a tensor"):
             run_graph(module, trace, other)
 
 

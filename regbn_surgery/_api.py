@@ -245,6 +245,7 @@ def _planned(
     model: nn.Module, rules: Rules, example_inputs: InputsLike | None, steps: int | None = None
 ) -> tuple[Plan, Analysis]:
     refuse_wrapped(model)
+    refuse_second(model)
     if example_inputs is None:
         _check_section(model, rules)
     example = find_inputs(model, example_inputs, rules.inputs)

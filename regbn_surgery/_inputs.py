@@ -212,7 +212,7 @@ def _readings(model: nn.Module, inputs: Inputs) -> list[Batches]:
     found = [batches for way in distinct for batches in _sized(model, inputs, way)]
     if axis is not None and axis[1] < 2 and not found:
         raise InputsError(
-            f"The example inputs have batch size {axis[1]} ({shapes}). An axis of size 1 looks like one that "
+            f"The inputs have batch size {axis[1]} ({shapes}). An axis of size 1 looks like one that "
             "broadcasts, and one sample has no batch statistics: give at least 2 samples."
         )
     why = f"the inputs share no batch axis ({shapes})" if axis is None else "no second batch size can be made of them"

@@ -57,6 +57,7 @@ def analysed(
     if not isinstance(model, nn.Module):
         raise RegBNError(f"model must be an nn.Module; found {type(model).__module__}.{type(model).__qualname__}")
     refuse_wrapped(model)
+    refuse_rewritten(model)
     return analyse(model, make_batches(model, find_inputs(model, example_inputs)), given)
 
 
@@ -95,6 +96,13 @@ _WRAPPERS = {
     ),
     "TopLevelTracedModule": "traced code cannot be followed; pass the module it was made from",
 }
+
+
+def refuse_rewritten(model: nn.Module) -> None:
+    """Raises AlreadyRewrittenError for a model with RegBN, whose own calculations would be taken for fusion points."""
+    from ._surgery import refuse_second  # much to import for what `inspect` needs of it
+
+    refuse_second(model)
 
 
 def refuse_wrapped(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from ._analysis import analyse
 from ._facts import find_facts
 from ._inputs import InputsLike, find_inputs, make_batches
-from ._inspecting import refuse_wrapped, spelt_modalities
+from ._inspecting import refuse_rewritten, refuse_wrapped, spelt_modalities
 from ._plan.starter import starter
 from ._types import Modality
 
@@ -25,6 +25,7 @@ def starter_rules(
     Raises PlanError where there is no fusion point that RegBN could go to.
     """
     refuse_wrapped(model)
+    refuse_rewritten(model)
     example = find_inputs(model, example_inputs)
     analysis = analyse(model, make_batches(model, example), spelt_modalities(modalities))
     return starter(analysis.inspection, find_facts(model, analysis))

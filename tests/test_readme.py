@@ -40,7 +40,7 @@ def small_blip(name: str) -> nn.Module:
     from transformers import BlipConfig, BlipForImageTextRetrieval
 
     assert name == BLIP
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 24}
     config = BlipConfig(
         text_config={**sizes, "vocab_size": 120, "encoder_hidden_size": 16, "max_position_embeddings": 32},
         vision_config={**sizes, "image_size": 16, "patch_size": 8},

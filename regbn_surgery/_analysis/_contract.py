@@ -83,8 +83,9 @@ def labels(op: Call, shapes: list[tuple[int, ...]], result: tuple[int, ...]) -> 
     if product == "einsum":
         return _einsum_labels(op, shapes)
     if product == "added":
-        shapes = shapes[1:]
-        spelled = _matmul_labels(shapes, result)
+        if len(shapes) != 3:  # a tensor that the result is written into (`out`) is one more
+            return None
+        spelled = _matmul_labels(shapes[1:], result)
         return None if spelled is None else ([(), *spelled[0]], spelled[1])
     if product == "matmul" and len(shapes) == 2:
         return _matmul_labels(shapes, result)

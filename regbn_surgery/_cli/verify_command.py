@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from .._codes import code_of
-from .._errors import RegBNWarning
+from .._errors import CaptureError, InputsError, RegBNWarning
 from .completing import complete_model, complete_rules
 from .destination import output_options
 from .options import ModelRequest, ignore_option, model_options
-from .output import debuggable, finding, next_step, progress, quiet_stdout, write_text, write_views
+from .output import debuggable, finding, message, next_step, progress, quiet_stdout, write_text, write_views
 
 if TYPE_CHECKING:
     from .._surgery import Verification
@@ -69,26 +69,35 @@ def verify(
     with progress(f"putting RegBN into {type(built).__name__}"), quiet_stdout(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=RegBNWarning)
         model = regbnify(built, parsed, inputs)
-    found = []
+    found: dict[str, Verification] = {}
+    unchecked: dict[str, str] = {}
     with progress("following the modalities through each call"), quiet_stdout():
-        first = find_inputs(model, inputs, parsed.inputs)
+        first = verified(model, find_inputs(model, inputs, parsed.inputs), training=train)
+        found["the example"] = _told(first, parsed.ignore)
         further = [call_of(model, call) for call in itertools.islice(source, calls)]
-        for call in (first, *further):
-            found.append(_told(verified(model, call, training=train), parsed.ignore))
-    names = ["the example", *(f"call {number} of {data}" for number in range(1, len(found)))]
+        for number, call in enumerate(further, 1):
+            name = f"call {number} of {data}"
+            try:
+                found[name] = _told(verified(model, call, training=train), parsed.ignore)
+            except (CaptureError, InputsError) as error:  # the last batch of a loader may hold one sample, say
+                unchecked[name] = str(error)
     if form == "json":
-        calls_told = [{"call": name, **one.to_dict()} for name, one in zip(names, found, strict=True)]
+        calls_told: list[dict[str, object]] = [{"call": name, **one.to_dict()} for name, one in found.items()]
+        calls_told += [{"call": name, "not_checked": why} for name, why in unchecked.items()]
         write_text(json.dumps({"calls": calls_told}, indent=2, ensure_ascii=False), output)
     else:
         from rich.text import Text
 
-        text = Text("\n".join(f"{name}: {one}" for name, one in zip(names, found, strict=True)))
+        lines = [f"{name}: {one}" for name, one in found.items()]
+        text = Text("\n".join([*lines, *(f"{name}: not checked. {why}" for name, why in unchecked.items())]))
         write_views(lambda width: [text], output)
-    wrong = sum(not one.ok for one in found)
+    wrong = sum(not one.ok for one in found.values())
     if wrong:
         finding(
             f"in {wrong} of {len(found)} calls RegBN did not run as its rule says; docs/notes.md explains the codes"
         )
+    if unchecked:
+        message(f"{len(unchecked)} of {len(found) + len(unchecked)} calls could not be checked")
     next_step(f"train: model = regbnify(model, {rules!r}, example_inputs)")
 
 

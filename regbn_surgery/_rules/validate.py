@@ -97,6 +97,8 @@ def _limit(detail: ErrorDetails, found: str, path: Path) -> str:
         return f"a range is two whole numbers, [low, high], high left out{open_end}; found {found}"
     if path and path[-1] == "between" and kind == "too_short":
         return f"`between` names at least two modalities that meet; found {found}"
+    if kind == "too_short" and path == ("rules",):
+        return "the list is empty; a rules file has at least one rule"
     if kind == "too_short":
         return "the list is empty; leave the key out or give it a value"
     if kind == "string_pattern_mismatch" and "methods" in path:

@@ -162,3 +162,11 @@ def test_attention_by_distance_is_attention() -> None:
     assert told(forward, QV) == [("attention", {"a", "b"})]
     assert homes(forward, QV) == ["a"]
     assert told(lambda self, a, b: torch.cdist(a, b), QV) == [("similarity", {"a", "b"})]
+
+
+def test_a_product_into_a_buffer_is_followed_like_any_other_call() -> None:
+    def forward(self: Any, a: Tensor, b: Tensor) -> Tensor:
+        with torch.no_grad():  # torch refuses `out` where gradients are wanted
+            return torch.addmm(a, b, torch.eye(8), out=torch.empty(0))
+
+    assert len(told(forward, inputs(a=(8,), b=(8,)))) == 1

@@ -60,6 +60,9 @@ def exchanged():
 def alone():
     return [call("x")]
 
+def last():
+    return [call("xy"), (torch.rand(1, 4), torch.rand(1, 5)), call("yx")]
+
 def endless():
     while True:
         yield call("xy")
@@ -100,6 +103,16 @@ def test_a_call_in_exchanged_order_is_a_finding(verify):
     assert lines[-2:] == ["call 2 of verified.py:exchanged: Two in evaluation:", f"  {EXCHANGED}"]
     assert lines.count(f"  {RIGHT}") == 2
     assert "error" not in result.stderr
+
+
+def test_a_call_that_cannot_be_checked_hides_no_other(verify):
+    result = verify("--data", "verified.py:last")
+    assert result.exit_code == 1, result.stderr
+    assert "call 2 of verified.py:last: not checked. The inputs have batch size 1" in result.stdout
+    assert result.stdout.count(RIGHT) == 2
+    assert EXCHANGED in result.stdout
+    calls = json.loads(verify("--data", "verified.py:last", "--format", "json").stdout)["calls"]
+    assert "give at least 2 samples" in next(call for call in calls if call["call"].startswith("call 2"))["not_checked"]
 
 
 def test_a_call_in_which_the_streams_do_not_meet_is_a_finding(verify):

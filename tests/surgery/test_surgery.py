@@ -304,6 +304,14 @@ def test_a_second_operation_is_refused_and_changes_nothing(case: str, inplace: b
     assert everything(model) == before
 
 
+@pytest.mark.parametrize("look", [regbn_surgery.inspect, regbn_surgery.starter_rules, regbn_surgery.plan])
+def test_regbn_within_is_not_taken_for_fusion_points(look: Callable[..., Any]) -> None:
+    _, model, example = prepared("source")
+    more = ({"version": 1, "rules": [{"id": "r", "match": {}, "pairs": "all"}]},) if look is regbn_surgery.plan else ()
+    with pytest.raises(AlreadyRewrittenError, match="unregbnify first"):
+        look(model, *more, example)
+
+
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 

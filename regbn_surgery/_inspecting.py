@@ -64,7 +64,12 @@ def analysed(
 def spelt_modalities(
     modalities: Mapping[str, Sequence[str] | Mapping[str, Any] | Modality] | None,
 ) -> dict[str, ModalityLike] | None:
-    """Modalities as a user gives them, as `analyse` takes them. Raises InputsError for a dict that says none."""
+    """Modalities as a user gives them, as `analyse` takes them. Raises InputsError for anything else."""
+    if modalities is not None and not isinstance(modalities, Mapping):
+        raise InputsError(
+            f"modalities must be a dict, as in {{'image': ['pixel_values']}}; found {type(modalities).__name__}. "
+            "Several inputs of a model go into one tuple or dict: inspect(model, (x, y))."
+        )
     return None if modalities is None else {name: _modality(name, said) for name, said in modalities.items()}
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import regbn_surgery
 from regbn_surgery import Inputs, InputsError
 from regbn_surgery._inputs import (
     BATCH_SIZES,
@@ -227,3 +228,8 @@ def test_two_examples_of_different_lengths() -> None:
     assert as_inputs([short, long]) is short
     with pytest.raises(InputsError, match="two examples of different lengths"):
         make_batches(make(two), [torch.zeros(4, 6), torch.zeros(4, 6)])
+
+
+def test_inputs_that_are_no_tuple_are_refused_in_words() -> None:
+    with pytest.raises(InputsError, match=r"inspect\(model, \(x, y\)\)"):
+        regbn_surgery.inspect(nn.Linear(2, 2), torch.rand(2, 2), torch.rand(2, 2))

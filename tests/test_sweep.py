@@ -95,13 +95,18 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
             make, **{"rules": [LATE], "train": train, "out": tmp_path / str(len(list(tmp_path.iterdir()))), **options}
         )
 
-    for returned, says in [("no", "no number"), (None, "no number"), (float("nan"), "finite"), ({}, "no measure")]:
+    for returned, says in [
+        ("no", "neither a number"),
+        (None, "neither a number"),
+        (float("nan"), "finite"),
+        ({}, "no measure"),
+    ]:
         with pytest.raises(SweepError, match=says):
             tried(returned)
-    with pytest.raises(SweepError, match="same ones"):
+    with pytest.raises(SweepError, match="same measures"):
         tried([{"a": 1.0}, {"b": 1.0}, {"a": 1.0}], seeds=[0])
     for options, says in [
-        ({"rules": []}, "no rules"), ({"rules": [LATE, LATE]}, "two variants"), ({"rules": "late"}, "several"),
+        ({"rules": []}, "no rules"), ({"rules": [LATE, LATE]}, "two variants"), ({"rules": "late"}, "must be a list"),
         ({"seeds": []}, "seeds"), ({"seeds": [1, 1]}, "seeds"),
     ]:  # fmt: skip
         with pytest.raises(SweepError, match=says):

@@ -41,7 +41,9 @@ def test_rows_are_exchanged_and_kept_in_order() -> None:
 def test_what_is_newer_than_known_is_told_once_and_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch, "__version__", "3.0.0+cpu")
     monkeypatch.setattr(_untested, "_told", set())
-    with pytest.warns(RegBNWarning, match=r"torch 3\.0 is newer than .* \(up to torch 2\.\d+\)\. It goes on"):
+    with pytest.warns(
+        RegBNWarning, match=r"torch 3\.0 is newer than .* \(up to torch 2\.\d+\)\. The rewritten model is compared"
+    ):
         model = operate(build(Late), vectors())
     assert any(isinstance(module, RegBN) for module in model.modules())
     save_regbn(model, tmp_path)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import _codec
 from .._codec import CodecError
 from .._copying import Model
-from .._errors import RecipeError
+from .._errors import RecipeError, RegBNError
 from .._surgery import RECIPE_FILE, Make, undo
 from .._untested import tell_untested
 from ._empty import filling
@@ -68,6 +68,10 @@ def load_regbn(
     Raises:
         RecipeError: where the recipe or the weights do not fit the model, which is then as it was.
     """
+    given: object = model
+    if not isinstance(given, nn.Module):
+        found = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+        raise RegBNError(f"model must be an nn.Module, as its constructor makes it; found {found}")
     folder = Path(directory)
     if recipe is None:
         if not (folder / RECIPE_FILE).exists():

@@ -77,7 +77,7 @@ def load_object(spec: str, what: str = "the model is", form: str = _FORM) -> Any
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name:
         raise ModelNotLoadedError(f"{spec!r} does not say where {what}: {form}")
-    module = _import_file(place) if _is_file(place) else _import_name(place)
+    module = _import_file(place, form) if _is_file(place) else _import_name(place)
     return _attribute(module, name, place)
 
 
@@ -145,17 +145,17 @@ def _is_file(place: str) -> bool:
     return place.endswith(".py") or os.sep in place or os.path.isfile(place)
 
 
-def _import_file(place: str) -> ModuleType:
+def _import_file(place: str, form: str) -> ModuleType:
     path = Path(place)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise ModelNotLoadedError(f"the model file {place!r} {what} (looked in {os.getcwd()!r}); {_FORM}")
+        raise ModelNotLoadedError(f"the file {place!r} {what} (looked in {os.getcwd()!r}); {form}")
     # As for `python file.py`, the modules beside the file can be imported.
     sys.path.insert(0, str(path.resolve().parent))
     name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else f"_user_model_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
-        raise ModelNotLoadedError(f"{place!r} is not a Python file; {_FORM}")
+        raise ModelNotLoadedError(f"{place!r} is not a Python file; {form}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up there
     try:

@@ -53,6 +53,8 @@ class Rules:
     def from_file(cls, path: str | os.PathLike[str]) -> Rules:
         """Read a YAML rules file, or the preset of that name where no such file exists."""
         name = os.fspath(path)
+        if "\n" in name:
+            raise RulesError("found the text of a rules file, not its path; read it by Rules.from_text(text)")
         where = preset_path(name) or FilePath(name)
         try:
             data = where.read_bytes()

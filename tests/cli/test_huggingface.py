@@ -97,7 +97,7 @@ def test_what_cannot_be_had(spec, arguments, says, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("missing", ["architectures", "model_type"])
 def test_a_file_that_does_not_say_which_class(tmp_path, missing):
-    with pytest.raises(ModelNotLoadedError, match="does not say"):
+    with pytest.raises(ModelNotLoadedError, match="lacks"):
         ModelRequest(f"hf:{config_file(tmp_path, **{missing: None})}").load()
 
 

@@ -366,7 +366,7 @@ def refusals(subject: Subject) -> None:
         lambda: regbn_surgery.regbnify(model, rules, subject.case.example),
         lambda: Recipe.of(model).apply(model),
     ):
-        _refused(AlreadyRewrittenError, attempt, "already carries RegBN")
+        _refused(AlreadyRewrittenError, attempt, "already contains RegBN")
     _refused(
         CaptureError,
         lambda: regbn_surgery.regbnify(nn.DataParallel(subject.original()), rules, subject.case.example),

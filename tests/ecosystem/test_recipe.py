@@ -143,7 +143,7 @@ def test_a_layer_of_torch_goes_by_its_arguments() -> None:
     older = dataclasses.replace(layer, code=layer.code.replace("key:", "keys:"))
     sources = tuple(older if source is layer else source for source in recipe.sources)
     with pytest.raises(
-        RecipeError, match=r"the arguments of torch\..*:MultiheadAttention.forward have changed: .* was .*keys:"
+        RecipeError, match=r"the arguments of torch\..*:MultiheadAttention.forward have changed: .* were .*keys:"
     ):
         dataclasses.replace(recipe, sources=sources).apply(build(Cross))
 
@@ -305,7 +305,7 @@ def test_code_outside_of_functions_is_refused(workshop: Workshop) -> None:
     kept = f"class Kept:\n    def __init__(self): self.joined = lambda f, g: {body}\n\n\nkept = Kept()"
     text = (SOURCE[:start] + kept + SOURCE[end:]).replace("self.head(joined(", "self.head(kept.joined(")
     model = operate(workshop.load(text).Model(), vectors())
-    with pytest.raises(RecipeError, match=r"Kept\.__init__\.<locals>\.<lambda> goes by no name"):
+    with pytest.raises(RecipeError, match=r"Kept\.__init__\.<locals>\.<lambda> has no name to find it by"):
         Recipe.of(model)
 
 

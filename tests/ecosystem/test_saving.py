@@ -14,7 +14,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 import regbn_surgery
-from regbn_surgery import RecipeError, RegBNWarning, load_regbn, save_regbn, unregbnify
+from regbn_surgery import RecipeError, RegBNError, RegBNWarning, load_regbn, save_regbn, unregbnify
 from tests.surgery.models import Fusion, build, everything, operate, run, step, vectors
 
 
@@ -145,7 +145,7 @@ def test_a_recipe_that_cannot_be_written_does_not_cost_the_weights(tmp_path: Pat
 def test_the_class_of_a_rewritten_model_says_what_it_leaves_out(cls: Any, tmp_path: Path) -> None:
     model = trained(cls)
     model.save_pretrained(tmp_path)
-    with pytest.warns(RegBNWarning, match=rf"carries no RegBN.*load_regbn\({cls.__name__}\.from_pretrained\('") as told:
+    with pytest.warns(RegBNWarning, match=rf"without RegBN.*load_regbn\({cls.__name__}\.from_pretrained\('") as told:
         fresh = type(model).from_pretrained(tmp_path)
     assert told[0].filename == __file__
     assert type(fresh) is cls
@@ -197,9 +197,7 @@ def test_a_buffer_that_is_not_saved_cannot_come_from_the_folder(tmp_path: Path) 
     with torch.device("meta"):
         fresh = Tied()
     before = copy.deepcopy(list(vars(fresh)))
-    with pytest.raises(
-        RecipeError, match=r"keeps no values for shift, which is on the meta device.*init_empty_weights"
-    ):
+    with pytest.raises(RecipeError, match=r"has no values for shift, which is on the meta device.*init_empty_weights"):
         load_regbn(fresh, tmp_path)
     assert type(fresh) is Tied
     assert list(vars(fresh)) == before
@@ -234,3 +232,8 @@ def test_a_model_of_transformers_comes_back_from_its_own_folder(tmp_path: Path) 
         model.save_pretrained(tmp_path)
         found = load_regbn(type(original).from_pretrained(tmp_path), tmp_path)
     torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_a_class_in_place_of_a_model_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(RegBNError, match="found the class Linear"):
+        regbn_surgery.load_regbn(nn.Linear, tmp_path)

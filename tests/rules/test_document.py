@@ -263,3 +263,8 @@ def test_mutated_files_give_rules_or_our_own_error(junk, start, length):
     data = FULL.encode()
     with contextlib.suppress(RegBNError):
         Rules.from_text(data[:start] + junk + data[start + length :])
+
+
+def test_the_text_of_a_file_is_not_taken_for_its_path() -> None:
+    with pytest.raises(RulesError, match=r"Rules\.from_text"):
+        Rules.load("version: 1\nrules: []\n")

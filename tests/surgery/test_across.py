@@ -309,7 +309,7 @@ def test_a_tower_that_keeps_something_on_itself_is_refused() -> None:
 
     model = build(TwoTowers)
     model.streams.rgb = Keeps(3)
-    with pytest.raises(RewriteError, match=r"Keeps at `rgb` keeps something on itself \(`self.last`\)"):
+    with pytest.raises(RewriteError, match=r"Keeps at `rgb` sets an attribute of itself \(`self.last`\)"):
         regbn_surgery.regbnify(model, layerwise(), images())
 
 

@@ -134,7 +134,7 @@ def test_a_recipe_does_not_hold_code_and_says_so(tmp_path) -> None:
         model.regbn_late.regbn.weight.fill_(3.0)
     save_regbn(model, tmp_path)
     fresh = Model()
-    with pytest.raises(RecipeError, match="regbn_late were made by a function given to regbnify as make="):
+    with pytest.raises(RecipeError, match="regbn_late were created by the function passed to regbnify as make="):
         load_regbn(fresh, tmp_path)
     assert not hasattr(fresh, "regbn_late")
     loaded = load_regbn(fresh, tmp_path, make=Scale)

@@ -458,7 +458,7 @@ def test_a_new_one_of_the_same_class_is_the_original_and_says_so() -> None:
     rewritten = operate(build(Host), vectors())
     fresh = type(rewritten)()
     fresh.load_state_dict({k: v for k, v in rewritten.state_dict().items() if "regbn" not in k})
-    with pytest.warns(RegBNWarning, match="carries no RegBN"):
+    with pytest.warns(RegBNWarning, match="contains no RegBN"):
         found = fresh(**vectors())
     torch.testing.assert_close(found, unregbnify(rewritten)(**vectors()))
     with warnings.catch_warnings():

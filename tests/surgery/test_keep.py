@@ -147,7 +147,7 @@ def test_such_an_instance_has_no_further_methods(cls: type[nn.Module]) -> None:
     cls.generate = lambda self, a, b: self(a, b)  # type: ignore[attr-defined]
     model = build(cls)
     before = sorted(vars(model))
-    with pytest.raises(RewriteError, match="has to keep its very class"):
+    with pytest.raises(RewriteError, match="has to keep its exact class"):
         operate(model, vectors(), inplace=True, methods=["generate"])
     assert sorted(vars(model)) == before
     assert type(model) is cls

@@ -108,7 +108,10 @@ class WritesInTurn(Base):
 
 @pytest.mark.parametrize(
     ("cls", "match"),
-    [(GFromF, r"enc_b` is computed from `module:enc_a"), (WritesBetween, r"regbn_p.*cannot go in.*mul at .* reads")],
+    [
+        (GFromF, r"enc_b` is computed from `module:enc_a"),
+        (WritesBetween, r"regbn_p.*cannot be inserted.*mul at .* reads"),
+    ],
 )
 def test_what_cannot_wait_is_refused_and_the_model_left_alone(cls: type[Base], match: str) -> None:
     model = cls()

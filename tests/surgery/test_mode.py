@@ -99,7 +99,7 @@ CASES: dict[str, tuple[Callable[[], type[nn.Module]], str]] = {
     "map": (lambda: Mapped, "."),
     "starmap": (lambda: Starred, "."),
     "a lambda deep in data": (lambda: InATable, "cannot be found by its name"),
-    "no source": (without_source, r"the source of .*forward is not at hand \(<typed here>\)"),
+    "no source": (without_source, r"the source of .*forward is not available \(<typed here>\)"),
 }
 
 

@@ -72,5 +72,5 @@ def test_a_hook_of_any_kind_on_an_opened_module_is_an_error(register: str) -> No
 
 def test_an_opened_module_that_is_a_host_itself_is_refused() -> None:
     within = {"id": "y", "pair": {"f": "module:one.second", "g": "module:one.first"}, "replace": "f"}
-    with pytest.raises(RewriteError, match=r"Tower at `one` of Towers carries a RegBN of its own"):
+    with pytest.raises(RewriteError, match=r"Tower at `one` of Towers has a RegBN of its own"):
         operate(ACROSS, within)

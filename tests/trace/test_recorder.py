@@ -574,7 +574,7 @@ def test_an_array_that_is_read_is_compared_as_a_whole() -> None:
     trace = captured(module, torch.ones(2, 3), strict=True)
     same(run_graph(module, trace, torch.ones(2, 3)), torch.ones(2, 3))
     for other in (torch.ones(3, 3), torch.eye(2, 3)):
-        with pytest.raises(UnseenCallError, match=r"reads a value"):
+        with pytest.raises(UnseenCallError, match=r"reads the value"):
             run_graph(module, trace, other)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import _tree
 from .._errors import RegBNBypassedError
 from ._arguments import spelled
+from ._changed import named_at
 from ._compiling import outside_graphs
 from ._memory import Met, caches_in, has_caches, recollect, remember
 
@@ -88,7 +89,7 @@ def has_tuples_for_cache(kwargs: dict[str, Any]) -> bool:
 
 
 def _what(host: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    return f"{type(host).__name__} at `{path}` was called ({spelled(args, kwargs)})"
+    return f"{named_at(type(host), path)} was called ({spelled(args, kwargs)})"
 
 
 def _names(sites: Sequence[Named]) -> str:

@@ -26,6 +26,7 @@ from .._trace import Trace, capture
 from ._arguments import own_arguments, spelled
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
 from ._calls import Key, Known, key_of, kind_of, sizes_of
+from ._changed import named_at
 from ._classes import original_forward
 from ._compare import difference
 from ._compiling import is_exporting, outside_graphs
@@ -218,7 +219,7 @@ class GraphHost:
         refuse_going_on(host, self.path, sites, args, kwargs)
         names = ", ".join(site.name for site in sites)
         text = (
-            f"{type(host).__name__} at `{self.path}` was called ({spelled(args, kwargs)}) without reaching any of its "
+            f"{named_at(type(host), self.path)} was called ({spelled(args, kwargs)}) without reaching any of its "
             f"RegBN sites ({names}); this call computes what the original does"
         )
         warnings.warn(coded("RB407", text), RegBNWarning, stacklevel=3)

@@ -40,6 +40,8 @@ from ._table import Returns, Table
 from ._weave import behind_decorators
 from ._woven import Slots, Woven, table_of, woven
 
+_LATER = "Later calls like this give no warning; see `missing` in the rule."
+
 
 class HostSurgery:
     """The sites of one host. `by_mode` says why its forward runs under a function mode; "" where it is rewritten."""
@@ -238,13 +240,13 @@ class HostSurgery:
             if module.missing == "ignore" or (module.missing == "warn" and module.told_missing):
                 continue
             text = (
-                f"{type(host).__name__} at `{self.path}` was called ({spelled(args, kwargs)}), and "
+                f"{named_at(type(host), self.path)} was called ({spelled(args, kwargs)}), and "
                 f"{_why(site, passage)}: RegBN `{site.name}` did not run; this call computes what the original does."
             )
             if module.missing == "error":
                 raise RegBNBypassedError(text + " (The rule says `missing: error`.)")
             module.told_missing = True
-            text = coded("RB401", f"{text} Later calls like this give no warning; see `missing` in the rule.")
+            text = coded("RB401", f"{text} If it should fuse them, give `regbnify` a second example of it. {_LATER}")
             warnings.warn(text, RegBNWarning, 4)
 
     def run_method(self, host: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

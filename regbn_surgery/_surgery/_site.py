@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._errors import RegBNBypassedError, RegBNShapeError
 from .._types import PlannedSite, Side
+from .._undo import later, undone
 from ..nn import RegBN
 from ..nn._checks import refuse_script
 from ._growing import refuse_growing_g
@@ -222,11 +223,16 @@ def identity(model: nn.Module | None = None) -> Iterator[list[RegBNSite]]:
     Gives a list of the sites in the order in which they are reached.
     """
     reached: list[RegBNSite] = []
+
+    def leave() -> None:
+        _trials.reached[:] = [other for other in _trials.reached if other is not reached]
+
+    entry = later(leave)  # an interrupt may come before the `try`
     _trials.reached.append(reached)
     try:
         yield reached
     finally:
-        _trials.reached[:] = [other for other in _trials.reached if other is not reached]
+        undone(entry)
 
 
 def is_identity() -> bool:

@@ -13,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from regbn_surgery._surgery import RegBNSite, identity
+import regbn_surgery
+from regbn_surgery._surgery import RegBNSite, _site, identity
 from regbn_surgery._surgery._site import is_identity, keep_mask, sites_of
 from regbn_surgery._types import Layout, PlannedSite, Side
 from regbn_surgery.nn import RegBN
+
+from .models import Late, build, rules, vectors
 
 
 def planned(f: Side, g: Side, **more: Any) -> PlannedSite:
@@ -193,3 +196,15 @@ def test_a_fit_on_masked_means_does_not_see_what_is_masked() -> None:
     unmasked = RegBNSite(planned(f, g, reduce="mean"), replace_g=True)
     unmasked(x, y)
     assert not torch.allclose(unmasked.regbn.W, states[0][0])
+
+
+def test_an_interrupt_on_the_way_into_a_trial_leaves_no_trial_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(list[Any]):
+        def append(self, item: Any) -> None:
+            super().append(item)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_site._trials, "reached", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        regbn_surgery.regbnify(build(Late), rules("concat"), vectors())
+    assert not is_identity()

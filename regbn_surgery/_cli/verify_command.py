@@ -52,7 +52,7 @@ def verify(
 
     MODEL is as for `inspect`. Its example inputs are always checked; --data adds calls that may go another way through
     the model: another order, a missing modality, another batch. Exit code 1 means that a RegBN did not run in a call,
-    or ran on other modalities than its rule names.
+    or ran on other modalities than its rule names, or that a call could not be checked.
     """
     from .._rules import Rules
 
@@ -91,13 +91,13 @@ def verify(
         lines = [f"{name}: {one}" for name, one in found.items()]
         text = Text("\n".join([*lines, *(f"{name}: not checked. {why}" for name, why in unchecked.items())]))
         write_views(lambda width: [text], output)
-    wrong = sum(not one.ok for one in found.values())
-    if wrong:
-        finding(
-            f"in {wrong} of {len(found)} calls RegBN did not run as its rule says; docs/notes.md explains the codes"
-        )
+    wrong, total = sum(not one.ok for one in found.values()), len(found) + len(unchecked)
     if unchecked:
-        message(f"{len(unchecked)} of {len(found) + len(unchecked)} calls could not be checked")
+        message(f"{len(unchecked)} of {total} calls could not be checked")
+    if wrong:
+        finding(f"in {wrong} of {total} calls RegBN did not run as its rule says; docs/notes.md explains the codes")
+    if unchecked:
+        raise click.exceptions.Exit(1)
     next_step(f"train: model = regbnify(model, {rules!r}, example_inputs)")
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from .._codes import coded
 from .._errors import RegBNWarning, RewriteError
 from .._trace._subclass import quiet_subclass
+from ._changed import named_at
 from ._guard import ATTRIBUTE
 from ._methods import refuse_methods
 from ._record import CodeSite
@@ -206,7 +207,7 @@ def install(host: nn.Module, surgery: HostSurgery | GraphHost) -> None:
     own = host.__dict__.get("forward")
     if own is not None and not _is_its_own(own, host):
         raise RewriteError(
-            f"The forward of {type(host).__name__} at `{surgery.path}` has been replaced on the instance (a hook of "
+            f"The forward of {named_at(type(host), surgery.path)} has been replaced on the instance (a hook of "
             "another library?). Put RegBN in first, and wrap the model afterwards."
         )
     methods = tuple(dict.fromkeys(name for site in surgery.sites for name in site.methods))
@@ -227,7 +228,7 @@ def install(host: nn.Module, surgery: HostSurgery | GraphHost) -> None:
         if own is not None:
             host.__dict__["forward"] = own
         raise RewriteError(
-            f"`methods: [{', '.join(methods)}]`: {type(host).__name__} at `{surgery.path}` has to keep its exact "
+            f"`methods: [{', '.join(methods)}]`: {named_at(type(host), surgery.path)} has to keep its exact "
             "class, so only its forward can be replaced. Remove `methods:` from the rule"
         )
     object.__setattr__(host, "__class__", rewritten_class(original_class(host), methods))

@@ -241,7 +241,7 @@ class GraphHost:
             wrong = self._difference_without_dropout(host, variant, args, kwargs)
         if wrong is not None:
             raise UnseenCallError(
-                f"The captured forward of {type(host).__name__} at `{self.path}` does not repeat the original for a "
+                f"The captured forward of {named_at(type(host), self.path)} does not repeat the original for a "
                 f"call with {spelled(args, kwargs)}: {wrong}. RegBN is not inserted where that would change the "
                 "model's own computation."
             )

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .._errors import RewriteError
+from ._changed import named_at
 from ._site import RegBNSite
 
 _GOES_OVER = re.compile(r"self\.(children|named_children|_modules|modules|named_modules)\b|\bin self\s*[:)\]]")
@@ -26,9 +27,7 @@ def keep(model: nn.Module, path: str, name: str, site: RegBNSite) -> None:
     """
     host = model.get_submodule(path)
     if hasattr(host, name):
-        raise RewriteError(
-            f"{type(host).__name__} at `{path}` already has an attribute {name!r}; give the rule another id"
-        )
+        raise RewriteError(f"{named_at(type(host), path)} already has an attribute {name!r}; give the rule another id")
     device = next((tensor.device for tensor in (*host.parameters(), *host.buffers())), torch.device("cpu"))
     if device.type != "meta":  # the values of RegBN's own start are not to be had again
         site.to(device)
@@ -43,7 +42,7 @@ def keep(model: nn.Module, path: str, name: str, site: RegBNSite) -> None:
         around = model.get_submodule(keeper)
         if not goes_over_children(around):
             if hasattr(around, f"{name}_{inner}"):
-                raise RewriteError(f"{type(around).__name__} at `{keeper}` already has an attribute '{name}_{inner}'")
+                raise RewriteError(f"{named_at(type(around), keeper)} already has an attribute '{name}_{inner}'")
             around.add_module(f"{name}_{inner}", site)
             host.__dict__[name] = site
             return
@@ -51,7 +50,7 @@ def keep(model: nn.Module, path: str, name: str, site: RegBNSite) -> None:
         host.add_module(name, site)
         return
     raise RewriteError(
-        f"the forward of {type(host).__name__} at `{path}` iterates over its own children, and RegBN would become one "
+        f"the forward of {named_at(type(host), path)} iterates over its own children, and RegBN would become one "
         "of them. Wrap it in another module, on which RegBN can be registered, and rewrite that one."
     )
 

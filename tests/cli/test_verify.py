@@ -60,6 +60,8 @@ def exchanged():
 def alone():
     return [call("x")]
 
+one = [(torch.rand(1, 4), torch.rand(1, 5))]
+
 def last():
     return [call("xy"), (torch.rand(1, 4), torch.rand(1, 5)), call("yx")]
 
@@ -111,8 +113,15 @@ def test_a_call_that_cannot_be_checked_hides_no_other(verify):
     assert "call 2 of verified.py:last: not checked. The inputs have batch size 1" in result.stdout
     assert result.stdout.count(RIGHT) == 2
     assert EXCHANGED in result.stdout
+    assert "1 of 4 calls could not be checked" in result.stderr
     calls = json.loads(verify("--data", "verified.py:last", "--format", "json").stdout)["calls"]
     assert "give at least 2 samples" in next(call for call in calls if call["call"].startswith("call 2"))["not_checked"]
+
+
+def test_a_call_that_cannot_be_checked_is_no_success(verify):
+    result = verify("--data", "verified.py:one")
+    assert result.exit_code == 1, result.stdout
+    assert "1 of 2 calls could not be checked" in result.stderr
 
 
 def test_a_call_in_which_the_streams_do_not_meet_is_a_finding(verify):

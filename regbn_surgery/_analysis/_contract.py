@@ -78,13 +78,18 @@ def _use_scores(
 
 
 def labels(op: Call, shapes: list[tuple[int, ...]], result: tuple[int, ...]) -> tuple[list[Labels], Labels] | None:
-    """Einsum labels of every tensor operand and of the result."""
+    """Einsum labels of every tensor operand and of the result; none for a tensor that the result is written into."""
+    if op.kwargs.get("out") is None:
+        return _labels(op, shapes, result)
+    spelled = _labels(op, shapes[:-1], result)
+    return None if spelled is None else ([*spelled[0], ()], spelled[1])
+
+
+def _labels(op: Call, shapes: list[tuple[int, ...]], result: tuple[int, ...]) -> tuple[list[Labels], Labels] | None:
     product = op.row.product
     if product == "einsum":
         return _einsum_labels(op, shapes)
     if product == "added":
-        if len(shapes) != 3:  # a tensor that the result is written into (`out`) is one more
-            return None
         spelled = _matmul_labels(shapes[1:], result)
         return None if spelled is None else ([(), *spelled[0]], spelled[1])
     if product == "matmul" and len(shapes) == 2:

@@ -13,9 +13,6 @@ from ._met import Met
 _SEEN_THROUGH: tuple[Value, ...] = ("reshapes", "permutes", "casts", "drops_out", "splits", "takes_part")
 
 
-#: Behind these it is the same data as often as it is needed: a vector beside every place.
-_LAID_OUT: tuple[Value, ...] = (*_SEEN_THROUGH, "stretches", "repeats")
-
 #: Behind these it is the same tensor, laid out otherwise.
 _SAME: tuple[Value, ...] = ("reshapes", "permutes", "casts", "stretches")
 
@@ -37,7 +34,7 @@ class History:
 
     def _comes_again(self, small: Met, big: Met) -> bool:
         """Whether `small` is something `big` was computed from, or that laid out beside every place."""
-        return self._is_ancestor(small, big) or self._is_behind(self._root(small.info.uid, _LAID_OUT), big)
+        return self._is_ancestor(small, big) or self._is_behind(self._root(small.info.uid, copies=True), big)
 
     def _is_behind(self, uid: int, big: Met) -> bool:
         return any(uid in self.trace.calls[index].inputs for index in self._behind(big.info.uid))
@@ -47,11 +44,12 @@ class History:
         target = self.producers.get(uid)
         return set() if target is None else nx.ancestors(self.graph, target) | {target}
 
-    def _root(self, uid: int, through: tuple[Value, ...] = _SEEN_THROUGH) -> int:
+    def _root(self, uid: int, copies: bool = False) -> int:
+        """The tensor behind views, casts and dropout, and with `copies` behind copies of it side by side."""
         while uid in self.producers:
             op = self.trace.calls[self.producers[uid]]
-            copies = through is _LAID_OUT and op.row.family == "concat" and len(set(op.inputs)) == 1
-            if not (copies or op.row.does(*through)) or not op.inputs or op.inputs[0] == uid:
+            same = op.row.does(*_SEEN_THROUGH) or (copies and _copies(op))
+            if not same or not op.inputs or op.inputs[0] == uid:
                 break
             uid = op.inputs[0]
         return uid
@@ -123,3 +121,8 @@ class History:
 
     def _leads_to(self, op: Call, later: Call) -> bool:
         return nx.has_path(self._run, op.index, later.index)
+
+
+def _copies(op: Call) -> bool:
+    """Whether a call gives the same data as often as it is needed, as a vector beside every place."""
+    return op.row.does("stretches", "repeats") or (op.row.family == "concat" and len(set(op.inputs)) == 1)

@@ -159,9 +159,8 @@ def _lines(inspection: Inspection, facts: Facts, points: Sequence[FusionPoint], 
     glob = _glob(names[0])
     covered = [p.id for p in inspection.fusion_points if _glob(p.id) == glob]
     where = _text(glob) if len(names) > 1 and covered == names else _list(names) if len(names) > 1 else _text(names[0])
-    level = (
-        ", level: remeeting" if points[0].level == "remeeting" else ""
-    )  # which no rule selects that does not name it
+    # No rule selects a `remeeting` that does not name it.
+    level = ", level: remeeting" if points[0].level == "remeeting" else ""
     lines = [f"- id: {points[0].kind}-{number}", f"  match: {{kind: {points[0].kind}{level}, point: {where}}}"]
     return [line.removeprefix("  ") for line in lines] + _direction(inspection, facts, points[0])
 

@@ -261,6 +261,8 @@ class HostSurgery:
 
 
 def _lifted(site: CodeSite, returns: Returns) -> CodeSite:
+    readers = (site.join, *site.f_readers, *site.g_readers)
+
     def end(side: str, before: End) -> End:
         known = returns.get((site.name, side), {})
         for steps in sorted(known):
@@ -272,8 +274,6 @@ def _lifted(site: CodeSite, returns: Returns) -> CodeSite:
             if not any(len(place.steps) > steps and place.steps[:steps] == way for place in readers):
                 return replace(before, maker=Place(way, before.maker.op), output=index)
         return before
-
-    readers = (site.join, *site.f_readers, *site.g_readers)
 
     return replace(site, f=end("f", site.f), g=end("g", site.g))
 

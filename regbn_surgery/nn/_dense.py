@@ -11,13 +11,14 @@ import math
 import torch
 from torch import Tensor
 
-from ._linalg import accumulation_dtype, gram
+from ._linalg import accumulation_dtype, gram, values_at_hand
+from ._workspace import borrow, give_back
 
-#: Elements of the workspace (4 MiB in float32), and the widest tile: large enough for efficient matrix products.
-#: Measured with benchmarks/regbn_step.py; a GPU wants fewer, larger products.
-WORKSPACE = {"cpu": 1 << 20}
+#: Elements of the workspace (8 MiB in float32; a GPU wants fewer, larger products) and the widest tile. Whole rows
+#: are the fastest to multiply and to read. Measured with benchmarks/regbn_step.py.
+WORKSPACE = {"cpu": 1 << 21}
 WORKSPACE_ELSEWHERE = 1 << 22
-TILE_COLUMNS = 4096
+TILE_COLUMNS = 1 << 16
 SUMMED_AT_ONCE = 1 << 18  # elements whose absolute values are taken in a core's own cache
 
 
@@ -31,58 +32,87 @@ class DenseUpdate:
     def __init__(self, W: Tensor, left: Tensor, right: Tensor) -> None:
         self.W, self.left, self.right = W, left, right
         rows, columns = W.shape
+        self.width = self._widest(columns)
         size = WORKSPACE.get(W.device.type, WORKSPACE_ELSEWHERE)
-        self.width = min(columns, TILE_COLUMNS)
         self.height = max(1, min(rows, size // self.width))
+        self.at_once = min(SUMMED_AT_ONCE, self.height * self.width)
         # Rows from here on are a single tile of the full width, which the workspace keeps; none if it is too narrow.
         self.kept_from = rows - self.height if self.width == columns else rows
         self.kept: Tensor | None = None
+        self.workspace: Tensor | None = None
 
     def change(self) -> Tensor:
         """`mean |left.T @ right - W|`, 0-dimensional."""
-        rows, columns = self.W.shape
-        workspace = self.W.new_empty(self.height * self.width)
-        height = max(1, self.height // 2)  # what is not kept is summed sooner, while it is in the cache
-        totals = []
-        for top in range(0, self.kept_from, height):
-            bottom = min(top + height, self.kept_from)
-            for start in range(0, columns, self.width):
-                tile = self._difference(workspace, top, bottom, start, min(start + self.width, columns))
-                totals.append(tile.abs_().sum())
-        if self.kept_from < rows:
-            self.kept = self._difference(workspace, self.kept_from, rows, 0, columns)
-            totals += [part.abs().sum() for part in torch.split(self.kept.view(-1), SUMMED_AT_ONCE)]
-        total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
-        return total / self.W.numel()
+        return self._sum_over_tiles() / self.W.numel()
 
     def move(self, share: Tensor | float) -> None:
         """Move W by `share`, a 0-dimensional tensor where the host must not know it."""
         top, bottom = self.W[: self.kept_from], self.W[self.kept_from :]
         left = self.left[:, : self.kept_from].mT
-        if self.kept is not None:  # holds W - W_batch
-            if isinstance(share, float):
-                bottom.sub_(self.kept, alpha=share)
-            else:
-                bottom.sub_(self.kept.mul_(share))
-        if isinstance(share, float):
+        if self.kept is not None:
+            self._move_kept(bottom, self.kept, share)
+        if self.kept_from and isinstance(share, float):
             top.addmm_(left, self.right, beta=1.0 - share, alpha=share)
-        else:
+        elif self.kept_from:
             top.mul_(1.0 - share).addmm_(left, self.right * share)
+        if self.workspace is not None:
+            if values_at_hand(self.W):
+                give_back(self.workspace)
+            self.workspace = self.kept = None
 
     def neutralise_unless(self, finite: Tensor) -> None:
         """Before a `move` by 0: keep what is not finite from reaching W."""
         self.left, self.right = torch.where(finite, self.left, 0.0), torch.where(finite, self.right, 0.0)
         self.kept = None if self.kept is None else torch.where(finite, self.kept, 0.0)
 
-    def _difference(self, workspace: Tensor, top: int, bottom: int, start: int, stop: int) -> Tensor:
-        """`W - left.T @ right` of a tile, in the workspace (a compiler has its own ideas of memory)."""
-        tile = self.W[top:bottom, start:stop]
-        left, right = self.left[:, top:bottom].mT, self.right[:, start:stop]
+    def _widest(self, columns: int) -> int:
+        return min(columns, TILE_COLUMNS)
+
+    def _sum_over_tiles(self) -> Tensor:
+        """The sum of `_measure` over all of W. The tile that is kept comes last."""
+        rows, columns = self.W.shape
+        size = self.height * self.width + self.at_once
+        workspace = borrow(size, self.W.dtype) if values_at_hand(self.W) else self.W.new_empty(size)
+        self.workspace = workspace
+        totals: list[Tensor] = []
+        for top in range(0, self.kept_from, self.height):
+            bottom = min(top + self.height, self.kept_from)
+            for start in range(0, columns, self.width):
+                tile = self.W[top:bottom, start : start + self.width]
+                right = self.right[:, start : start + self.width]
+                totals += self._measure(self._fill(workspace, tile, self.left[:, top:bottom].mT, right), tile)
+        if self.kept_from < rows:
+            tile = self.W[self.kept_from :]
+            self.kept = self._fill(workspace, tile, self.left[:, self.kept_from :].mT, self.right)
+            totals += self._measure(self.kept, tile)
+        return totals[0] if len(totals) == 1 else torch.stack(totals).sum()
+
+    def _fill(self, workspace: Tensor, tile: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """`tile - left @ right`, in the workspace (a compiler has its own ideas of memory)."""
         if torch.compiler.is_compiling():
             return torch.addmm(tile, left, right, alpha=-1.0)
-        out = workspace[: tile.numel()].view(tile.shape)
+        out = _room(workspace, self.at_once, tile)
         torch.addmm(tile, left, right, alpha=-1.0, out=out)
         return out
+
+    def _measure(self, filled: Tensor, tile: Tensor) -> list[Tensor]:
+        """The sums of the absolute values of the parts of `filled`, whose own values stay."""
+        if torch.compiler.is_compiling() or self.workspace is None:
+            return [filled.abs().sum()]
+        parts = torch.split(filled.view(-1), self.at_once)
+        return [torch.abs(part, out=self.workspace[: len(part)]).sum() for part in parts]
+
+    def _move_kept(self, rows: Tensor, kept: Tensor, share: Tensor | float) -> None:
+        """Move these rows of W by `share`, with what `_fill` gave for them."""
+        if isinstance(share, float):
+            rows.sub_(kept, alpha=share)
+        else:
+            rows.sub_(kept.mul_(share))
+
+
+def _room(workspace: Tensor, after: int, tile: Tensor) -> Tensor:
+    """What follows the first `after` elements of the workspace, in the shape of the tile."""
+    return workspace[after : after + tile.numel()].view(tile.shape)
 
 
 class RmsUpdate(DenseUpdate):
@@ -92,42 +122,32 @@ class RmsUpdate(DenseUpdate):
     sums are float64's, the products of a tile its own precision's.
     """
 
-    def __init__(self, W: Tensor, left: Tensor, right: Tensor) -> None:
-        super().__init__(W, left, right)
-        self.width = W.shape[1]  # whole rows, which lie one after the other
-        self.height = max(1, min(len(W), WORKSPACE.get(W.device.type, WORKSPACE_ELSEWHERE) // self.width))
-        self.kept_from = len(W) - self.height
-
     def change(self) -> Tensor:
         wide = accumulation_dtype(self.W.device)
-        workspace = self.W.new_empty(self.height * self.width)
-        shared = []
-        height = max(1, self.height // 2)
-        for top in range(0, self.kept_from, height):
-            bottom = min(top + height, self.kept_from)
-            tile = self._batch_rows(workspace, top, bottom)
-            shared.append(torch.dot(tile.view(-1), self.W[top:bottom].view(-1)))
-        self.kept = self._batch_rows(workspace, self.kept_from, len(self.W))
-        shared.append(torch.dot(self.kept.view(-1), self.W[self.kept_from :].view(-1)))
+        shared = self._sum_over_tiles()
         own = torch.linalg.vector_norm(self.W).to(wide).square()
         target = (gram(self.left) * gram(self.right)).sum()
-        square: Tensor = own - 2.0 * torch.stack(shared).sum(dtype=wide) + target
+        square: Tensor = own - 2.0 * shared + target
         return (square.clamp_min(0.0) / self.W.numel()).sqrt().to(self.W.dtype)
 
-    def move(self, share: Tensor | float) -> None:
-        """Move W by `share`; here `kept` holds the last rows of W_batch."""
-        kept, self.kept = self.kept, None
-        super().move(share)
-        if kept is not None:
-            self.W[self.kept_from :].lerp_(kept, share)
+    def _widest(self, columns: int) -> int:
+        return columns  # whole rows, which lie one after the other
 
-    def _batch_rows(self, workspace: Tensor, top: int, bottom: int) -> Tensor:
-        left = self.left[:, top:bottom].mT
+    def _fill(self, workspace: Tensor, tile: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """`left @ right`: these rows of W_batch."""
         if torch.compiler.is_compiling():
-            return left @ self.right
-        out = workspace[: (bottom - top) * self.width].view(bottom - top, self.width)
-        torch.mm(left, self.right, out=out)
+            return left @ right
+        out = _room(workspace, self.at_once, tile)
+        torch.mm(left, right, out=out)
         return out
+
+    def _measure(self, filled: Tensor, tile: Tensor) -> list[Tensor]:
+        """The inner product with W."""
+        pairs = zip(*(torch.split(x.view(-1), self.at_once) for x in (filled, tile)), strict=True)
+        return [torch.dot(batch, running).to(accumulation_dtype(tile.device)) for batch, running in pairs]
+
+    def _move_kept(self, rows: Tensor, kept: Tensor, share: Tensor | float) -> None:
+        rows.lerp_(kept, share)
 
 
 class PrimalUpdate:

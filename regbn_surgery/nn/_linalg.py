@@ -15,8 +15,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-#: Columns converted to float64 at a time, where there are more than can be converted at once: the copy stays in the
-#: cache, and small beside a feature map of any size.
+from ._workspace import borrow, give_back
+
+#: Elements converted to float64 at a time on the host, in memory that is at hand; of few of them any memory will do.
+CONVERTED_AT_ONCE = 1 << 19
+FEW = 1 << 15
+#: Columns converted at a time elsewhere, where there are more than can be converted at once. Both are small beside a
+#: feature map of any size.
 CHUNK = 1 << 11
 AT_ONCE = 1 << 13
 
@@ -29,6 +34,11 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
 def values_at_hand(x: Tensor) -> bool:
     """Whether the host can read x without waiting, tracing or unwrapping: a plain tensor on the CPU, run eagerly."""
     return x.device.type == "cpu" and type(x) is Tensor and runs_plainly()
+
+
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`, which takes a microsecond even where there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def runs_plainly() -> bool:
@@ -78,6 +88,10 @@ def narrow_product(wide: Tensor, x: Tensor) -> Tensor:
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b.T` in the accumulation dtype, [p, k] x [q, k] -> [p, q]."""
     wide = accumulation_dtype(a.device)
+    if a.dtype == wide and b.dtype == wide:
+        return a @ b.mT
+    if a.numel() + b.numel() > FEW and values_at_hand(a) and values_at_hand(b):
+        return _product_on_host(a, b, wide)
     if a.shape[-1] <= AT_ONCE:
         whole = a.to(wide)
         return whole @ (whole if a is b else b.to(wide)).mT
@@ -85,6 +99,24 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     for left, right in zip(torch.split(a, CHUNK, -1), torch.split(b, CHUNK, -1), strict=True):
         wide_left = left.to(wide)
         total.addmm_(wide_left, (wide_left if a is b else right.to(wide)).mT)
+    return total
+
+
+def _product_on_host(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:
+    """The same, with the conversions in memory that is at hand."""
+    rows, size = len(a) if a is b else len(a) + len(b), a.shape[-1]
+    columns = min(size, max(1, CONVERTED_AT_ONCE // max(1, rows)))
+    buffer = borrow(rows * columns, wide)
+
+    def converted(x: Tensor, start: int, before: int) -> Tensor:
+        part = x[:, start : start + columns]
+        return buffer[before : before + part.numel()].view(part.shape).copy_(part)
+
+    total = a.new_zeros((len(a), len(b)), dtype=wide)
+    for start in range(0, size, max(1, columns)):
+        left = converted(a, start, 0)
+        total.addmm_(left, (left if a is b else converted(b, start, left.numel())).mT)
+    give_back(buffer)
     return total
 
 

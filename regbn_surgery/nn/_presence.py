@@ -46,9 +46,10 @@ def keep_rows(x: Tensor, present: Tensor | None) -> Tensor:
 
 def present_rows(sides: tuple[Tensor, ...], given: Tensor | None) -> Tensor | None:
     """[b] bool: in which rows none of the sides [b, ...] is all zero and `given` [b] is true; None for all of them."""
-    if values_at_hand(sides[0]) and values_at_hand(sides[-1]) and (given is None or values_at_hand(given)):
+    looked_at = sides if given is None else (*sides, given)
+    if all(map(values_at_hand, looked_at)):
         whole = given is None or bool(given.all())
-        if whole and all(_rows_nonzero(x) for x in sides):
+        if whole and all(map(_rows_nonzero, sides)):
             return None
     found = given
     for x in sides:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .._codes import coded
 from .._errors import RegBNWarning
 from ._dense import DenseUpdate, PrimalUpdate, RmsUpdate
-from ._linalg import exporting, values_at_hand
+from ._linalg import as_dtype, exporting, values_at_hand
 from ._low_rank import LowRankUpdate
 from ._multiplier import Ridge
 from ._no_gradient import without_gradient
@@ -288,10 +288,9 @@ class RunningState(nn.Module):
 
 
 def _residual(f: Tensor, g: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
-    *inner, last = (factor.to(f.dtype) for factor in factors)
-    for factor in inner:
-        g = g @ factor
-    return torch.addmm(f, g, last, alpha=-1.0)
+    for factor in factors[:-1]:
+        g = g @ as_dtype(factor, f.dtype)
+    return torch.addmm(f, g, as_dtype(factors[-1], f.dtype), alpha=-1.0)
 
 
 def adaptive_share(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import _checks, functional
 from ._dense import PrimalUpdate
 from ._features import Features, Preparation, mean_over_positions
-from ._linalg import accumulation_dtype
+from ._linalg import accumulation_dtype, as_dtype
 from ._multiplier import Limits
 from ._no_gradient import without_gradient
 from ._norms import input_norm, output_norm
@@ -213,7 +213,9 @@ class RegBN(RunningState):
         call = Call(f_mask, g_mask, present, training, n_epoch, multiplier, ranks, zeros_absent)
         kind = f.device.type
         # The compiler of torch 2.6 refuses to ask which kinds have an autocast.
-        has_autocast = kind != "meta" if torch.compiler.is_compiling() else torch.amp.is_autocast_available(kind)
+        has_autocast = kind == "cpu" or (
+            kind != "meta" if torch.compiler.is_compiling() else torch.amp.is_autocast_available(kind)
+        )
         if has_autocast and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
                 return self._normalize(f, g, call)
@@ -221,7 +223,7 @@ class RegBN(RunningState):
 
     def _normalize(self, f: Tensor, g: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         work = torch.promote_types(torch.promote_types(f.dtype, g.dtype), self.change_mean.dtype)
-        given = (f.to(work), g.to(work))
+        given = (as_dtype(f, work), as_dtype(g, work))
         pooled = given
         if self.options.reduce == "mean":
             pooled = (mean_over_positions(given[0], call.f_mask), mean_over_positions(given[1], call.g_mask))
@@ -242,7 +244,7 @@ class RegBN(RunningState):
             residual = self.subtract(features.f_raw, features.g_raw, self.running, present)
         f_out = self.norm_f_out(features.restore(residual, self.options.reduce == "mean"))
         g_out = self.norm_g_out(given[1]) if self.options.replace == "both" else g
-        return f_out.to(f.dtype), g_out.to(g.dtype)
+        return as_dtype(f_out, f.dtype), as_dtype(g_out, g.dtype)
 
     # -- the fit -----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import pytest
 
 from regbn_surgery._report.page import to_page
 
-from ..report.graphs import POINT, after, before, box, graph, layers, node
+from ..report.graphs import POINT, after, before, box, crossing, graph, layers, node
 
 
 class Host:
@@ -71,6 +71,35 @@ class TestPicture:
           return bad;
         }""")
         assert overlaps == []
+
+    @pytest.mark.parametrize("make", [lambda: before(4), after, crossing], ids=["before", "after", "crossing"])
+    def test_no_edge_runs_over_a_call_that_it_does_not_join(self, visit, make):
+        page = visit(to_page(make()))
+        page.keyboard.press("e")
+        crossed = page.evaluate("""() => {
+          const bad = [];
+          for (const { edge, points } of shown.edges) for (const [id, r] of shown.nodes) {
+            if (id === edge.source || id === edge.target) continue;
+            for (let i = 1; i < points.length; i++) for (let k = 0; k <= 20; k++) {
+              const [[x1, y1], [x2, y2]] = [points[i - 1], points[i]];
+              const x = x1 + (x2 - x1) * k / 20, y = y1 + (y2 - y1) * k / 20;
+              const over = x > r.x && x < r.x + r.w && y > r.y && y < r.y + r.h;
+              if (over) bad.push(`${edge.source} > ${edge.target} over ${id}`);
+            }
+          }
+          return [...new Set(bad)];
+        }""")
+        assert crossed == []
+
+    def test_all_calls_are_in_view_at_once(self, visit):
+        page = visit(to_page(before(4)))
+        page.set_viewport_size({"width": 390, "height": 800})
+        page.check("#all")
+        settled(page)
+        stage, scene = (page.locator(name).bounding_box() for name in ("#stage", "#nodes"))
+        assert scene["x"] >= stage["x"]
+        assert scene["x"] + scene["width"] <= stage["x"] + stage["width"]
+        assert scene["y"] + scene["height"] <= stage["y"] + stage["height"] + 1
 
     def test_calls_come_below_what_they_read(self, visit):
         page = visit(to_page(before(3)))
@@ -341,24 +370,20 @@ def test_text_from_the_model_is_shown_and_never_run(visit):
     assert f"fusion point {closing}" in page.locator("#details").inner_text()
 
 
-def test_two_thousand_nodes_stay_fluid(visit):
-    """Everything open at once, and the picture moved: the time for each frame, as the browser counts it."""
+def test_of_two_thousand_nodes_only_those_in_view_are_drawn(visit):
+    """Everything open at once, zoomed in and moved: a browser's time for a frame goes with what is displayed."""
     nodes, pairs, boxes = layers(100, each=20)
     page = visit(to_page(graph(nodes, pairs, boxes, {"cat": POINT})))
-    took = page.evaluate("() => { const t = performance.now(); openAll(true); return performance.now() - t; }")
+    page.evaluate("openAll(true)")
     assert len(shown(page)) == len(nodes) > 2000
-    frames = page.evaluate("""async () => {
-      zoom(8);
-      const times = [];
-      let last = performance.now();
-      for (let i = 0; i < 40; i++) {
-        state.y -= 37; if (i % 4 === 0) zoom(i % 8 ? 0.9 : 1.1); move();
-        await new Promise(requestAnimationFrame);
-        const now = performance.now(); times.push(now - last); last = now;
-      }
-      return times.sort((a, b) => a - b);
-    }""")
-    median = frames[len(frames) // 2]
-    print(f"opened in {took:.0f} ms, median frame {median:.1f} ms")  # noqa: T201  the figure is wanted with -s
-    assert took < 5000
-    assert median < 100  # software rendering on a shared core; with a screen it is a fraction
+    page.evaluate("zoom(40)")
+    settled(page)
+    counted = """() => [...document.querySelectorAll("#nodes g, #edges path, #boxes g")]
+      .filter((e) => e.style.display !== "none").length"""
+    assert 0 < page.evaluate(counted) < 200
+    page.evaluate("state.y -= 400; move()")
+    settled(page)
+    assert 0 < page.evaluate(counted) < 200
+    page.evaluate("fit()")
+    settled(page)
+    assert page.evaluate(counted) > 400

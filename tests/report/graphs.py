@@ -74,3 +74,22 @@ def after(count: int = 4) -> ModelGraph:
     pairs = [pair for pair in pairs if not pair.endswith("> /cat")]
     pairs += [f"{last} > regbn_late (RegBN)", "embed > regbn_late (RegBN)", "regbn_late (RegBN) > /cat"]
     return graph(nodes, pairs, boxes, {"cat": POINT}, changed=("",))
+
+
+def crossing(count: int = 6) -> ModelGraph:
+    """One text that every layer reads deep inside, and a first layer that the last one and the output read again."""
+    nodes = [node("input image", kind="input"), node("input text", kind="input", home=("text",))]
+    boxes, pairs, last = [box("decoder", class_name="Decoder")], [], "input image"
+    for i in range(count):
+        name = f"decoder.{i}"
+        inside = f"{name}.cross"
+        boxes += [box(name, "decoder", "Layer"), box(inside, name, "Attention")]
+        for part, where in (("norm", name), ("query", inside), ("key", inside), ("join", inside), ("out", name)):
+            nodes.append(node(f"{where}.{part}", where, "module", label=f"{part}: Linear"))
+        pairs += [f"{last} > {name}.norm", f"{name}.norm > {inside}.query", f"input text > {inside}.key"]
+        pairs += [f"{inside}.query > {inside}.join", f"{inside}.key > {inside}.join", f"{inside}.join > {name}.out"]
+        pairs.append(f"{last} > {name}.out")
+        last = f"{name}.out"
+    nodes.append(node("output", kind="output", home=("image", "text")))
+    pairs += [f"{last} > output", "decoder.0.cross.join > output", "input text > output"]
+    return graph(nodes, pairs, boxes)

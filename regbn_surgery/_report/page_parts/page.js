@@ -466,7 +466,7 @@ stage.addEventListener("wheel", (event) => {
 }, { passive: false });
 
 $("search").addEventListener("input", (event) => search(event.target.value));
-$("all").addEventListener("change", (event) => { state.all = event.target.checked; draw(); });
+$("all").addEventListener("change", (event) => { state.all = event.target.checked; draw(); fit(); });
 $("next").addEventListener("click", () => next(1));
 $("zoomin").addEventListener("click", () => zoom(1.25));
 $("zoomout").addEventListener("click", () => zoom(0.8));

@@ -17,6 +17,7 @@ from ._errors import RegBNError
 from ._inputs import InputsLike, as_inputs, is_function, shared_axis
 from ._leaving_out import perform_borne
 from ._plan.advice import site_path
+from ._rules.naming import home_name
 from ._state import preserved, seeded
 from ._surgery import RegBNSite, explain, identity
 from ._types import Plan, PlannedSite
@@ -110,7 +111,7 @@ def _judge(site: PlannedSite, f: Tensor, g: Tensor) -> Iterator[str]:
     if chance > _LEVEL:
         yield coded(
             "RB118",
-            f"at {site_path(site)}, {'+'.join(site.f.home)} and {'+'.join(site.g.home)} look linearly independent in "
+            f"at {site_path(site)}, {home_name(site.f.home)} and {home_name(site.g.home)} look linearly independent in "
             f"the {samples} samples of the example (permutation test, p = {chance:.2f}): there may be nothing to "
             "remove",
         )

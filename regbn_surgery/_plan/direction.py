@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .._rules.matching import meeting_homes, spell_homes
+from .._rules.naming import names_all, names_part
 from .._types import FusionPoint, Side, Site
 
 
@@ -42,10 +43,10 @@ def _ways(site: Site, normalize: str | None, against: str | None) -> list[tuple[
     """The directions that fit the named modalities; among several the one whose branches hold nothing else."""
 
     def fits(name: str | None, side: int) -> bool:
-        return name is None or name in site.sides[side].home
+        return name is None or names_part(name, site.sides[side].home)
 
     def is_exactly(name: str | None, side: int) -> bool:
-        return name is None or site.sides[side].home == (name,)
+        return name is None or names_all(name, site.sides[side].home)
 
     ways = [(f, g) for f, g in ((0, 1), (1, 0)) if fits(normalize, f) and fits(against, g)]
     if len(ways) == 2 and (normalize or against):

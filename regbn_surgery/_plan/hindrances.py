@@ -7,6 +7,7 @@ from typing import Any
 
 from .._errors import RegBNOptionError
 from .._rules.matching import spell_homes
+from .._rules.naming import home_name
 from .._types import PlannedSite, Side, Site
 from ..nn.options import RegBNOptions
 
@@ -44,7 +45,7 @@ def unknown_layout(side: Side, name: str) -> list[str]:
     else:
         what = "channel axis"
         remedy = "no parametrised operation before it shows which axis holds channels; name another pair of points"
-    return [f"the {what} of {name} ({shape}, of {'+'.join(side.home)}) is unknown (evidence: {evidence}); {remedy}"]
+    return [f"the {what} of {name} ({shape}, of {home_name(side.home)}) is unknown (evidence: {evidence}); {remedy}"]
 
 
 def size_problems(site: PlannedSite, stated: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from .._errors import NothingMatchedError, PlanError, RulesError
 from .._rules.checks import unknown_modality
 from .._rules.document import Rules
 from .._rules.matching import Selection, select, spell_homes
+from .._rules.naming import parts_of
 from .._rules.problems import Path, Problem, did_you_mean, listing, render
 from .._rules.schema import InputSpec, Match, Rule
 from .._types import Decision, FusionPoint, Inspection, Plan
@@ -96,7 +97,7 @@ class _Planner:
         """Names in rules that no modality of this model has (the file's own list has been checked on reading)."""
         problems: list[Problem] = []
         for path, name in _named_modalities(self.rules):
-            if name not in self.order:
+            if parts_of(name, self.order) is None:
                 problems.append(Problem(path, unknown_modality(name, list(self.order))))
         if problems:
             ids = {index: rule.id for index, rule in enumerate(self.rules.rules)}

@@ -13,6 +13,7 @@ from .._analysis._runs import Run, ordered
 from .._codes import coded, text_of
 from .._errors import RewriteError
 from .._inputs import Batches
+from .._rules.naming import home_name
 from .._types import Modality
 from .._visible import visible
 from ._guard import MODALITIES, RECORD
@@ -68,7 +69,7 @@ class Verification:
     def __str__(self) -> str:
         lines = [f"{self.model} in {'training' if self.training else 'evaluation'}:"]
         for site in self.sites:
-            f, g = ("+".join(side) for side in site.wanted)
+            f, g = (home_name(side) for side in site.wanted)
             lines.append(f"  {site.name}: {site.problem or f'ran {site.runs} x, f is {f}, g is {g}, as the rule says'}")
         return visible("\n".join(lines))
 
@@ -147,7 +148,7 @@ def _is_right(
 
 
 def _words(pair: Sequence[Sequence[str]]) -> str:
-    f, g = ("+".join(side) or "nothing" for side in pair)
+    f, g = (home_name(side) or "nothing" for side in pair)
     return f"f {f} and g {g}"
 
 

@@ -127,7 +127,7 @@ class TestShow:
         (tmp_path / "r.yaml").write_text(RULES.replace("concat", "scatter"))
         result = run("show", MODEL, "r.yaml")
         assert result.exit_code == 1
-        assert "r.yaml:2:20: rule `late` matches no fusion point" in result.stderr
+        assert "r.yaml:2:34: rule `late` matches no fusion point" in result.stderr
 
     def test_an_unknown_key_is_told_before_the_model_is_loaded(self, run, library, tmp_path):
         (tmp_path / "r.yaml").write_text(RULES.replace("kind", "knd"))

@@ -78,7 +78,7 @@ def test_show(run, files, factory):
         (
             ["show", "end_to_end_model.py:build", "never.yaml"],
             1,
-            "never.yaml:2:21: rule `never` matches no fusion point",
+            "never.yaml:2:35: rule `never` matches no fusion point",
         ),
     ],
 )

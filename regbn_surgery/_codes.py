@@ -178,6 +178,7 @@ _KINDS = (
         "the steps of `diagnose` are too few for the running projection",
         "Give more `--steps`, or leave them out.",
     ),
+    NoteKind("RB307", "batches of one sample are left out of the fit", "Give batches of two or more samples."),
     # a rewritten model in use
     NoteKind(
         "RB401",

@@ -60,8 +60,8 @@ def verify(
     with progress("loading torch and the model"), quiet_stdout():
         from .._api import regbnify
         from .._api import verify as verified
+        from .._given_batches import call_of
         from .._inputs import find_inputs
-        from .._probe import call_of
         from .loading import load_data
 
         built, inputs = request.load(weights=True, section=parsed.inputs)

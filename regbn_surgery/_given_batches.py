@@ -13,6 +13,7 @@ from ._diagnosis import MINIMUM
 from ._errors import InputsError
 from ._inputs import Inputs, as_inputs, shared_axis
 from ._report.words import count_text
+from ._user_code import drawn
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class GivenBatches:
 
 def read_batches(model: nn.Module, data: Iterable[Any]) -> GivenBatches:
     """The batches as calls, empty ones left out. Raises InputsError where nothing is left."""
-    calls = [call_of(model, batch) for batch in data]
+    calls = [call_of(model, batch) for batch in drawn(data, InputsError)]
     if not calls:
         raise InputsError(
             "the data gave no batch; `--data` must name an iterable of batches, or a function that returns one"

@@ -18,6 +18,7 @@ from . import _resizing, _tree
 from ._codes import coded
 from ._errors import InputsError
 from ._resizing import Way
+from ._user_code import users_own
 
 
 class Inputs:
@@ -171,12 +172,18 @@ def make_batches(model: nn.Module, example: InputsLike) -> Batches:
     if are_two(example):
         return _with_second(model, *map(as_inputs, example))
     if is_function(example):
-        small, large = (as_inputs(example(size)) for size in BATCH_SIZES)
+        small, large = (as_inputs(_made(example, size)) for size in BATCH_SIZES)
         for inputs in (small, large):
             named_leaves(model, inputs)
         return Batches(small, large, BATCH_SIZES)
     first, *others = _readings(model, as_inputs(example))
     return replace(first, others=tuple(others))
+
+
+def _made(function: Any, size: int) -> Any:
+    name = getattr(function, "__qualname__", type(function).__name__)
+    with users_own(f"`{name}`, which makes example inputs of a batch size, called with {size},", InputsError):
+        return function(size)
 
 
 def is_function(example: InputsLike) -> bool:

@@ -154,6 +154,21 @@ def test_data_that_cannot_be_used(data, says):
         diagnose(Two(), data, 8)
 
 
+def test_an_error_of_the_users_own_data_or_example_is_told_as_theirs():
+    def broken():
+        yield from batches(0.5, 2)
+        raise OSError("disk")
+
+    with pytest.raises(InputsError, match=r"reading batch 2 of the data failed: OSError: disk \(.*test_probe.py:\d+\)"):
+        diagnose(Two(), broken(), 8)
+
+    def example(size):
+        raise KeyError(size)
+
+    with pytest.raises(InputsError, match=r"example`, which .* called with 2, failed: KeyError: 2 \(.*test_probe.py:"):
+        diagnose(Two(), batches(0.5, 2), 8, example=example)
+
+
 def sized(*sizes: int):
     """Batches of dependent x and y, of these sizes."""
     return [batch for size in sizes for batch in batches(0.5, 1, size)]

@@ -52,9 +52,17 @@ def rehearse(
     except RegBNError as error:
         failure = coded("RB106", f"tried on a copy, the surgery fails: {error}")
         return dataclasses.replace(plan, notes=(*plan.notes, *kept([failure], plan.ignore)))
-    tiers = {(site.host, site.name): report.tier for report in explain(twin) for site in report.sites}
+    return examined(twin, plan, analysis, example)
+
+
+def examined(rewritten: nn.Module, plan: Plan, analysis: Analysis, example: InputsLike | None) -> Plan:
+    """A plan that has been done, with the way in which each site went in, and with what the user's example shows of
+    its pairs. `plan` and `show` take their notes from here."""
+    if not plan.sites:
+        return plan
+    tiers = {(site.host, site.name): report.tier for report in explain(rewritten) for site in report.sites}
     sites = tuple(dataclasses.replace(site, tier=tiers.get((site.host, site.name))) for site in plan.sites)
-    notes = [*plan.notes, *kept(_independent(twin, plan, example, analysis.writes_parameters), plan.ignore)]
+    notes = [*plan.notes, *kept(_independent(rewritten, plan, example, analysis.writes_parameters), plan.ignore)]
     return dataclasses.replace(plan, sites=sites, notes=tuple(notes))
 
 

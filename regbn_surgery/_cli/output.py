@@ -21,6 +21,8 @@ from .._visible import visible
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from .._types import Plan
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 #: A problem that is not ours to explain: a fault in this program or in the model's own code.
@@ -105,6 +107,14 @@ def finding(text: str) -> NoReturn:
     """End a command that has found something amiss: say what, also under `--quiet`, and exit with 1."""
     click.echo(visible(text), err=True)
     raise click.exceptions.Exit(1)
+
+
+def finish_plan(planned: Plan) -> None:
+    """What every command with a plan ends with: its warnings on stderr, too, and a finding where it does nothing."""
+    for text in planned.warnings:
+        message(f"warning: {text}")
+    if not planned.sites:
+        finding("nothing would be normalised")
 
 
 def next_step(text: str, *words: str) -> None:

@@ -162,7 +162,12 @@ _KINDS = (
         "There may be nothing to remove: measure with `diagnose` on more data.",
     ),
     # verify
-    NoteKind("RB201", "a RegBN did not run in a call", "The modalities do not meet in it; see `missing` in the rules."),
+    NoteKind(
+        "RB201",
+        "a RegBN did not run in a call",
+        "Nothing, if a modality is left out in it (see `missing` in the rules); where the note names another call, at "
+        "which they meet, give `regbnify` such a call, too, or add a rule for it.",
+    ),
     NoteKind("RB202", "f and g are exchanged in a call", "Name both sides in the rule: `normalize` and `against`."),
     NoteKind(
         "RB203", "a RegBN ran on other modalities in a call", "Split the rule, or give `regbnify` such a call, too."

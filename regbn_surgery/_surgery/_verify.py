@@ -114,13 +114,35 @@ def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> V
     wrong = [pair for pair in distinct if not _is_right(pair, wanted, mixes)]
     problem = ""
     if not frames:
-        problem = coded("RB201", f"did not run: {_words(wanted)} do not meet in this call")
+        where = _meeting_place(run, wanted) or "do not meet in this call"
+        problem = coded("RB201", f"did not run: {_words(wanted)} {where}")
     elif wrong:
         found = f"{_words(wrong[0])}, where the rule says {_words(wanted)}"
         exchanged = wanted[::-1] in wrong
         problem = coded("RB202", f"f and g are exchanged: {found}") if exchanged else ""
         problem = problem or coded("RB203", f"ran on other modalities: {found}")
     return VerifiedSite(path, planned.rule, wanted, distinct, len(frames), problem)
+
+
+def _meeting_place(run: Run, wanted: tuple[tuple[str, ...], tuple[str, ...]]) -> str:
+    """Where the two streams meet in a call in which they do not come to their RegBN; "" where they do not."""
+    for exactly in (True, False):
+        for meeting in run.flow.meetings:
+            homes = [ordered(run, met.home) for met in meeting.all_operands()]
+            pairs = ((f, g) for i, f in enumerate(homes) for j, g in enumerate(homes) if i != j)
+            if pair := next((pair for pair in pairs if _covers(pair, wanted, exactly)), None):
+                source = "" if meeting.op.source is None else f" ({meeting.op.source})"
+                owner = run.trace.path_of(meeting.op)
+                call = f"`{meeting.op.name.strip('_')}`" + (f" in `{owner}`" if owner else "")
+                carried = "" if exactly else f", as {_words(pair)}"
+                return f"meet at another call, {call}{source}{carried}"
+    return ""
+
+
+def _covers(
+    found: tuple[tuple[str, ...], tuple[str, ...]], wanted: tuple[tuple[str, ...], tuple[str, ...]], exactly: bool
+) -> bool:
+    return found == wanted if exactly else found[0] != found[1] and _is_right(found, wanted, mixes=True)
 
 
 def _homes(

@@ -12,6 +12,7 @@ from . import _tree
 from ._diagnosis import MINIMUM
 from ._errors import InputsError
 from ._inputs import Inputs, as_inputs, shared_axis
+from ._misfits import misfit
 from ._report.words import count_text
 from ._user_code import drawn
 
@@ -76,16 +77,17 @@ def call_of(model: nn.Module, batch: Any) -> Inputs:
     candidates.append(batch)
     if isinstance(batch, tuple) and len(batch) > 1:
         candidates.append(batch[:-1])
-    problem: Exception | None = None
+    problem = ""
     for candidate in candidates:
         inputs = as_inputs(candidate)
         try:
             _tree.bind(model.forward, inputs.args, inputs.kwargs)
         except TypeError as error:
-            problem = problem or error
+            problem = problem or misfit(model.forward, inputs.kwargs, error)
             continue
         return inputs
     raise InputsError(
-        f"A batch of the data does not fit {type(model).__name__}.forward: {problem}. Given: {candidates[0]!r:.200}. "
+        f"A batch of the data does not fit {type(model).__name__}.forward: {problem}. "
+        f"Given: {as_inputs(candidates[0])!r:.200}. "
         "The data must give the model's arguments, or pairs of these and a target."
     )

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _resizing, _tree
 from ._codes import coded
 from ._errors import InputsError
+from ._misfits import misfit
 from ._resizing import Way
 from ._user_code import users_own
 
@@ -151,8 +152,9 @@ def named_leaves(model: nn.Module, inputs: Inputs) -> list[tuple[str, Any]]:
         hint = ""
         if inputs.kwargs and not inputs.args:
             hint = " A dict means keyword arguments; if forward takes one dict, give Inputs({...})."
+        why = misfit(model.forward, inputs.kwargs, error)
         raise InputsError(
-            f"The example inputs do not fit {type(model).__name__}.forward: {error}. Given: {inputs!r}.{hint}"
+            f"The example inputs do not fit {type(model).__name__}.forward: {why}. Given: {inputs!r}.{hint}"
         ) from error
     return list(_tree.leaves(named, objects=True))
 

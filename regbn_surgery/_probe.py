@@ -24,6 +24,7 @@ from ._diagnosis import MINIMUM, Dependence, dependence
 from ._errors import InputsError, RegBNError
 from ._given_batches import GivenBatches, read_batches
 from ._inputs import Inputs, InputsLike
+from ._misfits import refusing_strange_names
 from ._report.words import count_text
 from ._rules import Rules
 from ._surgery import explain
@@ -74,6 +75,7 @@ class Diagnosis:
         return plain(dependence_view(self))
 
 
+@refusing_strange_names
 @guarding
 def diagnose(
     model: nn.Module,

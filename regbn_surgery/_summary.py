@@ -15,6 +15,7 @@ from . import _tree
 from ._analysis import MODEL_ERRORS
 from ._errors import CaptureError, RewriteError
 from ._inputs import Inputs, InputsLike, as_inputs, find_inputs, make_batches
+from ._misfits import refusing_strange_names
 from ._state import preserved, seeded
 from ._surgery import RegBNSite, explain
 from ._surgery._classes import original_class
@@ -77,6 +78,7 @@ class Summary:
         return plain(summary_view(self))
 
 
+@refusing_strange_names
 @guarding
 def summary(
     model: nn.Module, example_inputs: InputsLike | None = None, *, calls: int = 3, training: bool = False

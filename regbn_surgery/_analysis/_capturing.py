@@ -20,6 +20,7 @@ from .._codes import coded
 from .._errors import CaptureError, RegBNError
 from .._fakes import META, REAL, Fakes, runs_on_meta, standing_in, wants_values
 from .._inputs import SECOND_SIZE, Batches, Inputs
+from .._misfits import missing_key
 from .._state import preserved, seeded, watching_parameters
 from .._trace import Trace, capture, is_user_file
 from ._layouts import makes_more, same_calls
@@ -206,7 +207,8 @@ def _running(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool, 
             mode = "training" if training else "evaluation"
             raise CaptureError(
                 f"{type(model).__name__} could not be run in {mode} mode on {inputs!r}: {type(error).__name__}: "
-                f"{error}. Check that the same call works without regbn_surgery."
+                f"{error}.{missing_key(error, (inputs.args, inputs.kwargs))} Check that the same call works without "
+                "regbn_surgery."
             ) from error
 
 

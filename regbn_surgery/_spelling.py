@@ -7,7 +7,13 @@ from collections.abc import Iterable
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean `concat`?` or nothing, to be put at the end of a sentence.
+    """`; did you mean `concat`?` or nothing, to be put at the end of a sentence."""
+    near = nearest(word, known)
+    return "" if near is None else f"; did you mean `{near}`?"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one is near to, if there is one.
 
     A name that differs in upper and lower case alone comes first, then names that are near without regard to case.
     """
@@ -17,9 +23,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         by_lower.setdefault(name.lower(), []).append(name)
     near = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
     if not near:
-        return ""
-    best = max(by_lower[near[0]], key=lambda name: difflib.SequenceMatcher(None, word, name).ratio())
-    return f"; did you mean `{best}`?"
+        return None
+    return max(by_lower[near[0]], key=lambda name: difflib.SequenceMatcher(None, word, name).ratio())
 
 
 def listing(names: Iterable[str], limit: int = 12) -> str:

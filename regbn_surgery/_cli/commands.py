@@ -11,6 +11,7 @@ from .._version import __version__
 from . import work
 from .completing import complete_rules
 from .formats import graph_options, write_graph
+from .group import Commands
 from .more_commands import MORE_COMMANDS
 from .options import ModelRequest, ignore_option, modality_option, model_options, verbose_option
 from .output import debuggable, finding, finish_plan, next_step, write_text, write_views
@@ -20,7 +21,7 @@ from .sweep_command import sweep
 from .verify_command import verify
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="regbn-surgery")
 def cli() -> None:
     """Find where the modalities of a PyTorch model meet, and put RegBN there.

@@ -48,9 +48,10 @@ class Commands(click.Group):
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if context.resilient_parsing or name.startswith("-") or self.get_command(context, name) is not None:
-            return super().resolve_command(context, args)
-        self._refuse(context, name)
+        known = context.resilient_parsing or name.startswith("-") or self.get_command(context, name) is not None
+        if not known:
+            self._refuse(context, name)
+        return super().resolve_command(context, args)
 
     def _refuse(self, context: click.Context, name: str) -> NoReturn:
         commands = self.list_commands(context)

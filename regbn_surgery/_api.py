@@ -192,7 +192,8 @@ def _together(one: Verification, other: Verification) -> Verification:
         carried = tuple(dict.fromkeys((*first.carried, *second.carried)))
         problem = wrong[0] if wrong else "" if runs else first.problem
         sites.append(dataclasses.replace(first, carried=carried, runs=runs, problem=problem))
-    return dataclasses.replace(one, sites=tuple(sites))
+    notes = tuple(dict.fromkeys((*one.notes, *other.notes)))
+    return dataclasses.replace(one, sites=tuple(sites), notes=notes)
 
 
 def unregbnify(model: Model) -> Model:

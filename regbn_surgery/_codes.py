@@ -80,6 +80,11 @@ _KINDS = (
         "an input is not counted as a modality",
         "If it is one, list it under `modalities` or by `--modality`.",
     ),
+    NoteKind(
+        "RB016",
+        "values on the example are not finite",
+        "Look at the operation that is named, or at the data: RegBN learns nothing from batches with NaN or inf.",
+    ),
     # plan and regbnify
     NoteKind(
         "RB101",
@@ -184,6 +189,7 @@ _KINDS = (
         "Give more `--steps`, or leave them out.",
     ),
     NoteKind("RB307", "batches of one sample are left out of the fit", "Give batches of two or more samples."),
+    NoteKind("RB308", "samples whose features are not finite are left out", "Look for NaN and inf in the data."),
     # a rewritten model in use
     NoteKind(
         "RB401",

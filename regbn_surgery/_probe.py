@@ -127,15 +127,18 @@ def diagnose(
     rows: list[Measured] = []
     alarms, notes = [], []
     for path, planned in plans.items():
-        pair = before.get(path)
-        if pair is None or len(pair[0]) < MINIMUM:
-            saw = f"saw {0 if pair is None else len(pair[0])} samples; {MINIMUM} are needed"
-            notes.append(coded("RB305", f"`{path}` {saw}"))
-            continue
-        name = path if rules is not None else planned.point or path
-        first = dependence(*pair, seed=seed)
         fit = fits.get(path)
-        then = dependence(*after[path], seed=seed) if fit is not None and fit.ratio is not None else None
+        fitted = after.get(path) if fit is not None and fit.ratio is not None else None
+        pair, fitted, strange = _finite(before.get(path), fitted)
+        name = path if rules is not None else planned.point or path
+        if strange:
+            notes.append(coded("RB308", f"`{name}`: {strange}"))
+        if pair is None or len(pair[0]) < MINIMUM:
+            saw = f"saw {0 if pair is None else len(pair[0])} {'finite ' if strange else ''}samples"
+            notes.append(coded("RB305", f"`{path}` {saw}; {MINIMUM} are needed"))
+            continue
+        first = dependence(*pair, seed=seed)
+        then = None if fitted is None else dependence(*fitted, seed=seed)
         ratio = None if fit is None else fit.ratio
         rows.append(Measured(name, planned.point, planned.f.home, planned.g.home, first, then, ratio))
         if fit is not None and fit.left_out:
@@ -301,6 +304,22 @@ def _collected(
         for path, pairs in found.items()
         if pairs
     }
+
+
+def _finite(before: Pair | None, after: Pair | None) -> tuple[Pair | None, Pair | None, str]:
+    """f and g before and after RegBN without the samples that hold NaN or infinite values, and what is to be told."""
+    if before is None:
+        return before, after, ""
+    good = {name: x.flatten(1).isfinite().all(1) for name, x in zip("fg", before, strict=True)}
+    if after is not None:
+        good["RegBN's result"] = torch.stack([x.flatten(1).isfinite().all(1) for x in after]).all(0)
+    keep = torch.stack(list(good.values())).all(0)
+    if bool(keep.all()):
+        return before, after, ""
+    worst = " and ".join(name for name, fine in good.items() if not bool(fine.all()))
+    left = int((~keep).sum())
+    told = f"samples with NaN or infinite values are left out, {left} of {len(keep)} (in {worst})"
+    return (before[0][keep], before[1][keep]), None if after is None else (after[0][keep], after[1][keep]), told
 
 
 def _features(x: Tensor, mask: Tensor | None, pooled: bool) -> Tensor:

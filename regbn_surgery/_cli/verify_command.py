@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .._codes import code_of
+from .._codes import code_of, kept
 from .._errors import CaptureError, InputsError, RegBNWarning
 from .completing import complete_model, complete_rules
 from .destination import output_options
@@ -104,4 +104,5 @@ def verify(
 
 def _told(found: Verification, ignore: tuple[str, ...]) -> Verification:
     """What was found in a call without the problems that are not to be told."""
-    return replace(found, sites=tuple(site for site in found.sites if code_of(site.problem) not in ignore))
+    sites = tuple(site for site in found.sites if code_of(site.problem) not in ignore)
+    return replace(found, sites=sites, notes=kept(found.notes, ignore))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from .._codes import coded, kept
+from .._codes import code_of, coded, kept
 from .._errors import NothingMatchedError, PlanError, RulesError
 from .._rules.checks import unknown_modality
 from .._rules.document import Rules
@@ -80,6 +80,7 @@ class _Planner:
         left_out = (text for texts in self.placer.refused.values() for text in texts)
         self.warnings += [coded("RB102", f"left out: {text}") for text in left_out]
         self.warnings += [*out_of_range(sites), *too_large_in_all(sites)]
+        self.warnings += [note for note in self.inspection.notes if code_of(note) == "RB016"]
         return Plan(
             decisions=tuple(self._decision(point) for point in self.inspection.fusion_points),
             sites=sites,

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .._analysis import Observed, follow_streams
+from .._analysis._finite import not_finite
 from .._analysis._runs import Run, ordered
 from .._codes import coded, text_of
 from .._errors import RewriteError
-from .._inputs import Batches
+from .._inputs import Batches, named_leaves
 from .._rules.naming import home_name
 from .._types import Modality
 from .._visible import visible
@@ -45,6 +46,7 @@ class Verification:
     model: str
     training: bool
     sites: tuple[VerifiedSite, ...]
+    notes: tuple[str, ...] = ()  # on values that are not finite
 
     @property
     def ok(self) -> bool:
@@ -64,13 +66,20 @@ class Verification:
             }
             for site in self.sites
         ]
-        return {"model": self.model, "training": self.training, "ok": self.ok, "sites": sites}
+        return {
+            "model": self.model,
+            "training": self.training,
+            "ok": self.ok,
+            "sites": sites,
+            "notes": list(self.notes),
+        }
 
     def __str__(self) -> str:
         lines = [f"{self.model} in {'training' if self.training else 'evaluation'}:"]
         for site in self.sites:
             f, g = (home_name(side) for side in site.wanted)
             lines.append(f"  {site.name}: {site.problem or f'ran {site.runs} x, f is {f}, g is {g}, as the rule says'}")
+        lines += [f"  {note}" for note in self.notes]
         return visible("\n".join(lines))
 
     def __repr__(self) -> str:
@@ -101,7 +110,9 @@ def carried_and_given(
         name = operation.code.name if operation.code is not None else operation.planned.name
         module = getattr(host, name)
         sites.append(_verified(run, operation, module, paths[id(module)]))
-    return Verification(type(model).__name__, training, tuple(sites)), observed, set(reached)
+    named = () if batches.given is None else named_leaves(model, batches.given)
+    notes = not_finite([run], [(name, leaf) for name, leaf in named if isinstance(leaf, Tensor)])
+    return Verification(type(model).__name__, training, tuple(sites), tuple(notes)), observed, set(reached)
 
 
 def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> VerifiedSite:

@@ -52,6 +52,7 @@ What functions return:
     Diagnosis             what `diagnose` measured
     Dependence            how well g predicts f at one site
     Summary               what `summary` says: each RegBN, and the whole model
+    HostSummary           one host in it, without its RegBN
     RegBNSummary          one RegBN in it
     Sweep                 the results of all runs of `sweep`
     SweepResult           one measure of one run
@@ -111,7 +112,7 @@ if TYPE_CHECKING:
     from ._rules import Rules
     from ._starter import starter_rules
     from ._statistics import statistics
-    from ._summary import RegBNSummary, Summary, summary
+    from ._summary import HostSummary, RegBNSummary, Summary, summary
     from ._surgery import HostReport, Verification, VerifiedSite
     from ._sweep import Sweep, SweepError, SweepResult, sweep
     from ._tracing import trace
@@ -146,7 +147,7 @@ _HOME = {
     "Dependence": "._diagnosis",
     **dict.fromkeys(("Diagnosis", "diagnose"), "._probe"),
     "starter_rules": "._starter",
-    **dict.fromkeys(("RegBNSummary", "Summary", "summary"), "._summary"),
+    **dict.fromkeys(("HostSummary", "RegBNSummary", "Summary", "summary"), "._summary"),
     **dict.fromkeys(("Recipe", "load_regbn", "save_regbn"), "._checkpoint"),
     **dict.fromkeys(("FusionPoint", "Inspection", "Modality", "Plan", "PlannedSite", "Site"), "._types"),
     "Rules": "._rules",
@@ -163,6 +164,7 @@ __all__ = [
     "Diagnosis",
     "FusionPoint",
     "HostReport",
+    "HostSummary",
     "Inputs",
     "InputsError",
     "Inspection",

@@ -20,6 +20,7 @@ from ._facts import find_facts, needs, pair_sides, streams_of
 from ._inputs import InputsLike, are_two, find_inputs, make_batches, named_shapes
 from ._inspecting import refuse_wrapped
 from ._leaving_out import perform_borne
+from ._misfits import refusing_strange_names
 from ._plan import PairSides, ResolvePair, decide, rebind
 from ._rehearsal import rehearse as rehearsed
 from ._rules import InputSpec, Rules
@@ -44,6 +45,7 @@ from ._untested import tell_untested
 RulesLike = Rules | str | os.PathLike[str] | Mapping[str, Any]
 
 
+@refusing_strange_names
 @guarding
 def plan(
     model: nn.Module,
@@ -79,6 +81,7 @@ def plan(
     return rehearsed(model, made, analysis, example_inputs, _copied, strict=strict)
 
 
+@refusing_strange_names
 def regbnify(
     model: Model,
     rules: RulesLike | Plan,
@@ -147,6 +150,7 @@ def operate(
     return done, analysis, target
 
 
+@refusing_strange_names
 @guarding
 def verify(model: nn.Module, example_inputs: InputsLike, *, training: bool | None = None) -> Verification:
     """Say which modalities f and g carry at each RegBN in a call of your choice, against the rules.
@@ -188,7 +192,8 @@ def _together(one: Verification, other: Verification) -> Verification:
         carried = tuple(dict.fromkeys((*first.carried, *second.carried)))
         problem = wrong[0] if wrong else "" if runs else first.problem
         sites.append(dataclasses.replace(first, carried=carried, runs=runs, problem=problem))
-    return dataclasses.replace(one, sites=tuple(sites))
+    notes = tuple(dict.fromkeys((*one.notes, *other.notes)))
+    return dataclasses.replace(one, sites=tuple(sites), notes=notes)
 
 
 def unregbnify(model: Model) -> Model:
@@ -217,6 +222,7 @@ def freeze(model: Model, frozen: bool = True) -> Model:
     return model
 
 
+@refusing_strange_names
 @guarding
 def fold(model: Model, example_inputs: InputsLike | None = None, *, inplace: bool = False) -> Model:
     """A model for inference in which RegBN has become part of the linear layer behind it, where that is exact.

@@ -80,6 +80,11 @@ _KINDS = (
         "an input is not counted as a modality",
         "If it is one, list it under `modalities` or by `--modality`.",
     ),
+    NoteKind(
+        "RB016",
+        "values on the example are not finite",
+        "Look at the operation that is named, or at the data: RegBN learns nothing from batches with NaN or inf.",
+    ),
     # plan and regbnify
     NoteKind(
         "RB101",
@@ -162,7 +167,12 @@ _KINDS = (
         "There may be nothing to remove: measure with `diagnose` on more data.",
     ),
     # verify
-    NoteKind("RB201", "a RegBN did not run in a call", "The modalities do not meet in it; see `missing` in the rules."),
+    NoteKind(
+        "RB201",
+        "a RegBN did not run in a call",
+        "Nothing, if a modality is left out in it (see `missing` in the rules); where the note names another call, at "
+        "which they meet, give `regbnify` such a call, too, or add a rule for it.",
+    ),
     NoteKind("RB202", "f and g are exchanged in a call", "Name both sides in the rule: `normalize` and `against`."),
     NoteKind(
         "RB203", "a RegBN ran on other modalities in a call", "Split the rule, or give `regbnify` such a call, too."
@@ -178,6 +188,8 @@ _KINDS = (
         "the steps of `diagnose` are too few for the running projection",
         "Give more `--steps`, or leave them out.",
     ),
+    NoteKind("RB307", "batches of one sample are left out of the fit", "Give batches of two or more samples."),
+    NoteKind("RB308", "samples whose features are not finite are left out", "Look for NaN and inf in the data."),
     # a rewritten model in use
     NoteKind(
         "RB401",

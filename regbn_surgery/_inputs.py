@@ -17,7 +17,9 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _resizing, _tree
 from ._codes import coded
 from ._errors import InputsError
+from ._misfits import misfit
 from ._resizing import Way
+from ._user_code import users_own
 
 
 class Inputs:
@@ -150,8 +152,9 @@ def named_leaves(model: nn.Module, inputs: Inputs) -> list[tuple[str, Any]]:
         hint = ""
         if inputs.kwargs and not inputs.args:
             hint = " A dict means keyword arguments; if forward takes one dict, give Inputs({...})."
+        why = misfit(model.forward, inputs.kwargs, error)
         raise InputsError(
-            f"The example inputs do not fit {type(model).__name__}.forward: {error}. Given: {inputs!r}.{hint}"
+            f"The example inputs do not fit {type(model).__name__}.forward: {why}. Given: {inputs!r}.{hint}"
         ) from error
     return list(_tree.leaves(named, objects=True))
 
@@ -171,12 +174,18 @@ def make_batches(model: nn.Module, example: InputsLike) -> Batches:
     if are_two(example):
         return _with_second(model, *map(as_inputs, example))
     if is_function(example):
-        small, large = (as_inputs(example(size)) for size in BATCH_SIZES)
+        small, large = (as_inputs(_made(example, size)) for size in BATCH_SIZES)
         for inputs in (small, large):
             named_leaves(model, inputs)
         return Batches(small, large, BATCH_SIZES)
     first, *others = _readings(model, as_inputs(example))
     return replace(first, others=tuple(others))
+
+
+def _made(function: Any, size: int) -> Any:
+    name = getattr(function, "__qualname__", type(function).__name__)
+    with users_own(f"`{name}`, which makes example inputs of a batch size, called with {size},", InputsError):
+        return function(size)
 
 
 def is_function(example: InputsLike) -> bool:

@@ -11,11 +11,14 @@ from torch import nn
 from ._analysis import Analysis, ModalityLike, analyse
 from ._errors import CaptureError, InputsError, RegBNError
 from ._inputs import InputsLike, find_inputs, make_batches
+from ._misfits import refusing_strange_names
 from ._rules.schema import ModalitySpec
+from ._spelling import did_you_mean
 from ._types import Inspection, Modality
 from ._undo import guarding
 
 
+@refusing_strange_names
 def inspect(
     model: nn.Module,
     example_inputs: InputsLike | None = None,
@@ -80,8 +83,10 @@ def _modality(name: str, said: Sequence[str] | Mapping[str, Any] | Modality) -> 
         spec = ModalitySpec.model_validate({key: tuple(v) if isinstance(v, list) else v for key, v in said.items()})
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        known = list(ModalitySpec.model_fields)
+        hint = next((did_you_mean(str(key), known) for key in said if key not in known), "")
         raise InputsError(
-            f"modalities: {name}: {wrong}. A dict may have the keys inputs, modules and slice."
+            f"modalities: {name}: {wrong}. A dict may have the keys inputs, modules and slice{hint}"
         ) from error
     cut = None if spec.slice is None else (spec.slice.dim, *spec.slice.range)
     return Modality(name, spec.inputs, spec.modules, cut)

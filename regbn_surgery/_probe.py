@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _tree
 from ._analysis import MODEL_ERRORS
 from ._api import RulesLike, operate
 from ._codes import coded, kept, text_of
 from ._diagnosis import MINIMUM, Dependence, dependence
 from ._errors import InputsError, RegBNError
-from ._inputs import Inputs, InputsLike, as_inputs
+from ._given_batches import GivenBatches, read_batches
+from ._inputs import Inputs, InputsLike
+from ._misfits import refusing_strange_names
 from ._report.words import count_text
 from ._rules import Rules
 from ._surgery import explain
@@ -74,6 +75,7 @@ class Diagnosis:
         return plain(dependence_view(self))
 
 
+@refusing_strange_names
 @guarding
 def diagnose(
     model: nn.Module,
@@ -89,57 +91,62 @@ def diagnose(
     """Run `model` on `count` batches of `data` and measure the dependence of f on g at each site.
 
     The model runs in evaluation mode, as it is. With `rules`, each RegBN is then fitted on the same batches, in
-    training mode, while everything around it stays in evaluation, and measured on them again.
+    training mode, while everything around it stays in evaluation, and measured on them again. Batches of one sample
+    are measured, and left out of the fit (note RB307).
 
     Args:
         count: how many batches to take.
         rules: as for `plan`.
         data: batches as the model takes them: a tensor or tuple (positional arguments), a dict (keyword arguments),
             or `Inputs`; or pairs of one of these and a target, which is left out.
-        example: inputs to analyse the model with; without it the first batch.
+        example: inputs to analyse the model with; without it the first batch of two or more samples.
         modalities: as for `inspect`; for use without rules.
         seed: random seed of the cross-validation folds.
         steps: fit each RegBN for so many training steps, instead of until its running projection has settled, and say
             where they are too few.
 
     Raises:
-        InputsError: for data that gives no batch, or fewer than 8 samples in all.
+        InputsError: for data that gives no batch, fewer than 8 samples in all, or, without `example`, only batches
+            of one sample.
         RegBNError: as `regbnify` does.
     """
-    batches = [call_of(model, batch) for batch in itertools.islice(data, count)]
-    if not batches:
-        raise InputsError(
-            "the data gave no batch; `--data` must name an iterable of batches, or a function that returns one"
-        )
-    known = batches[0] if example is None else example
+    given = read_batches(model, itertools.islice(data, count))
+    batches = given.calls
     rules = None if rules is None else Rules.load(rules)
-    _, _, rewritten = operate(model, rules or _first_rules(model, known, modalities), known)
+    rewritten = _rewritten(model, given, example, rules, modalities)
     sites = {f"{host.host}.{site.name}".lstrip("."): site for host in explain(rewritten) for site in host.sites}
     places = {path: module for path, module in rewritten.named_modules() if isinstance(module, RegBNSite)}
     plans = {path: sites[path] for path in places}
     rewritten.eval()
     with torch.no_grad():
         before = _collected(rewritten, places, plans, batches, passing_through=True)
-        after, ratios = None, {}
+        after, fits = {}, {}
         if rules is not None:
-            ratios = _fit(rewritten, places, batches, steps)
+            fits = _fit(rewritten, places, batches, steps)
             after = _collected(rewritten, places, plans, batches, passing_through=False)
     rows: list[Measured] = []
     alarms, notes = [], []
     for path, planned in plans.items():
-        pair = before.get(path)
-        if pair is None or len(pair[0]) < MINIMUM:
-            saw = f"saw {0 if pair is None else len(pair[0])} samples; {MINIMUM} are needed"
-            notes.append(coded("RB305", f"`{path}` {saw}"))
-            continue
+        fit = fits.get(path)
+        fitted = after.get(path) if fit is not None and fit.ratio is not None else None
+        pair, fitted, strange = _finite(before.get(path), fitted)
         name = path if rules is not None else planned.point or path
+        if strange:
+            notes.append(coded("RB308", f"`{name}`: {strange}"))
+        if pair is None or len(pair[0]) < MINIMUM:
+            saw = f"saw {0 if pair is None else len(pair[0])} {'finite ' if strange else ''}samples"
+            notes.append(coded("RB305", f"`{path}` {saw}; {MINIMUM} are needed"))
+            continue
         first = dependence(*pair, seed=seed)
-        then = None if after is None else dependence(*after[path], seed=seed)
-        rows.append(Measured(name, planned.point, planned.f.home, planned.g.home, first, then, ratios.get(path)))
-        if then is not None:
+        then = None if fitted is None else dependence(*fitted, seed=seed)
+        ratio = None if fit is None else fit.ratio
+        rows.append(Measured(name, planned.point, planned.f.home, planned.g.home, first, then, ratio))
+        if fit is not None and fit.left_out:
+            notes.append(coded("RB307", f"`{name}`: {fit.words}"))
+        if then is not None and ratio is not None:
             regbn = places[path].regbn
             size = len(pair[0]) // len(batches)
-            found = Evidence(name, regbn.options, first, then, _offset(pair[1]), size, ratios[path])
+            found = Evidence(name, regbn.options, first, then, _offset(pair[1]), size, ratio)
             told = risen(found)
             alarms += [told] if told else []
             notes += verdict(found)
@@ -152,32 +159,21 @@ def diagnose(
     return Diagnosis(type(model).__name__, len(batches), tuple(rows), kept(notes, ignore), kept(alarms, ignore))
 
 
-def call_of(model: nn.Module, batch: Any) -> Inputs:
-    """A batch as a call of the model: as it is, or without the target that follows the inputs.
-
-    Raises InputsError for a batch that fits in neither way.
-    """
-    candidates: list[Any] = []
-    if isinstance(batch, list):
-        batch = tuple(batch)
-    if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], tuple | list | Mapping | Inputs):
-        candidates.append(tuple(batch[0]) if isinstance(batch[0], list) else batch[0])
-    candidates.append(batch)
-    if isinstance(batch, tuple) and len(batch) > 1:
-        candidates.append(batch[:-1])
-    problem: Exception | None = None
-    for candidate in candidates:
-        inputs = as_inputs(candidate)
-        try:
-            _tree.bind(model.forward, inputs.args, inputs.kwargs)
-        except TypeError as error:
-            problem = problem or error
-            continue
-        return inputs
-    raise InputsError(
-        f"A batch of the data does not fit {type(model).__name__}.forward: {problem}. Given: {candidates[0]!r:.200}. "
-        "The data must give the model's arguments, or pairs of these and a target."
-    )
+def _rewritten(
+    model: nn.Module,
+    given: GivenBatches,
+    example: InputsLike | None,
+    rules: Rules | None,
+    modalities: Mapping[str, Any] | None,
+) -> nn.Module:
+    """A copy of the model with RegBN at each site. Raises InputsError that says how many samples are needed."""
+    known = given.example if example is None else example
+    try:
+        return operate(model, rules or _first_rules(model, known, modalities), known)[2]
+    except InputsError as error:
+        if example is None and given.single:
+            raise InputsError(given.too_small(str(error))) from error
+        raise
 
 
 def _run(model: nn.Module, inputs: Inputs, number: int) -> None:
@@ -204,10 +200,10 @@ def _offset(g: Tensor) -> float:
 
 def _fit(
     model: nn.Module, places: Mapping[str, RegBNSite], batches: Sequence[Inputs], steps: int | None
-) -> dict[str, float]:
+) -> dict[str, _Fit]:
     """Let each RegBN see its inputs again and again, as training would, for `steps` or until it has settled.
 
-    Gives for each the size of what its running projection then subtracts over that of what each batch's own does.
+    Batches of one sample are left out: nothing can be fitted on them.
     """
     calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {path: [] for path in places}
 
@@ -223,13 +219,17 @@ def _fit(
             stack.callback(site.regbn.register_forward_hook(keep(path), with_kwargs=True).remove)
         for number, inputs in enumerate(batches):
             _run(model, inputs, number)
+    fits: dict[str, _Fit] = {}
     for path, site in places.items():
+        usable = [(args, kwargs) for args, kwargs in calls[path] if args[0].shape[0] > 1]
         site.train()
-        wanted = max(STEPS, len(calls[path])) if steps is None else steps
-        for args, kwargs in itertools.islice(itertools.cycle(calls[path]), wanted):
+        wanted = max(STEPS, len(usable)) if steps is None else steps
+        for args, kwargs in itertools.islice(itertools.cycle(usable), wanted):
             site.regbn(*args, **kwargs)
         site.eval()
-    return {path: _running_to_batch(site.regbn, calls[path]) for path, site in places.items()}
+        ratio = _running_to_batch(site.regbn, usable) if usable else None
+        fits[path] = _Fit(ratio, len(calls[path]) - len(usable), len(calls[path]))
+    return fits
 
 
 def _running_to_batch(regbn: RegBN, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> float:
@@ -244,6 +244,22 @@ def _running_to_batch(regbn: RegBN, calls: Sequence[tuple[tuple[Any, ...], dict[
             handle.remove()
             sizes[training] += float((args[0] - residuals[0]).double().square().sum())
     return math.sqrt(sizes[False] / sizes[True]) if sizes[True] > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How a RegBN was fitted. `ratio`: the size of what its running projection subtracts over that of what each
+    batch's own does; None where it has seen no batch of two samples, and is not fitted."""
+
+    ratio: float | None
+    left_out: int  # calls of one sample
+    calls: int
+
+    @property
+    def words(self) -> str:
+        if self.ratio is None:
+            return "every batch has one sample, and a fit needs at least 2 in a batch: not measured after RegBN"
+        return f"the fit leaves out batches of one sample ({self.left_out} of {self.calls}); it needs at least 2"
 
 
 Pair = tuple[Tensor, Tensor]
@@ -288,6 +304,22 @@ def _collected(
         for path, pairs in found.items()
         if pairs
     }
+
+
+def _finite(before: Pair | None, after: Pair | None) -> tuple[Pair | None, Pair | None, str]:
+    """f and g before and after RegBN without the samples that hold NaN or infinite values, and what is to be told."""
+    if before is None:
+        return before, after, ""
+    good = {name: x.flatten(1).isfinite().all(1) for name, x in zip("fg", before, strict=True)}
+    if after is not None:
+        good["RegBN's result"] = torch.stack([x.flatten(1).isfinite().all(1) for x in after]).all(0)
+    keep = torch.stack(list(good.values())).all(0)
+    if bool(keep.all()):
+        return before, after, ""
+    worst = " and ".join(name for name, fine in good.items() if not bool(fine.all()))
+    left = int((~keep).sum())
+    told = f"samples with NaN or infinite values are left out, {left} of {len(keep)} (in {worst})"
+    return (before[0][keep], before[1][keep]), None if after is None else (after[0][keep], after[1][keep]), told
 
 
 def _features(x: Tensor, mask: Tensor | None, pooled: bool) -> Tensor:

@@ -17,6 +17,7 @@ from ._errors import RegBNError
 from ._inputs import InputsLike, as_inputs, is_function, shared_axis
 from ._leaving_out import perform_borne
 from ._plan.advice import site_path
+from ._rules.naming import home_name
 from ._state import preserved, seeded
 from ._surgery import RegBNSite, explain, identity
 from ._types import Plan, PlannedSite
@@ -51,9 +52,17 @@ def rehearse(
     except RegBNError as error:
         failure = coded("RB106", f"tried on a copy, the surgery fails: {error}")
         return dataclasses.replace(plan, notes=(*plan.notes, *kept([failure], plan.ignore)))
-    tiers = {(site.host, site.name): report.tier for report in explain(twin) for site in report.sites}
+    return examined(twin, plan, analysis, example)
+
+
+def examined(rewritten: nn.Module, plan: Plan, analysis: Analysis, example: InputsLike | None) -> Plan:
+    """A plan that has been done, with the way in which each site went in, and with what the user's example shows of
+    its pairs. `plan` and `show` take their notes from here."""
+    if not plan.sites:
+        return plan
+    tiers = {(site.host, site.name): report.tier for report in explain(rewritten) for site in report.sites}
     sites = tuple(dataclasses.replace(site, tier=tiers.get((site.host, site.name))) for site in plan.sites)
-    notes = [*plan.notes, *kept(_independent(twin, plan, example, analysis.writes_parameters), plan.ignore)]
+    notes = [*plan.notes, *kept(_independent(rewritten, plan, example, analysis.writes_parameters), plan.ignore)]
     return dataclasses.replace(plan, sites=sites, notes=tuple(notes))
 
 
@@ -110,7 +119,7 @@ def _judge(site: PlannedSite, f: Tensor, g: Tensor) -> Iterator[str]:
     if chance > _LEVEL:
         yield coded(
             "RB118",
-            f"at {site_path(site)}, {'+'.join(site.f.home)} and {'+'.join(site.g.home)} look linearly independent in "
+            f"at {site_path(site)}, {home_name(site.f.home)} and {home_name(site.g.home)} look linearly independent in "
             f"the {samples} samples of the example (permutation test, p = {chance:.2f}): there may be nothing to "
             "remove",
         )

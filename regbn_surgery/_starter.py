@@ -11,10 +11,12 @@ from ._analysis import analyse
 from ._facts import find_facts
 from ._inputs import InputsLike, find_inputs, make_batches
 from ._inspecting import refuse_rewritten, refuse_wrapped, spelt_modalities
+from ._misfits import refusing_strange_names
 from ._plan.starter import starter
 from ._types import Modality
 
 
+@refusing_strange_names
 def starter_rules(
     model: nn.Module,
     example_inputs: InputsLike | None = None,

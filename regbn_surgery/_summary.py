@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from . import _tree
 from ._analysis import MODEL_ERRORS
 from ._errors import CaptureError, RewriteError
 from ._inputs import Inputs, InputsLike, as_inputs, find_inputs, make_batches
+from ._misfits import refusing_strange_names
 from ._state import preserved, seeded
 from ._surgery import RegBNSite, explain
 from ._surgery._classes import original_class
@@ -41,8 +42,22 @@ class RegBNSummary:
 
 
 @dataclass(frozen=True)
+class HostSummary:
+    """A host of RegBN with what is its own: RegBN's part is left out, and so are hosts inside of it."""
+
+    path: str  # "" is the model itself
+    class_name: str
+    parameters: int
+    buffer_elements: int
+    state_bytes: int
+
+
+@dataclass(frozen=True)
 class Summary:
-    """A rewritten model as a table. `seconds` is the time of one call, of which RegBN has `time_share`."""
+    """A rewritten model as a table. `seconds` is the time of one call, of which RegBN has `time_share`.
+
+    What the hosts, the rows and the rest of the model have adds up to the totals: each tensor counts once.
+    """
 
     model: str
     parameters: int  # all of them, RegBN's included
@@ -51,6 +66,8 @@ class Summary:
     seconds: float | None = None
     training: bool = False  # the mode in which it was timed
     calls: int = field(default=0, compare=False)
+    hosts: tuple[HostSummary, ...] = ()
+    buffer_elements: int = 0  # of the whole model
 
     @property
     def memory_share(self) -> float:
@@ -77,6 +94,7 @@ class Summary:
         return plain(summary_view(self))
 
 
+@refusing_strange_names
 @guarding
 def summary(
     model: nn.Module, example_inputs: InputsLike | None = None, *, calls: int = 3, training: bool = False
@@ -124,10 +142,36 @@ def summary(
                     seconds.get(path, 0.0) if whole is not None else None,
                 )
             )
-    every = [*model.parameters(), *model.buffers()]
-    total = sum(p.numel() for p in model.parameters())
-    name = original_class(model).__name__
-    return Summary(name, total, _bytes(every), tuple(rows), whole, training, 0 if whole is None else max(1, calls))
+    counted = inside | {id(b) for module in sites.values() for b in module.buffers()}
+    return Summary(
+        original_class(model).__name__,
+        sum(p.numel() for p in model.parameters()),
+        _bytes([*model.parameters(), *model.buffers()]),
+        tuple(rows),
+        whole,
+        training,
+        0 if whole is None else max(1, calls),
+        _hosts(model, [(host.host, host.host_class) for host in hosts], counted),
+        sum(b.numel() for b in model.buffers()),
+    )
+
+
+def _hosts(model: nn.Module, hosts: Sequence[tuple[str, str]], counted: set[int]) -> tuple[HostSummary, ...]:
+    """Each host once with its own tensors, the inner ones first; `counted` are those that belong to others."""
+    own: dict[str, HostSummary] = {}
+    for path, name in sorted(dict.fromkeys(hosts), key=lambda host: -len(host[0].split(".")) if host[0] else 1):
+        host = model.get_submodule(path)
+        parameters = [p for p in host.parameters() if id(p) not in counted]
+        buffers = [b for b in host.buffers() if id(b) not in counted]
+        counted = counted | {id(tensor) for tensor in (*parameters, *buffers)}
+        own[path] = HostSummary(
+            path,
+            name,
+            sum(p.numel() for p in parameters),
+            sum(b.numel() for b in buffers),
+            _bytes([*parameters, *buffers]),
+        )
+    return tuple(own[path] for path in dict.fromkeys(path for path, _ in hosts))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -11,9 +11,11 @@ from ._errors import CaptureError, RegBNError
 from ._fakes import META, runs_on_meta, standing_in
 from ._inputs import Inputs, InputsLike, as_inputs, find_inputs, is_function, make_batches, named_leaves
 from ._inspecting import refuse_wrapped
+from ._misfits import refusing_strange_names
 from ._state import watching_parameters
 
 
+@refusing_strange_names
 def trace(model: nn.Module, example_inputs: InputsLike | None = None, *, training: bool = False) -> torch.fx.Graph:
     """Run a model once and return the record of the run: one node for each call. Changes nothing.
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from regbn_surgery import Inputs, InputsError
-from regbn_surgery._probe import call_of, diagnose
+from regbn_surgery._given_batches import call_of
+from regbn_surgery._probe import diagnose
 from regbn_surgery._report.dependence import dependence_plot, dependence_to_dict, dependence_view
 from regbn_surgery._report.text import plain
 from regbn_surgery._rules import Rules
@@ -151,6 +152,64 @@ def test_batches_of_each_form(make, names):
 def test_data_that_cannot_be_used(data, says):
     with pytest.raises(InputsError, match=says):
         diagnose(Two(), data, 8)
+
+
+def test_an_error_of_the_users_own_data_or_example_is_told_as_theirs():
+    def broken():
+        yield from batches(0.5, 2)
+        raise OSError("disk")
+
+    with pytest.raises(InputsError, match=r"reading batch 2 of the data failed: OSError: disk \(.*test_probe.py:\d+\)"):
+        diagnose(Two(), broken(), 8)
+
+    def example(size):
+        raise KeyError(size)
+
+    with pytest.raises(InputsError, match=r"example`, which .* called with 2, failed: KeyError: 2 \(.*test_probe.py:"):
+        diagnose(Two(), batches(0.5, 2), 8, example=example)
+
+
+def sized(*sizes: int):
+    """Batches of dependent x and y, of these sizes."""
+    return [batch for size in sizes for batch in batches(0.5, 1, size)]
+
+
+@pytest.mark.parametrize("sizes", [(16, 1), (1, 16), (1, 16, 1, 16), (16, 1, 0)])
+@pytest.mark.parametrize("rules", [None, RULES])
+@pytest.mark.parametrize("steps", [None, 40])
+def test_a_batch_of_one_sample_is_measured_and_left_out_of_the_fit(sizes, rules, steps):
+    found = diagnose(Two(), sized(*sizes), 8, rules, steps=steps)
+    (row,) = found.rows
+    assert row.before.samples == sum(sizes)
+    assert (row.after is None) == (rules is None)
+    told = [note for note in found.notes if note.startswith("RB307")]
+    assert bool(told) == (rules is not None)
+    if rules is not None:
+        ones = sum(size == 1 for size in sizes)
+        assert f"({ones} of {len(sizes) - sizes.count(0)})" in told[0]
+        alone = diagnose(Two(), sized(*(size for size in sizes if size > 1)), 8, rules, steps=steps)
+        assert row.running_to_batch == pytest.approx(alone.rows[0].running_to_batch, abs=1e-4)
+
+
+def test_single_samples_are_measured_beside_an_example_of_several():
+    ones = [(x[i : i + 1], y[i : i + 1]) for x, y in batches(0.5, 1, 24) for i in range(24)]
+    for rules in (None, RULES):
+        found = diagnose(Two(), ones, 24, rules, example=sized(4)[0])
+        (row,) = found.rows
+        assert row.before.samples == 24
+        assert row.before.explained_variance > 0.2
+        assert (row.after, row.running_to_batch) == (None, None)
+        assert any("not measured after RegBN" in note for note in found.notes) == (rules is not None)
+        assert plain(dependence_view(found))
+        assert json.loads(json.dumps(dependence_to_dict(found)))["sites"][0]["after"] is None
+
+
+@pytest.mark.parametrize("rules", [None, RULES])
+def test_data_of_single_samples_alone_say_how_many_are_needed(rules):
+    with pytest.raises(InputsError, match=r"more than one sample \(9 batches seen\).* at least 2 samples, 8 in all"):
+        diagnose(Two(), sized(*[1] * 9), 9, rules)
+    with pytest.raises(InputsError, match="all 2 batches of the data are empty; 8 samples are needed"):
+        diagnose(Two(), sized(0, 0), 9, rules)
 
 
 @pytest.fixture(scope="module")

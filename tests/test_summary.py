@@ -87,12 +87,59 @@ def test_the_table_and_the_json() -> None:
     found = summary(rewritten(), example())
     text = str(found)
     assert text.startswith("Outer: 1 RegBN, ")
-    for part in ("inner.regbn_late", "Two", "parameters", "in evaluation, best of 3"):
+    for part in ("inner", "regbn_late", "Two", "parameters", "in evaluation, best of 3"):
         assert part in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
     content = json.loads(json.dumps(found.to_dict()))
     assert content["sites"][0]["state_bytes"] == found.rows[0].state_bytes
     assert "time" not in str(summary(rewritten())).splitlines()[2]
+
+
+class Nest(nn.Module):
+    """A host with two RegBN around one host, called in two roles, and a third beside them; two weights are shared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.beside, self.z, self.rest = Two(), Two(), nn.Linear(3, 2), nn.Linear(2, 2)
+        self.beside.left.weight = self.inner.left.weight
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        first, second = self.inner(x, y), self.beside(x, y)
+        return self.rest(first + second).sum(1, keepdim=True) + torch.cat([first, self.z(z)], 1)
+
+
+def test_each_tensor_counts_once_and_the_rows_add_up() -> None:
+    inputs = (*example(), torch.randn(6, 3))
+    rules = {"version": 1, "rules": [
+        {"id": "pairs", "match": {"kind": "concat", "level": ["early", "middle", "late"]}, "pairs": "all"},
+        {"id": "more", "match": {"kind": "concat", "owner": "", "level": "remeeting"}, "pairs": "all",
+         "expect": {"min": 0}},
+    ]}  # fmt: skip
+    model = regbnify(Nest(), rules, inputs)
+    found = summary(model, inputs)
+    assert len(found.rows) == 3
+    assert {host.path for host in found.hosts} == {"", "inner", "beside"}
+    whole = {host.path: host for host in found.hosts}
+    shared = 4 * 8
+    two = sum(p.numel() for p in Two().parameters())
+    assert sorted(whole[path].parameters for path in ("inner", "beside")) == [two - shared, two]
+    assert whole[""].parameters == sum(p.numel() for m in (model.z, model.rest) for p in m.parameters())
+    parts = (*found.hosts, *found.rows)
+    assert sum(part.parameters for part in parts) == found.parameters == sum(p.numel() for p in model.parameters())
+    assert sum(part.buffer_elements for part in parts) == found.buffer_elements
+    assert sum(part.state_bytes for part in parts) == found.state_bytes
+    lines = str(found).splitlines()
+    for host in ("inner", "beside", "(root)"):
+        assert sum(line.startswith(host) for line in lines) == 1, "what is the host's own stands in one row"
+    rows = [line for line in lines if line.startswith("  regbn_")]
+    assert len(rows) == 3
+    assert all(f" {found.rows[0].buffer_elements:,} " in row for row in rows[:1])
+    last = next(line for line in reversed(lines) if line.startswith("total"))
+    assert last.split()[1:3] == [f"{found.parameters:,}", f"{found.buffer_elements:,}"]
+    assert "the rest of the model" not in str(found)
+    assert "the rest of the model" in str(summary(rewritten()))
+    content = found.to_dict()
+    assert [host["path"] for host in content["hosts"]] == [host.path for host in found.hosts]
 
 
 def test_a_model_without_regbn() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from regbn_surgery import NothingMatchedError, RegBN, SweepError, sweep
+from regbn_surgery._rules import Rules
 from regbn_surgery.nn import NormsOnly
 
 LATE = {"version": 1, "rules": [{"id": "late", "match": {"kind": "concat"}, "normalize": "a", "against": "b"}]}
@@ -85,6 +87,66 @@ def test_rules_that_match_nothing_are_told_before_training(tmp_path: Path) -> No
     with pytest.raises(NothingMatchedError):
         sweep(make, rules=[LATE, unmatched], train=lambda *given: calls.append(given), out=tmp_path)
     assert calls == []
+
+
+def failing(at: int, error: BaseException) -> Callable[..., float]:
+    """A function that raises in its `at`-th call, in a helper of its own, inside of torch's code."""
+    calls = []
+
+    def helper(x: torch.Tensor) -> torch.Tensor:
+        raise error  # the line that is told
+
+    def my_training(model: nn.Module, seed: int) -> float:
+        calls.append(seed)
+        if len(calls) == at:
+            torch.func.vmap(helper)(torch.zeros(2))
+        return float(seed)
+
+    return my_training
+
+
+LINE = next(i for i, line in enumerate(Path(__file__).read_text().splitlines(), 1) if "the line that is told" in line)
+
+
+@pytest.mark.parametrize("error", [KeyError("loss"), NothingMatchedError("mine"), RuntimeError(), SystemExit(3)])
+@pytest.mark.parametrize(
+    ("at", "with_what"),
+    [
+        (1, "without RegBN, seed 4,"),
+        (2, "with rules 'late', seed 4,"),
+        (6, "with the control 'late norms only', seed 7,"),
+    ],
+)
+def test_an_error_of_train_is_told_as_the_users(tmp_path: Path, error: BaseException, at: int, with_what: str) -> None:
+    with pytest.raises(SweepError) as caught:
+        sweep(make, rules=[LATE], train=failing(at, error), seeds=(4, 7), out=tmp_path)
+    text = str(caught.value)
+    assert text.startswith("`train` (`failing.<locals>.my_training`), called " + with_what)
+    assert f"{__file__}:{LINE}" in text
+    assert caught.value.__cause__ is error
+    assert len(list((tmp_path / "runs").glob("*.json"))) == at - 1
+    assert ("kept in" in text) == (at > 1)
+    found = sweep(make, rules=[LATE], train=failing(0, error), seeds=(4, 7), out=tmp_path, resume=True)
+    assert len(found.results) == 6
+
+
+def test_an_error_of_make_model_is_told_with_the_rules_it_happened_with(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(Rules.load(LATE).to_yaml())
+    calls = []
+
+    def made_badly() -> object:
+        calls.append(1)
+        if len(calls) == 7:  # three variants and one more are tried first; then none, and this
+            raise ZeroDivisionError("no data")
+        return make()
+
+    with pytest.raises(SweepError) as caught:
+        sweep(made_badly, rules=[file], train=lambda model, seed: 1.0, out=tmp_path / "out", control=False)
+    assert "with rules 'mine'" in str(caught.value)
+    assert f"({file}), seed 1," in str(caught.value)
+    assert f"ZeroDivisionError: no data ({__file__}:" in str(caught.value)
+    assert "3 finished runs are kept" in str(caught.value)
 
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 import torch.fx
 from torch import nn
 
-from .._inputs import Batches
+from .._inputs import Batches, named_leaves
 from .._trace import Call, Trace
 from .._types import FusionPoint, InputTensor, Inspection, Plan, PlannedSite, Site
 from ._anchors import Take
 from ._capturing import MODEL_ERRORS, captured, captured_in, run_model
+from ._finite import not_finite
 from ._flow import follow
 from ._insert import Insertion, insert_all
 from ._layouts import channel_axes, compare_batches, compare_lengths, layout_of, same_calls
@@ -124,7 +126,7 @@ def analyse(model: nn.Module, batches: Batches, modalities: Mapping[str, Modalit
         inputs=_inputs(runs[0]),
         excluded=sources.excluded,
         fusion_points=tuple(f.point for f in found),
-        notes=(*batches.notes, *find_notes(runs, sources, found)),
+        notes=(*batches.notes, *not_finite(runs, _given(model, batches)), *find_notes(runs, sources, found)),
     )
     recipes = {(f.point.id, i): recipe for f in found for i, recipe in enumerate(f.recipes)}
     return Analysis(inspection, recipes, batches, tuple(runs), got.writes, got.observed)
@@ -177,6 +179,12 @@ def _alike(one: Run, other: Run) -> bool:
 def _homes(run: Run, call: Call) -> list[Home | None]:
     lineages = [run.flow.lineages.get(uid) for uid in call.inputs]
     return [None if lineage is None else lineage.home for lineage in lineages]
+
+
+def _given(model: nn.Module, batches: Batches) -> list[tuple[str, torch.Tensor]]:
+    """The tensors of the example as the user has it, by name."""
+    leaves = [] if batches.given is None else named_leaves(model, batches.given)
+    return [(name, leaf) for name, leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def _inputs(run: Run) -> tuple[InputTensor, ...]:

@@ -20,6 +20,7 @@ from .._codes import coded
 from .._errors import CaptureError, RegBNError
 from .._fakes import META, REAL, Fakes, runs_on_meta, standing_in, wants_values
 from .._inputs import SECOND_SIZE, Batches, Inputs
+from .._misfits import missing_key
 from .._state import preserved, seeded, watching_parameters
 from .._trace import Trace, capture, is_user_file
 from ._layouts import makes_more, same_calls
@@ -81,7 +82,7 @@ def _captured_as(model: nn.Module, batches: Batches, fakes: Fakes) -> Captured:
     train, notes = None, batches.notes
     try:
         with watching_parameters(model, written):
-            train = run_model(model, batches.small, training=True, fakes=fakes, observed=observed)
+            train = run_model(model, batches.small, training=True, fakes=fakes, observed=observed, values=fakes is REAL)
     except CaptureError as error:
         if _trains_as_given(model, batches, fakes):
             raise
@@ -95,7 +96,7 @@ def _captured_as(model: nn.Module, batches: Batches, fakes: Fakes) -> Captured:
             ),
         )
     run = functools.partial(run_model, model, writes=bool(written), fakes=fakes, observed=observed)
-    small = run(batches.small, training=False)
+    small = run(batches.small, training=False, values=fakes is REAL)
     large = None if batches.large is None else run(batches.large, training=False)
     longer = None if batches.longer is None else run(batches.longer, training=False)
     large_train = large
@@ -130,7 +131,11 @@ def captured_in(
     def run(reading: Batches) -> tuple[Trace, Trace | None, Batches]:
         observed.clear()  # of a reading that the model does not bear
         each = [
-            None if inputs is None else run_model(model, inputs, training=training, writes=writes, observed=observed)
+            None
+            if inputs is None
+            else run_model(
+                model, inputs, training=training, writes=writes, observed=observed, values=inputs is reading.small
+            )
             for inputs in (reading.small, reading.large)
         ]
         assert each[0] is not None, "the smaller of the two is always there"
@@ -175,14 +180,16 @@ def run_model(
     writes: bool = False,
     fakes: Fakes = REAL,
     observed: list[Observed] | None = None,
+    values: bool = False,
 ) -> Trace:
     """Capture one run of the whole model in the given mode, leaving no trace in the model.
 
-    `observed` gets what the run gave. `writes` says that its forward writes to its parameters, so that these have to
-    be put back, too. `fakes` is how to run a model without weights. Raises CaptureError.
+    `observed` gets what the run gave. With `values`, nodes whose tensors are not finite are marked. `writes` says that
+    its forward writes to its parameters, so that these have to be put back, too. `fakes` is how to run a model without
+    weights. Raises CaptureError.
     """
     with _running(model, inputs, training=training, writes=writes, fakes=fakes) as ours:
-        trace, output = capture(model, ours.args, ours.kwargs)
+        trace, output = capture(model, ours.args, ours.kwargs, values=values)
         if observed is not None:
             observed.append(Observed(inputs, training, values_of(output)))
     return trace
@@ -206,7 +213,8 @@ def _running(model: nn.Module, inputs: Inputs, *, training: bool, writes: bool, 
             mode = "training" if training else "evaluation"
             raise CaptureError(
                 f"{type(model).__name__} could not be run in {mode} mode on {inputs!r}: {type(error).__name__}: "
-                f"{error}. Check that the same call works without regbn_surgery."
+                f"{error}.{missing_key(error, (inputs.args, inputs.kwargs))} Check that the same call works without "
+                "regbn_surgery."
             ) from error
 
 

@@ -11,16 +11,17 @@ from .._version import __version__
 from . import work
 from .completing import complete_rules
 from .formats import graph_options, write_graph
+from .group import Commands
 from .more_commands import MORE_COMMANDS
 from .options import ModelRequest, ignore_option, modality_option, model_options, verbose_option
-from .output import debuggable, finding, next_step, write_text, write_views
+from .output import debuggable, finding, finish_plan, next_step, write_text, write_views
 from .rules_commands import RULES_COMMANDS
 from .summary_command import summary
 from .sweep_command import sweep
 from .verify_command import verify
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="regbn-surgery")
 def cli() -> None:
     """Find where the modalities of a PyTorch model meet, and put RegBN there.
@@ -117,8 +118,7 @@ def show(
         write_text(json.dumps(surgery_to_dict(done.plan, done.hosts), indent=2, ensure_ascii=False), output)
     else:
         write_graph(form, done.graph, done.after, done.hosts, output)
-    if not done.plan.sites:
-        finding("nothing would be normalised")
+    finish_plan(done.plan)
     next_step(f"put RegBN in and train as before: model = regbnify(model, {rules!r}, example_inputs)")
 
 

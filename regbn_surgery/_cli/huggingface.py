@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._rules.problems import did_you_mean
-from .loading import ModelNotLoadedError, cause_text
+from .._user_code import cause_text
+from .loading import ModelNotLoadedError
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import RegBNError
 from .._rules.problems import did_you_mean, listing
-from .output import user_line
+from .._user_code import cause_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -229,12 +229,3 @@ def _model_of(made: Any, spec: str) -> tuple[nn.Module, Any]:
     raise ModelNotLoadedError(
         f"the factory {spec!r} must return a torch.nn.Module, or a pair of model and example inputs; it returns {found}"
     )
-
-
-def cause_text(error: BaseException) -> str:
-    """`ValueError: too small (model.py:12)`: the error with the user's own line, the deepest outside libraries."""
-    text = f"{type(error).__name__}: {error}".rstrip(": ")
-    if isinstance(error, SyntaxError):
-        return text
-    line = user_line(error)
-    return f"{text} ({line})" if line else text

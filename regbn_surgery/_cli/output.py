@@ -8,28 +8,23 @@ import os
 import re
 import shlex
 import sys
-import sysconfig
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from .._errors import RegBNError
+from .._user_code import cause_text, user_line
 from .._visible import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from .._types import Plan
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-#: Folders whose code is not the user's: this package, and the standard library with all that is installed in it.
-_NOT_THE_USERS = (
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
-    os.path.dirname(os.path.abspath(os.__file__)) + os.sep,
-    *(os.path.abspath(path) + os.sep for path in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))),
-)
 #: A problem that is not ours to explain: a fault in this program or in the model's own code.
 _UNEXPECTED = 2
 
@@ -78,8 +73,7 @@ def debuggable(command: _Command) -> _Command:
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
-            text = f"{type(error).__name__}: {error}".rstrip(": ")
-            _complain(f"unexpected error: {text}\nRun again with --debug for the traceback.")
+            _complain(f"unexpected error: {cause_text(error)}\nRun again with --debug for the traceback.")
             raise click.exceptions.Exit(_UNEXPECTED) from error
 
     return wrapped  # type: ignore[return-value]
@@ -91,15 +85,6 @@ def _origin(error: RegBNError) -> str:
         return ""
     line = user_line(error.__cause__)
     return f"\n(raised at {line}; --debug shows the traceback)" if line and line not in str(error) else ""
-
-
-def user_line(error: BaseException) -> str | None:
-    """`model.py:12`: the deepest line of a traceback that is neither ours nor an installed library's."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = os.path.abspath(frame.filename)
-        if not frame.filename.startswith("<") and not path.startswith(_NOT_THE_USERS):
-            return f"{frame.filename}:{frame.lineno}"
-    return None
 
 
 def _complain(text: str) -> None:
@@ -122,6 +107,14 @@ def finding(text: str) -> NoReturn:
     """End a command that has found something amiss: say what, also under `--quiet`, and exit with 1."""
     click.echo(visible(text), err=True)
     raise click.exceptions.Exit(1)
+
+
+def finish_plan(planned: Plan) -> None:
+    """What every command with a plan ends with: its warnings on stderr, too, and a finding where it does nothing."""
+    for text in planned.warnings:
+        message(f"warning: {text}")
+    if not planned.sites:
+        finding("nothing would be normalised")
 
 
 def next_step(text: str, *words: str) -> None:

@@ -16,7 +16,7 @@ from .._visible import visible
 from .completing import complete_preset, complete_rules
 from .destination import ENDINGS, output_option, output_options
 from .options import ModelRequest, ignore_option, modality_option, model_options, verbose_option
-from .output import debuggable, finding, message, next_step, progress, quiet_stdout, write_text, write_views
+from .output import debuggable, finish_plan, next_step, progress, quiet_stdout, write_text, write_views
 
 if TYPE_CHECKING:
     from .._rules import Rules
@@ -59,7 +59,7 @@ def plan(
         write_text(planned.to_json(), output)
     else:
         write_text(_yaml(planned), output)
-    _finish(planned)
+    finish_plan(planned)
     next_step("see the lines that change", "show", *request.with_rules, rules)
 
 
@@ -84,14 +84,6 @@ def _yaml(planned: Plan) -> str:
 
     text: str = yaml.safe_dump(planned.to_dict(), sort_keys=False, allow_unicode=True, width=120)
     return text.rstrip("\n")
-
-
-def _finish(planned: Plan) -> None:
-    if planned.warnings:  # under `strict: warn`: told on stderr, too, and no finding
-        for text in planned.warnings:
-            message(f"warning: {text}")
-    if not planned.sites:
-        finding("nothing would be normalised")
 
 
 @click.command(
@@ -122,7 +114,7 @@ def check(rules: str, request: ModelRequest, ignore: tuple[str, ...]) -> None:
     points = count_text(len(planned.decisions), "fusion point")
     modules = count_text(len(planned.sites), "RegBN module")
     click.echo(visible(f"{head}; {normalised} of {points} normalised, {modules}"))
-    _finish(planned)
+    finish_plan(planned)
     next_step("see each decision", "plan", *request.with_rules, rules)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .._codes import code_of
+from .._codes import code_of, kept
 from .._errors import CaptureError, InputsError, RegBNWarning
 from .completing import complete_model, complete_rules
 from .destination import output_options
@@ -60,8 +60,9 @@ def verify(
     with progress("loading torch and the model"), quiet_stdout():
         from .._api import regbnify
         from .._api import verify as verified
+        from .._given_batches import call_of
         from .._inputs import find_inputs
-        from .._probe import call_of
+        from .._user_code import drawn
         from .loading import load_data
 
         built, inputs = request.load(weights=True, section=parsed.inputs)
@@ -74,7 +75,7 @@ def verify(
     with progress("following the modalities through each call"), quiet_stdout():
         first = verified(model, find_inputs(model, inputs, parsed.inputs), training=train)
         found["the example"] = _told(first, parsed.ignore)
-        further = [call_of(model, call) for call in itertools.islice(source, calls)]
+        further = [call_of(model, call) for call in drawn(itertools.islice(source, calls), InputsError)]
         for number, call in enumerate(further, 1):
             name = f"call {number} of {data}"
             try:
@@ -103,4 +104,5 @@ def verify(
 
 def _told(found: Verification, ignore: tuple[str, ...]) -> Verification:
     """What was found in a call without the problems that are not to be told."""
-    return replace(found, sites=tuple(site for site in found.sites if code_of(site.problem) not in ignore))
+    sites = tuple(site for site in found.sites if code_of(site.problem) not in ignore)
+    return replace(found, sites=sites, notes=kept(found.notes, ignore))

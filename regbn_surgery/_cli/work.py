@@ -77,17 +77,11 @@ def operated(request: ModelRequest, rules: Rules) -> Operated:
     """Load the model, plan, and do the surgery on it."""
     with progress("loading torch and the model"), quiet_stdout():
         from .._api import operate
-        from .._surgery import explain
+        from .._rehearsal import examined
 
         built, inputs = request.load(weights=True, section=rules.inputs)
     with progress(f"putting RegBN into {type(built).__name__}"), quiet_stdout(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RegBNWarning)  # they are in the plan, which is shown
         plan, analysis, model = operate(built, rules, inputs)
-    return Operated(analysis, with_tiers(plan, explain(model)), model if plan.sites else None)
-
-
-def with_tiers(plan: Plan, hosts: tuple[HostReport, ...]) -> Plan:
-    """The plan with the way in which each site went in."""
-    tiers = {(host.host, site.name): host.tier for host in hosts for site in host.sites}
-    sites = tuple(replace(site, tier=tiers.get((site.host, site.name), site.tier)) for site in plan.sites)
-    return replace(plan, sites=sites)
+        plan = examined(model, plan, analysis, inputs)
+    return Operated(analysis, plan, model if plan.sites else None)

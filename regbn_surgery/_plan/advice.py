@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .._codes import coded
+from .._rules.naming import home_name
 from .._rules.problems import listing
 from .._types import FusionPoint, PlannedSite
 from ..nn.options import RegBNOptions
@@ -115,7 +116,7 @@ def _repeated(sites: Sequence[PlannedSite]) -> Iterator[str]:
         if len(points) > 1:
             yield coded(
                 "RB114",
-                f"{'+'.join(f)} is normalised against {'+'.join(g)} at {len(points)} points in one forward, "
+                f"{home_name(f)} is normalised against {home_name(g)} at {len(points)} points in one forward, "
                 "each with a projection of its own; make sure that all of them are wanted",
             )
 

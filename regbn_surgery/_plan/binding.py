@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from .._errors import PlanError
+from .._rules.naming import home_name
 from .._types import FusionPoint, Inspection, Plan, PlannedSite, Side, Site
 from .placing import ResolvePair
 
@@ -108,7 +109,7 @@ def _pair_words(host: str, f: Side, g: Side) -> str:
 
 
 def _side_words(side: Side) -> str:
-    home = "+".join(side.home)
+    home = home_name(side.home)
     if not side.layout.known:
         return f"{home} (layout unknown)"
     spatial = "tokens" if side.layout.sequence else "×".join(str(size) for size in side.spatial_shape)

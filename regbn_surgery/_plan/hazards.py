@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .._codes import coded
+from .._rules.naming import home_name
 from .._types import PlannedSite, Side
 from .hindrances import options_of
 
@@ -25,7 +26,7 @@ def out_of_range(sites: Sequence[PlannedSite]) -> Iterator[str]:
             if side.bounded is not None:
                 yield coded(
                     "RB104",
-                    f"RegBN of `{site.rule}` at {_place(site)} takes {'+'.join(side.home)} ({side.anchor}) out of its "
+                    f"RegBN of `{site.rule}` at {_place(site)} takes {home_name(side.home)} ({side.anchor}) out of its "
                     f"range, so that the result may be NaN: {side.bounded}; normalise it before that function, by a "
                     "rule with `pair`, or leave the point out (`action: skip`)",
                 )

@@ -6,8 +6,7 @@ What stands in the way of any of them is collected, with the rule that wants it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from .._errors import PlanError
@@ -15,10 +14,11 @@ from .._rules import references
 from .._rules.checks import SIZES
 from .._rules.document import Rules
 from .._rules.problems import did_you_mean, listing
-from .._rules.schema import Override, Rule
+from .._rules.schema import Rule
 from .._types import FusionPoint, PlannedSite, Reduce, Side
 from .direction import directed_sites
 from .facts import Facts, mark_causal
+from .faults import Fault, Order
 from .hindrances import (
     causal_problems,
     cycle_problems,
@@ -45,26 +45,6 @@ class PairSides(NamedTuple):
 ResolvePair = Callable[[str, str], PairSides]
 
 
-@dataclass(frozen=True)
-class Order:
-    """What is to be done at one point: the rule, with a point's override merged in."""
-
-    index: int
-    rule: Rule
-    override: Override | None = None
-
-    @property
-    def direction(self) -> tuple[str | None, str | None]:
-        over = self.override
-        if over is not None and (over.normalize or over.against):
-            return over.normalize, over.against
-        return self.rule.normalize, self.rule.against
-
-    @property
-    def all_pairs(self) -> bool:
-        return self.rule.pairs == "all" and self.direction == (None, None)
-
-
 class Placer:
     """Collects planned sites and what stands in their way."""
 
@@ -80,26 +60,30 @@ class Placer:
         self._names: set[tuple[str, str]] = set()
 
     def at_point(self, point: FusionPoint, order: Order) -> None:
-        where = self.rules.where("rules", order.index)
         chosen, problems = directed_sites(point, *order.direction, order.all_pairs, self.order)
-        start = f"{where}: rule `{order.rule.id}` at `{point.id}`"
+        at = f" at `{point.id}`"
         if problems:
-            self.problems += [f"{start}: {text}" for text in problems]
+            self.problems += self._told(order, at, problems)
             return
         if not chosen:
             note = f": {point.note}" if point.note else ""
-            self._refuse(point.id, [f"{start}: no place for RegBN is known there{note}"])
+            fault = Fault(f"no place for RegBN is known there{note}; leave it out with a rule `action: skip`")
+            self._refuse(point.id, self._told(order, at, [fault]))
         for found, f, g in chosen:
             site = (found.by_rows() if self._said(order, "samples") == "rows" else None) or found
             gated = gate_problems(site, f, g)
-            self.problems += [f"{start}: {text}" for text in gated]
+            self.problems += self._told(order, at, gated)
             hindered = [] if gated else obstacles(site, f, g)
             if hindered:
-                self._refuse(point.id, [f"{start}: {text}" for text in hindered])
+                self._refuse(point.id, self._told(order, at, hindered))
             if gated or hindered:
                 continue
             reduce = self._said(order, "reduce") or site.reduce
-            self._add(order, site.host, site.sides[f], site.sides[g], reduce, where, point=point.id, site=site)
+            self._add(order, site.host, site.sides[f], site.sides[g], reduce, point=point.id, site=site)
+
+    def _told(self, order: Order, at: str, faults: Iterable[Fault]) -> list[str]:
+        """Faults as sentences, each at the key of the rules file that it is about."""
+        return [f"{order.place_of(fault, self.rules)}: rule `{order.rule.id}`{at}: {fault.text}" for fault in faults]
 
     def _refuse(self, point: str | None, problems: list[str]) -> None:
         """RegBN cannot go to a point: an error where the rules want all, or name the place by a pair."""
@@ -110,16 +94,16 @@ class Placer:
 
     def at_pair(self, index: int, rule: Rule) -> None:
         assert rule.pair is not None
-        where = self.rules.where("rules", index, "pair")
+        order = Order(index, rule)
         if self.resolve is None:
-            self.problems.append(f"{where}: rule `{rule.id}`: pairs cannot be resolved without the model")
+            self.problems += self._told(order, "", [Fault("pairs cannot be resolved without the model")])
             return
         pairs = references.expand(rule.pair.f, rule.pair.g, self.facts.references)
         allows_none = rule.expect is not None and rule.expect.min == 0
         if not pairs and not allows_none:
-            self.findings.append(
-                f"{where}: rule `{rule.id}` matches nothing: {self._no_reference(rule.pair.f, rule.pair.g)}"
-            )
+            letter = "f" if references.is_pattern(rule.pair.f) else "g"
+            fault = Fault(self._no_reference(rule.pair.f, rule.pair.g), (("pair", letter),))
+            self.findings += self._told(order, " matches nothing", [fault])
         elif rule.expect is not None and not within(len(pairs), rule.expect.min, rule.expect.max):
             self.problems.append(
                 f"{self.rules.where('rules', index, 'expect')}: rule `{rule.id}` expects "
@@ -127,7 +111,7 @@ class Placer:
                 + listing(f"{f} with {g}" for f, g in pairs)
             )
         for pair in pairs:
-            self._pair(Order(index, rule), pair, where)
+            self._pair(order, pair)
 
     def _no_reference(self, f: str, g: str) -> str:
         pattern = f if references.is_pattern(f) else g
@@ -135,28 +119,27 @@ class Placer:
         near = did_you_mean(pattern[len("re:") :].replace("\\", ""), self.facts.references)
         return f"no input or called module is `{pattern}`{near} (some that are: {listing(found, limit=8)})"
 
-    def _pair(self, order: Order, pair: tuple[str, str], where: str) -> None:
+    def _pair(self, order: Order, pair: tuple[str, str]) -> None:
         assert self.resolve is not None
-        start = f"{where}: rule `{order.rule.id}`"
         try:
             if pair[0] == pair[1]:
                 raise PlanError(f"f and g are both `{pair[0]}`; nothing would be left of it")
             found = self.resolve(*pair)
         except PlanError as error:
-            self.problems.append(f"{start}: {error}")
+            self.problems += self._told(order, "", [Fault(str(error), _letters(str(error), pair))])
             return
         f, g = mark_causal(found.f, self.facts), mark_causal(found.g, self.facts)
         if self._said(order, "samples") == "rows":
             f, g = f.by_rows() or f, g.by_rows() or g
         cycle = cycle_problems(pair, found.g_needs_f, found.f_needs_g, self._said(order, "replace") or "both")
-        self.problems += [f"{start}: {text}" for text in cycle]
-        unknown = [text for side, ref in zip((f, g), pair, strict=True) for text in unknown_layout(side, ref)]
+        self.problems += self._told(order, "", cycle)
+        unknown = [*unknown_layout(f, pair[0], "f"), *unknown_layout(g, pair[1], "g")]
         if unknown:
-            self.problems += [f"{start}: {text}" for text in unknown]
+            self.problems += self._told(order, "", unknown)
             return
         usual: Reduce = "mean" if f.layout.sequence or g.layout.sequence else "flatten"
         reduce = self._said(order, "reduce") or usual
-        self._add(order, found.host, f, g, reduce, where, pair=pair)
+        self._add(order, found.host, f, g, reduce, pair=pair)
 
     def _said(self, order: Order, name: str) -> Any:
         """What the most particular of override, rule and defaults says, or None."""
@@ -164,7 +147,7 @@ class Placer:
         values = (getattr(layer, name) for layer in layers if layer is not None)
         return next((value for value in values if value is not None), None)
 
-    def _add(self, order: Order, host: str, f: Side, g: Side, reduce: Reduce, where: str, **place: Any) -> None:
+    def _add(self, order: Order, host: str, f: Side, g: Side, reduce: Reduce, **place: Any) -> None:
         layers = (self.rules.defaults, order.rule, order.override)
         merged = {name: value for layer in layers if layer is not None for name, value in layer.regbn.items()}
         stated = {name: merged.pop(name) for name in SIZES if name in merged}
@@ -184,15 +167,14 @@ class Placer:
             missing=self._said(order, "missing") or "warn",
             **{"point": None, **place},
         )
-        at = f"at `{site.point}`" if site.point is not None else f"for {' with '.join(site.pair or ())}"
-        start = f"{where}: rule `{order.rule.id}` {at}"
+        at = f" at `{site.point}`" if site.point is not None else f" for {' with '.join(site.pair or ())}"
         allowed = bool(self._said(order, "allow_noncausal"))
         wrong = [*size_problems(site, stated), *option_problems(site), *causal_problems(site, allowed=allowed)]
         hindered = [] if wrong else too_large(site)
-        self.problems += [f"{start}: {text}" for text in wrong]
+        self.problems += self._told(order, at, wrong)
         if hindered:
             self._names.discard((host, site.name))
-            self._refuse(site.point, [f"{start}: {text}" for text in hindered])
+            self._refuse(site.point, self._told(order, at, hindered))
         else:
             self.sites.append(site)
 
@@ -204,6 +186,17 @@ class Placer:
             name = f"{base}_{number}"
         self._names.add((host, name))
         return name
+
+
+def _letters(text: str, pair: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+    """Which of a pair an error is about: the one that it names first."""
+    names = {"f": pair[0].partition(":")[2], "g": pair[1].partition(":")[2]}
+    places = {letter: found.start() for letter, name in names.items() if (found := _quoted(name).search(text))}
+    return tuple(("pair", letter) for letter in sorted(places, key=lambda letter: (places[letter], letter)))
+
+
+def _quoted(name: str) -> re.Pattern[str]:
+    return re.compile(rf"""['`](?:\w+:)?{re.escape(name)}['`]""")
 
 
 def within(number: int, low: int, high: int | None) -> bool:

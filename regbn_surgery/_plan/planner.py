@@ -10,19 +10,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from .._codes import coded, kept
+from .._codes import code_of, coded, kept
 from .._errors import NothingMatchedError, PlanError, RulesError
 from .._rules.checks import unknown_modality
 from .._rules.document import Rules
 from .._rules.matching import Selection, select, spell_homes
+from .._rules.naming import parts_of
 from .._rules.problems import Path, Problem, did_you_mean, listing, render
 from .._rules.schema import InputSpec, Match, Rule
 from .._types import Decision, FusionPoint, Inspection, Plan
 from .advice import advise
 from .binding import described_points
 from .facts import Facts, with_causality
+from .faults import Order
 from .hazards import out_of_range, too_large_in_all
-from .placing import Order, Placer, ResolvePair, count, within
+from .placing import Placer, ResolvePair, count, within
 
 
 def decide(
@@ -78,6 +80,7 @@ class _Planner:
         left_out = (text for texts in self.placer.refused.values() for text in texts)
         self.warnings += [coded("RB102", f"left out: {text}") for text in left_out]
         self.warnings += [*out_of_range(sites), *too_large_in_all(sites)]
+        self.warnings += [note for note in self.inspection.notes if code_of(note) == "RB016"]
         return Plan(
             decisions=tuple(self._decision(point) for point in self.inspection.fusion_points),
             sites=sites,
@@ -96,7 +99,7 @@ class _Planner:
         """Names in rules that no modality of this model has (the file's own list has been checked on reading)."""
         problems: list[Problem] = []
         for path, name in _named_modalities(self.rules):
-            if name not in self.order:
+            if parts_of(name, self.order) is None:
                 problems.append(Problem(path, unknown_modality(name, list(self.order))))
         if problems:
             ids = {index: rule.id for index, rule in enumerate(self.rules.rules)}
@@ -110,17 +113,20 @@ class _Planner:
                 reason = f"excluded by exclude[{index}] ({where})"
                 self.decisions.setdefault(point.id, Decision(point.id, "skip", None, reason))
             if not selection.points:
+                where = self._culprit(("exclude", index), match) or where
                 self._finding(f"{where}: exclude[{index}] matches no fusion point" + self._nearest(selection, match))
 
     def _apply(self, index: int, rule: Rule) -> None:
         assert rule.match is not None
-        where = self.rules.where("rules", index, "match", key=True)
+        base = ("rules", index, "match")
+        where = self.rules.where(*base, key=True)
         selection = select(rule.match, self.inspection, naming=rule.action != "skip")
         self.selections.append((rule, selection))
         won = [point for point in selection.points if point.id not in self.decisions]
         allows_none = rule.expect is not None and rule.expect.min == 0
         if not selection.points and not allows_none:
-            self._finding(f"{where}: rule `{rule.id}` matches no fusion point" + self._nearest(selection, rule.match))
+            culprit = self._culprit(base, rule.match) or where
+            self._finding(f"{culprit}: rule `{rule.id}` matches no fusion point" + self._nearest(selection, rule.match))
         elif not won and not allows_none:
             takers = (f"`{p.id}` by {_taker(self.decisions[p.id])}" for p in selection.points)
             self._finding(
@@ -137,7 +143,7 @@ class _Planner:
             reason = f"rule `{rule.id}` ({where}) is the first to match"
             self.decisions[point.id] = Decision(point.id, rule.action, rule.id, reason)
             if rule.action == "normalize":
-                self.orders[point.id] = Order(index, rule)
+                self.orders[point.id] = Order(index, rule, point=point.id)
 
     def _override(self) -> None:
         for key, override in self.rules.overrides.items():
@@ -177,6 +183,14 @@ class _Planner:
             self.findings.append(text)
         else:
             self.warnings.append(coded("RB101", text))
+
+    def _culprit(self, base: Path, match: Match) -> str | None:
+        """The place of the first key of a match that no point fits, whatever the others say."""
+        for key in match.model_dump(exclude_unset=True):
+            alone = Match.model_validate({key: getattr(match, key)})
+            if not select(alone, self.inspection, naming=False).points:
+                return self.rules.where(*base, key)
+        return None
 
     def _nearest(self, selection: Selection, match: Match) -> str:
         if not self.points:

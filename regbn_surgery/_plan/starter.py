@@ -16,6 +16,7 @@ from .._codes import text_of
 from .._errors import PlanError, RegBNError
 from .._rules.document import Rules
 from .._rules.matching import spell_homes
+from .._rules.naming import home_name
 from .._types import FusionPoint, Inspection
 from .direction import directed_sites
 from .facts import Facts, with_causality
@@ -127,7 +128,7 @@ def _groups(inspection: Inspection, selected: bool) -> list[tuple[FusionPoint, .
     groups: dict[tuple[str, ...], list[FusionPoint]] = {}
     for point in inspection.fusion_points:
         if point.selected_by_default == selected:
-            homes = ["+".join(home) for home in point.homes]
+            homes = [home_name(home) for home in point.homes]
             groups.setdefault((_glob(point.id), point.kind, *homes), []).append(point)
     return [tuple(points) for points in groups.values()]
 

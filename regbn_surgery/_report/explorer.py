@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._rules.naming import home_name
 from .graph import ModelGraph, Node, TensorFact
 
 
@@ -50,7 +51,7 @@ def _tensor(fact: TensorFact) -> list[dict[str, str]]:
     pairs = (
         ("tensor_shape", f"{fact.dtype}[{fact.shape.replace('×', ',')}]"),
         ("roles", fact.roles),
-        ("stream", "+".join(fact.home)),
+        ("stream", home_name(fact.home)),
         ("touched by", ", ".join(fact.touched)),
     )
     return [{"key": key, "value": value} for key, value in pairs if value]

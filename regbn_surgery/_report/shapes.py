@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from .._rules.naming import home_name
 from .._types import FusionPoint, Layout, PlannedSite, Reduce, Side
 from .words import count_text
 
@@ -47,7 +48,7 @@ def roles_text(layout: Layout, rank: int, names_of: Mapping[int, Sequence[str]] 
 
 def home_text(home: Sequence[str]) -> str:
     """`image+text` for a stream that carries both."""
-    return "+".join(home) or "no modality"
+    return home_name(home) or "no modality"
 
 
 def tensor_text(

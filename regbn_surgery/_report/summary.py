@@ -12,36 +12,58 @@ from .tables import broken_path, plain_table
 from .words import count_text
 
 if TYPE_CHECKING:
-    from .._summary import RegBNSummary, Summary
+    from .._summary import HostSummary, RegBNSummary, Summary
 
 SCHEMA_VERSION = 1
 
 
 def summary_view(found: Summary, width: int = 80) -> RenderableType:
-    """A line with the answer, and a row for each RegBN with its host."""
+    """A line with the answer; a row for each host with what is its own, below it its RegBN; and the total."""
     share = "" if found.time_share is None else f", {found.time_share:.1%} of the time of a call"
     head = Text.assemble(
         (found.model, "bold"),
         f": {count_text(len(found.rows), 'RegBN')}, {found.memory_share:.1%} of the memory of weights and state{share}",
     )
     timed = found.seconds is not None
-    headers = ("RegBN", "host", "parameters", "state", *(("time",) if timed else ()))
-    table = plain_table(*headers)
-    for row in found.rows:
-        host = Text(f"{broken_path(owner_text(row.host), width)}\n{row.host_class}\n")
-        host.append(f"{row.host_parameters:,} parameters", style="dim")
-        state = Text(f"{row.buffer_elements:,} values\n{bytes_text(row.state_bytes)}")
-        cells = [Text(broken_path(row.name, width), style="bold"), host, Text(f"{row.parameters:,}"), state]
-        table.add_row(*cells, *([_time(row, found)] if timed else []))
-    size = f"{found.parameters:,} parameters in all, {bytes_text(found.state_bytes)} with buffers"
+    table = plain_table("module", "parameters", "buffers", "memory", *(("time",) if timed else ()))
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    for host in found.hosts:
+        name = Text(broken_path(owner_text(host.path), width)).append(f"\n{host.class_name}", style="dim")
+        table.add_row(name, *_counts(host.parameters, host.buffer_elements, host.state_bytes))
+        for row in found.rows:
+            if row.host == host.path:
+                name = Text(f"  {row.name.removeprefix(host.path).lstrip('.')}", style="bold")
+                counts = _counts(row.parameters, row.buffer_elements, row.state_bytes)
+                table.add_row(name, *counts, *([_time(row, found)] if timed else []))
+    rest = _rest(found)
+    if any(rest):
+        table.add_row(Text("the rest of the model"), *_counts(*rest))
+    total = _counts(found.parameters, found.buffer_elements, found.state_bytes)
+    spent = [_ms(found.seconds)] if found.seconds is not None else []
+    table.add_row(Text("total"), *total, *spent, style="bold")
     mode = "training" if found.training else "evaluation"
-    run = f"; a call takes {_ms(found.seconds)} in {mode}, best of {found.calls}" if found.seconds is not None else ""
-    return Group(head, Text(""), table, Text(f"\n{size}{run}", style="dim"))
+    run = f"\nTimes of a call in {mode}, best of {found.calls}." if timed else ""
+    return Group(head, Text(""), table, *([Text(run, style="dim")] if run else []))
 
 
-def _time(row: RegBNSummary, found: Summary) -> Text:
+def _counts(parameters: int, elements: int, size: int) -> tuple[str, str, str]:
+    return f"{parameters:,}", f"{elements:,}", bytes_text(size)
+
+
+def _rest(found: Summary) -> tuple[int, int, int]:
+    """What belongs to no host and no RegBN."""
+    parts: tuple[HostSummary | RegBNSummary, ...] = (*found.hosts, *found.rows)
+    return (
+        found.parameters - sum(part.parameters for part in parts),
+        found.buffer_elements - sum(part.buffer_elements for part in parts),
+        found.state_bytes - sum(part.state_bytes for part in parts),
+    )
+
+
+def _time(row: RegBNSummary, found: Summary) -> str:
     spent, whole = row.seconds or 0.0, found.seconds or 0.0
-    return Text(f"{_ms(spent)}\n{spent / whole if whole > 0 else 0.0:.1%}")
+    return f"{_ms(spent)} ({spent / whole if whole > 0 else 0.0:.1%})"
 
 
 def _ms(seconds: float) -> str:
@@ -79,10 +101,21 @@ def summary_to_dict(found: Summary) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "model": found.model,
         "parameters": found.parameters,
+        "buffer_elements": found.buffer_elements,
         "state_bytes": found.state_bytes,
         "memory_share": found.memory_share,
         "training": found.training,
         "seconds": found.seconds,
         "time_share": found.time_share,
+        "hosts": [
+            {
+                "path": host.path,
+                "class": host.class_name,
+                "parameters": host.parameters,
+                "buffer_elements": host.buffer_elements,
+                "state_bytes": host.state_bytes,
+            }
+            for host in found.hosts
+        ],
         "sites": rows,
     }

@@ -13,6 +13,7 @@ from .._codes import KINDS
 from .._errors import RegBNOptionError
 from ..nn.options import RegBNOptions, check_value
 from . import references
+from .naming import parts_of, unknown_part
 from .patterns import PatternError, compile_pattern
 from .problems import Path, Problem, did_you_mean, listing
 from .validate import boolean_hint, show
@@ -197,7 +198,7 @@ def _check_matches(value: dict[str, Any]) -> Iterator[Problem]:
             for text, where in _texts(match.get(key), (*path, key)):
                 yield from _check_pattern(text, where)
         names = [text for text, _ in _texts(match.get("between"), ())]
-        for name in sorted({name for name in names if names.count(name) > 1}):
+        for name in sorted({name for name in names if sum(_same(name, other) for other in names) > 1}):
             yield Problem((*path, "between"), f"`{name}` is named twice; a modality does not meet itself")
 
 
@@ -264,7 +265,7 @@ def _check_shape(rule: dict[str, Any], path: Path) -> Iterator[Problem]:
 def _check_names(rule: dict[str, Any], modalities: list[str], path: Path) -> Iterator[Problem]:
     """Modalities that a rule names, where the file itself lists them (else the model's inputs decide, later)."""
     normalize, against = rule.get("normalize"), rule.get("against")
-    if isinstance(normalize, str) and normalize == against:
+    if isinstance(normalize, str) and isinstance(against, str) and _same(normalize, against):
         yield Problem((*path, "against"), f"`{against}` cannot be normalised against itself")
     if not modalities:
         return
@@ -274,13 +275,20 @@ def _check_names(rule: dict[str, Any], modalities: list[str], path: Path) -> Ite
         *_texts(_mapping(rule.get("match")).get("between"), (*path, "match", "between")),
     ]
     for name, where in named:
-        if name not in modalities:
+        if parts_of(name, modalities) is None:
             yield Problem(where, unknown_modality(name, modalities))
+
+
+def _same(name: str, other: str) -> bool:
+    """Whether two names say the same modalities, in whatever order."""
+    return set(name.split("+")) == set(other.split("+"))
 
 
 def unknown_modality(name: str, known: list[str]) -> str:
     """The sentence for a modality that nobody defined."""
-    return f"there is no modality `{name}`{did_you_mean(name, known)} (known: {listing(known)})"
+    wrong = unknown_part(name, known)
+    inside = "" if wrong == name else f" (in `{name}`)"
+    return f"there is no modality `{wrong}`{inside}{did_you_mean(wrong, known)} (known: {listing(known)})"
 
 
 def _check_options(options: dict[str, Any], shared: dict[str, Any] | None, path: Path) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .._types import NEVER_BY_DEFAULT, FusionPoint, Inspection
+from .naming import home_name, names_part
 from .patterns import matches
 from .problems import listing
 from .schema import Match
@@ -57,7 +58,8 @@ def _assign(names: list[str], homes: list[tuple[str, ...]]) -> bool:
     if not names:
         return True
     return any(
-        names[0] in home and _assign(names[1:], homes[:index] + homes[index + 1 :]) for index, home in enumerate(homes)
+        names_part(names[0], home) and _assign(names[1:], homes[:index] + homes[index + 1 :])
+        for index, home in enumerate(homes)
     )
 
 
@@ -93,7 +95,7 @@ def _unnamed(match: Match, point: FusionPoint) -> list[str]:
 
 def spell_homes(homes: Sequence[tuple[str, ...]]) -> str:
     """`gray with colored`, `image+text with audio`."""
-    return " with ".join("+".join(home) for home in homes) or "nothing"
+    return " with ".join(home_name(home) for home in homes) or "nothing"
 
 
 def _spell(names: Sequence[str]) -> str:

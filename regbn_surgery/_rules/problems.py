@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from .._spelling import did_you_mean as did_you_mean
+from .._spelling import listing as listing
 
 #: The way to a value inside a rules file: ("rules", 0, "match", "kind").
 Path = tuple[str | int, ...]
@@ -60,32 +62,6 @@ def spell(path: Path) -> str:
         else:
             text += f".{step}" if text else step
     return text
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean `concat`?` or nothing, to be put at the end of a sentence.
-
-    A name that differs in upper and lower case alone comes first, then names that are near without regard to case.
-    """
-    names = list(known)
-    by_lower: dict[str, list[str]] = {}
-    for name in names:
-        by_lower.setdefault(name.lower(), []).append(name)
-    near = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
-    if not near:
-        return ""
-    best = max(by_lower[near[0]], key=lambda name: difflib.SequenceMatcher(None, word, name).ratio())
-    return f"; did you mean `{best}`?"
-
-
-def listing(names: Iterable[str], limit: int = 12) -> str:
-    """`a`, `b` and `c`, cut after `limit`."""
-    quoted = [f"`{name}`" for name in names]
-    if not quoted:
-        return "none"
-    if len(quoted) > limit:
-        return ", ".join(quoted[:limit]) + f" and {len(quoted) - limit} more"
-    return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + " and " + quoted[-1]
 
 
 def render(problems: Iterable[Problem], marks: Marks, rule_ids: Mapping[int, str]) -> str:

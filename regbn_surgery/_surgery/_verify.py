@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .._analysis import Observed, follow_streams
+from .._analysis._finite import not_finite
 from .._analysis._runs import Run, ordered
 from .._codes import coded, text_of
 from .._errors import RewriteError
-from .._inputs import Batches
+from .._inputs import Batches, named_leaves
+from .._rules.naming import home_name
 from .._types import Modality
 from .._visible import visible
 from ._guard import MODALITIES, RECORD
@@ -44,6 +46,7 @@ class Verification:
     model: str
     training: bool
     sites: tuple[VerifiedSite, ...]
+    notes: tuple[str, ...] = ()  # on values that are not finite
 
     @property
     def ok(self) -> bool:
@@ -63,13 +66,20 @@ class Verification:
             }
             for site in self.sites
         ]
-        return {"model": self.model, "training": self.training, "ok": self.ok, "sites": sites}
+        return {
+            "model": self.model,
+            "training": self.training,
+            "ok": self.ok,
+            "sites": sites,
+            "notes": list(self.notes),
+        }
 
     def __str__(self) -> str:
         lines = [f"{self.model} in {'training' if self.training else 'evaluation'}:"]
         for site in self.sites:
-            f, g = ("+".join(side) for side in site.wanted)
+            f, g = (home_name(side) for side in site.wanted)
             lines.append(f"  {site.name}: {site.problem or f'ran {site.runs} x, f is {f}, g is {g}, as the rule says'}")
+        lines += [f"  {note}" for note in self.notes]
         return visible("\n".join(lines))
 
     def __repr__(self) -> str:
@@ -100,7 +110,9 @@ def carried_and_given(
         name = operation.code.name if operation.code is not None else operation.planned.name
         module = getattr(host, name)
         sites.append(_verified(run, operation, module, paths[id(module)]))
-    return Verification(type(model).__name__, training, tuple(sites)), observed, set(reached)
+    named = () if batches.given is None else named_leaves(model, batches.given)
+    notes = not_finite([run], [(name, leaf) for name, leaf in named if isinstance(leaf, Tensor)])
+    return Verification(type(model).__name__, training, tuple(sites), tuple(notes)), observed, set(reached)
 
 
 def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> VerifiedSite:
@@ -113,13 +125,35 @@ def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> V
     wrong = [pair for pair in distinct if not _is_right(pair, wanted, mixes)]
     problem = ""
     if not frames:
-        problem = coded("RB201", f"did not run: {_words(wanted)} do not meet in this call")
+        where = _meeting_place(run, wanted) or "do not meet in this call"
+        problem = coded("RB201", f"did not run: {_words(wanted)} {where}")
     elif wrong:
         found = f"{_words(wrong[0])}, where the rule says {_words(wanted)}"
         exchanged = wanted[::-1] in wrong
         problem = coded("RB202", f"f and g are exchanged: {found}") if exchanged else ""
         problem = problem or coded("RB203", f"ran on other modalities: {found}")
     return VerifiedSite(path, planned.rule, wanted, distinct, len(frames), problem)
+
+
+def _meeting_place(run: Run, wanted: tuple[tuple[str, ...], tuple[str, ...]]) -> str:
+    """Where the two streams meet in a call in which they do not come to their RegBN; "" where they do not."""
+    for exactly in (True, False):
+        for meeting in run.flow.meetings:
+            homes = [ordered(run, met.home) for met in meeting.all_operands()]
+            pairs = ((f, g) for i, f in enumerate(homes) for j, g in enumerate(homes) if i != j)
+            if pair := next((pair for pair in pairs if _covers(pair, wanted, exactly)), None):
+                source = "" if meeting.op.source is None else f" ({meeting.op.source})"
+                owner = run.trace.path_of(meeting.op)
+                call = f"`{meeting.op.name.strip('_')}`" + (f" in `{owner}`" if owner else "")
+                carried = "" if exactly else f", as {_words(pair)}"
+                return f"meet at another call, {call}{source}{carried}"
+    return ""
+
+
+def _covers(
+    found: tuple[tuple[str, ...], tuple[str, ...]], wanted: tuple[tuple[str, ...], tuple[str, ...]], exactly: bool
+) -> bool:
+    return found == wanted if exactly else found[0] != found[1] and _is_right(found, wanted, mixes=True)
 
 
 def _homes(
@@ -147,7 +181,7 @@ def _is_right(
 
 
 def _words(pair: Sequence[Sequence[str]]) -> str:
-    f, g = ("+".join(side) or "nothing" for side in pair)
+    f, g = (home_name(side) or "nothing" for side in pair)
     return f"f {f} and g {g}"
 
 

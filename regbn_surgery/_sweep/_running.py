@@ -16,6 +16,7 @@ from torch import nn
 
 from .._api import regbnify
 from .._rules import Rules
+from .._user_code import users_own
 from ..nn import NormsOnly
 from ._stored import Stored
 from ._table import CONTROL, NONE, Sweep, SweepError, SweepResult
@@ -35,8 +36,17 @@ class _Variant:
         content = None if self.rules is None else self.rules.to_dict()
         return hashlib.sha256(json.dumps([content, self.control], sort_keys=True).encode()).hexdigest()[:16]
 
-    def build(self, make_model: Callable[[], Any], example_inputs: Any) -> nn.Module:
-        made = make_model()
+    def words(self, seed: int) -> str:
+        """`with rules 'late' (late.yaml), seed 3`, for messages."""
+        if self.rules is None:
+            return f"without RegBN, seed {seed}"
+        file = self.rules.marks.name
+        where = "" if file.startswith("<") or file == self.name else f" ({file})"
+        return f"with {'the control' if self.control else 'rules'} {self.name!r}{where}, seed {seed}"
+
+    def build(self, make_model: Callable[[], Any], example_inputs: Any, seed: int) -> nn.Module:
+        with users_own(f"{_called('make_model', make_model)}, called {self.words(seed)},", SweepError):
+            made = make_model()
         model, inputs = made if isinstance(made, tuple) else (made, None)
         if not isinstance(model, nn.Module):
             raise SweepError(
@@ -80,7 +90,9 @@ def sweep(
         All results. `print` shows the table with paired differences and 95 % intervals.
 
     Raises:
-        SweepError: nothing to compare, names that are not different, or `train` returned anything but numbers.
+        SweepError: nothing to compare, names that are not different, `make_model` or `train` failed (with their file
+            and line, the rules and the seed; finished runs are kept in `out`), or `train` returned anything but
+            numbers.
         RulesError, PlanError, RewriteError: as `regbnify`, before anything is trained.
     """
     variants = _variants(rules, control)
@@ -96,7 +108,10 @@ def sweep(
         tell(f"{variant.name}, seed {seed}", done, len(runs))
         measured = stored.read(variant.name, seed, variant.fingerprint)
         if measured is None:
-            measured = _trained(variant, seed, make_model, example_inputs, train)
+            try:
+                measured = _trained(variant, seed, make_model, example_inputs, train)
+            except SweepError as error:
+                raise SweepError(f"{error}{stored.kept_words(done)}") from error.__cause__
             stored.write(variant.name, seed, variant.fingerprint, measured)
         found[variant.name, seed] = measured
     tell("finished", len(runs), len(runs))
@@ -121,7 +136,7 @@ def _try_out(variants: Sequence[_Variant], seed: int, make_model: Callable[[], A
     with torch.random.fork_rng():
         for variant in (variants[0], *variants):
             torch.manual_seed(seed)
-            built = variant.build(make_model, example_inputs)
+            built = variant.build(make_model, example_inputs, seed)
             if variant.rules is None:
                 plain.append(built)
     if plain[0] is plain[1]:
@@ -162,9 +177,10 @@ def _trained(
 ) -> dict[str, float]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = variant.build(make_model, example_inputs)
+        model = variant.build(make_model, example_inputs, seed)
         torch.manual_seed(seed)
-        measured = train(model, seed)
+        with users_own(f"{_called('train', train)}, called {variant.words(seed)},", SweepError):
+            measured = train(model, seed)
     where = f"train returned for {variant.name!r} with seed {seed}"
     if not isinstance(measured, Mapping):
         measured = {"score": measured}
@@ -176,6 +192,12 @@ def _trained(
     if unusable or not values:
         raise SweepError(f"what {where} cannot be compared: {unusable or 'no measure'} (values must be finite).")
     return values
+
+
+def _called(role: str, function: Any) -> str:
+    """`train` (`my_training`): an argument of `sweep` with the name of what was given for it."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"`{role}`" if name == role or "<lambda>" in name else f"`{role}` (`{name}`)"
 
 
 def _check_same_measures(found: Mapping[tuple[str, int], Mapping[str, float]]) -> None:

@@ -59,5 +59,12 @@ class Stored:
         part.write_text(json.dumps({**content, "measured": dict(measured)}, indent=1), encoding="utf-8")
         os.replace(part, path)
 
+    def kept_words(self, done: int) -> str:
+        """What has become of the runs before one that failed."""
+        if not done:
+            return ""
+        runs = "1 finished run is" if done == 1 else f"{done} finished runs are"
+        return f"\n{runs} kept in {self._folder}; continue there with resume=True (--resume)"
+
     def _path(self, variant: str, seed: int) -> Path:
         return self._folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', variant)}-seed{seed}.json"

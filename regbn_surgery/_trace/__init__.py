@@ -1,5 +1,6 @@
 """Run a model's real forward and write down what happened as a `torch.fx` graph, whose nodes say it in their meta."""
 
+from ._finite import strange_values
 from ._intercept import intercepted, intercepting, listening
 from ._meta import Call, Key, TensorInfo, calls_of, operands_of, results_of, tensor_of
 from ._recorder import Recorder
@@ -24,5 +25,6 @@ __all__ = [
     "listening",
     "operands_of",
     "results_of",
+    "strange_values",
     "tensor_of",
 ]

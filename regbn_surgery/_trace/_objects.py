@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import _tree
 from .._errors import CaptureError
 from .._state import generator_state, is_generator
+from ._finite import strange_values
 from ._meta import TensorInfo
 from ._source import current_source
 from ._values import TracedInt
@@ -36,9 +37,10 @@ class UnrecordableError(CaptureError):
 class Objects:
     """What is known about the objects that a run of `root` has seen; the graph is written as they are asked for."""
 
-    def __init__(self, root: nn.Module, *, strict: bool) -> None:
+    def __init__(self, root: nn.Module, *, strict: bool, values: bool = False) -> None:
         self.root = root
         self.strict = strict
+        self.sees_values = values  # whether nodes whose tensors are not finite are marked so
         self.recording = True
         self.graph = torch.fx.Graph()
         # A child may be called `self`, as in every BERT: its result must not take the name of the module.
@@ -96,6 +98,8 @@ class Objects:
             node.meta["tensor"] = info
             node.meta["tensor_meta"] = _fx_meta(value, info)
             node.meta["version"] = 0 if memory is None or value.is_inference() else value._version
+            if self.sees_values and (strange := strange_values(value)):
+                node.meta["strange"] = strange
         return memory
 
     def uid(self, tensor: torch.Tensor) -> int:

@@ -55,8 +55,10 @@ def is_child(module: nn.Module, path: str) -> bool:
 class Recorder(Objects):
     """Writes one Trace. Use `capture`, which sets it up; a host is captured with `strict=True` and `is_child`."""
 
-    def __init__(self, root: nn.Module, *, leaf: LeafRule = is_torch_leaf, strict: bool = False) -> None:
-        super().__init__(root, strict=strict)
+    def __init__(
+        self, root: nn.Module, *, leaf: LeafRule = is_torch_leaf, strict: bool = False, values: bool = False
+    ) -> None:
+        super().__init__(root, strict=strict, values=values)
         self.leaf = leaf
         self._entered = False
         self.paths: dict[int, str] = {}

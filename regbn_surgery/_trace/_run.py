@@ -27,13 +27,16 @@ def capture(
     leaf: LeafRule = is_torch_leaf,
     strict: bool = False,
     forward: Callable[..., Any] | None = None,
+    values: bool = False,
 ) -> tuple[Trace, Any]:
     """Run `root` (its hooks included, or `forward` alone where given) and return the trace and the run's own output.
+
+    With `values`, nodes whose tensors are not finite have `meta["strange"]`: "NaN" or "inf".
 
     Raises:
         CaptureError: in strict captures, where the graph could not repeat what the run did.
     """
-    recorder = Recorder(root, leaf=leaf, strict=strict)
+    recorder = Recorder(root, leaf=leaf, strict=strict, values=values)
     trace, output = guarded(lambda: _record_run(recorder, args, kwargs, forward))
     if strict and recorder.strangers:
         again = Recorder(root, leaf=leaf, strict=True)

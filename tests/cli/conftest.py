@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -64,6 +64,9 @@ class FakeLibrary:
         assert not inplace
         return self.plan(model, rules, example_inputs)
 
+    def examined(self, model: Any, plan: Any, analysis: Any, example: Any) -> Any:
+        return replace(plan, sites=tuple(replace(site, tier=2) for site in plan.sites))
+
     def explain(self, plan: Any) -> tuple[Host, ...]:
         before, after = "return torch.cat((a, b), 1)", "return torch.cat((c, d), 1)"
         files = (("two_branch.py", before, after, 7),)
@@ -83,6 +86,9 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
     monkeypatch.setitem(sys.modules, "regbn_surgery._api", api)
     monkeypatch.setitem(sys.modules, "regbn_surgery._inspecting", inspecting)
     monkeypatch.setitem(sys.modules, "regbn_surgery._surgery", rewrite)
+    rehearsal = types.ModuleType("regbn_surgery._rehearsal")
+    rehearsal.examined = fake.examined  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "regbn_surgery._rehearsal", rehearsal)
     return fake
 
 

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
+import regbn_surgery
 from regbn_surgery import CaptureError
 from regbn_surgery._cli.commands import cli
+from regbn_surgery._cli.group import _MEANT, _PYTHON_ONLY
 
 from ..plan.fakes import inspection
 
@@ -127,7 +129,7 @@ class TestShow:
         (tmp_path / "r.yaml").write_text(RULES.replace("concat", "scatter"))
         result = run("show", MODEL, "r.yaml")
         assert result.exit_code == 1
-        assert "r.yaml:2:20: rule `late` matches no fusion point" in result.stderr
+        assert "r.yaml:2:34: rule `late` matches no fusion point" in result.stderr
 
     def test_an_unknown_key_is_told_before_the_model_is_loaded(self, run, library, tmp_path):
         (tmp_path / "r.yaml").write_text(RULES.replace("kind", "knd"))
@@ -152,6 +154,31 @@ class TestStart:
         number, *names = done.stdout.splitlines()[-1].split()
         assert not {"torch", "numpy", "rich", "pydantic", "yaml", "transformers"} & set(names)
         assert int(number) < 200
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("explain", "Did you mean 'show'? Show what rules do to a model."),
+            ("explian", "Did you mean 'show'?"),
+            ("regbnify", "Did you mean 'show'?"),
+            ("starter-rules", "Did you mean 'init'?"),
+            ("Plan", "Did you mean 'plan'?"),
+            ("verfy", "Did you mean 'verify'?"),
+            ("unregbnify", "in Python: regbn_surgery.unregbnify(model)"),
+            ("load-regbn", "in Python: regbn_surgery.load_regbn(model)"),
+            ("zzz", "The commands: check, completion, diagnose,"),
+        ],
+    )
+    def test_a_name_that_is_no_command_gets_the_one_that_does_it(self, run, name, says):
+        result = run(name, "model.py:build")
+        assert result.exit_code == 2
+        assert f"No such command '{name}'. " in result.stderr
+        assert says in result.stderr
+
+    def test_every_suggestion_exists(self):
+        assert set(_MEANT.values()) <= set(cli.commands)
+        assert not set(_MEANT) & set(cli.commands)
+        assert set(_PYTHON_ONLY) <= set(regbn_surgery.__all__)
 
     def test_help_has_an_example(self, run):
         for command in ("inspect", "show", "check"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -67,6 +68,34 @@ def test_show(run, files, factory):
     assert any(line.startswith("+") and "_regbn.call(0, torch.cat" in line for line in result.stdout.splitlines())
 
 
+def notes_of(stdout: str) -> list[str]:
+    """Every note of a table, in its order."""
+    return re.findall(r"^ (RB\d{3} .*)$", stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("rules", "wanted"),
+    [
+        ("{id: late, match: {kind: concat}, normalize: x}", ["RB118"]),
+        ("{id: late, match: {kind: concat}, normalize: x}, {id: no, match: {kind: sum}, normalize: x}", ["RB101"]),
+    ],
+)
+def test_plan_and_show_have_the_same_notes(run, files, rules, wanted):
+    (files / "same.yaml").write_text(f"version: 1\nstrict: warn\nrules: [{rules}]\n")
+    (files / "independent.py").write_text(
+        "import torch\nfrom end_to_end_model import Two\n\n"
+        "def build():\n    torch.manual_seed(0)\n    model = Two()\n"
+        "    return model, (torch.randn(24, 4), torch.randn(24, 5))\n"
+    )
+    told = {}
+    for command in ("plan", "show"):
+        result = run(command, "independent.py:build", "same.yaml", "--verbose")
+        assert result.exit_code == 0, result.stderr
+        told[command] = notes_of(result.stdout), [t for t in result.stderr.splitlines() if t.startswith("warning")]
+    assert told["plan"] == told["show"]
+    assert set(wanted) <= {note[:5] for note in told["show"][0]}, told
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -78,7 +107,7 @@ def test_show(run, files, factory):
         (
             ["show", "end_to_end_model.py:build", "never.yaml"],
             1,
-            "never.yaml:2:21: rule `never` matches no fusion point",
+            "never.yaml:2:35: rule `never` matches no fusion point",
         ),
     ],
 )

@@ -86,13 +86,13 @@ class TestPlan:
         (project / "r.yaml").write_text(RULES.replace("concat", "scatter"))
         result = run("plan", "project.py:build", "r.yaml")
         assert (result.exit_code, result.stdout) == (1, "")
-        assert "r.yaml:2:20: rule `late` matches no fusion point" in result.stderr
+        assert "r.yaml:2:34: rule `late` matches no fusion point" in result.stderr
 
     def test_under_warn_it_is_a_warning_and_nothing_to_do_a_finding(self, run, project):
         (project / "r.yaml").write_text("strict: warn\n" + RULES.replace("concat", "scatter"))
         result = run("plan", "project.py:build", "r.yaml")
         assert result.exit_code == 1
-        assert result.stderr.count("warning: RB101 r.yaml:3:20: rule `late` matches no fusion point") == 1
+        assert result.stderr.count("warning: RB101 r.yaml:3:34: rule `late` matches no fusion point") == 1
         assert "nothing would be normalised" in result.stderr
         assert "0 RegBN modules to put in" in result.stdout
 

@@ -74,6 +74,31 @@ def test_mistakes(here: Path, more: str, train: str, says: str) -> None:
     assert not (here / "out").exists()
 
 
+#: Put before a line of the code above; the file is imported anew for each model, so that calls are counted outside.
+FAILS = """    with open("calls", "a") as file:
+        file.write("x")
+    import pathlib
+    if len(pathlib.Path("calls").read_text()) == COUNT:
+        raise OSError("disk")
+"""
+
+
+@pytest.mark.parametrize(("before", "count"), [("    return {", "2"), ("    return TwoBranches(), ", "6")])
+def test_an_error_of_the_users_function_is_told_as_theirs(here: Path, before: str, count: str) -> None:
+    text = CODE.replace(before, FAILS.replace("COUNT", count) + before)
+    (here / "for_sweep.py").write_text(text)
+    done = call()
+    assert done.exit_code == 2
+    line = 1 + next(i for i, row in enumerate(text.splitlines()) if "raise OSError" in row)
+    assert f"OSError: disk ({here / 'for_sweep.py'}:{line})" in done.stderr
+    assert "with rules 'late' (late.yaml), seed 0," in done.stderr
+    assert "unexpected error" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "1 finished run is kept in out/runs; continue there with resume=True (--resume)" in done.stderr
+    (here / "for_sweep.py").write_text(CODE)
+    assert call(" --resume").exit_code == 0
+
+
 def test_results_of_another_sweep_are_not_overwritten(here: Path) -> None:
     (here / "out").mkdir()
     (here / "out" / "sweep.md").write_text("mine")

@@ -184,7 +184,7 @@ def test_a_rule_that_matches_nothing_is_a_finding(verify, tmp_path):
     (tmp_path / "late.yaml").write_text(RULES.replace("concat", "scatter"))
     result = verify()
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "late.yaml:2:20: rule `late` matches no fusion point" in result.stderr
+    assert "late.yaml:2:34: rule `late` matches no fusion point" in result.stderr
 
 
 def test_rules_that_ask_for_nothing(verify, tmp_path):

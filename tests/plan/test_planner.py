@@ -111,7 +111,7 @@ class TestNothingMatched:
         with pytest.raises(NothingMatchedError) as caught:
             decide(Rules.from_text(text, "r.yaml"), two_points())
         message = str(caught.value)
-        assert message.startswith("r.yaml:4:5: rule `late` matches no fusion point")
+        assert message.startswith("r.yaml:4:34: rule `late` matches no fusion point")
         assert "nearest: `cat`: owner is the root (`TwoBranch`), which `fusoin` does not match" in message
         assert "found: `mid.add` (sum, middle, owner mid, gray with colored)" in message
         assert caught.value.exit_code == 1
@@ -188,7 +188,7 @@ class TestDirection:
         assert plan_of(found, {**ALL, "normalize": "colored"}).sites[0].f.home == ("gray", "colored")
         assert plan_of(found, {**ALL, "normalize": "gray"}).sites[0].f.home == ("gray",)
         text = refused(found, {"id": "r", "match": {}})
-        assert "    against: colored\n    normalize: colored" in text
+        assert "    normalize: gray\n    normalize: gray+colored" in text
 
     def test_equal_homes_need_a_pair_rule(self):
         found = inspection(point("cat", side("gray+colored"), side("gray+colored"), level="remeeting"))
@@ -222,7 +222,9 @@ class TestDirection:
         gated = site(GRAY, COLORED, gate=1)
         found = inspection(point("mul", GRAY, COLORED, kind="product", sites=(gated,)))
         assert "`colored` only gates `gray`" in refused(found, {**ALL, "normalize": "colored"})
-        assert refused(found, {"id": "r", "match": {}}).endswith("so one line is possible; add:\n    normalize: gray")
+        assert refused(found, {"id": "r", "match": {}}).endswith(
+            "the other side only gates, so write:\n    normalize: gray"
+        )
         assert plan_of(found, ALL).sites[0].f.home == ("gray",)
         swapped = inspection(point("mul", GRAY, COLORED, sites=(site(GRAY, COLORED, gate=0),)))
         assert plan_of(swapped, {"id": "r", "match": {}, "pairs": "all"}).sites[0].f.home == ("colored",)
@@ -332,7 +334,7 @@ class TestPairs:
         def resolve(f: str, g: str) -> PairSides:
             raise PlanError(f"there is no input `{f}`")
 
-        with pytest.raises(PlanError, match=r"rules\[0\]\.pair: rule `early`: there is no input"):
+        with pytest.raises(PlanError, match=r"rules\[0\]\.pair\.f: rule `early`: there is no input"):
             decide(rules_of(self.RULE), two_points(), resolve)
 
     def test_unknown_layout(self):

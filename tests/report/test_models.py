@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from regbn_surgery._api import operate
-from regbn_surgery._cli.work import Operated, with_tiers
+from regbn_surgery._cli.work import Operated
+from regbn_surgery._rehearsal import examined
 from regbn_surgery._report.diff import host_views
 from regbn_surgery._report.tables import inspection_view
 from regbn_surgery._report.text import plain
 from regbn_surgery._report.tree import tree_view
 from regbn_surgery._rules import Rules
-from regbn_surgery._surgery import explain
 
 from ..zoo import handmade, hf
 
@@ -34,7 +34,7 @@ WRITTEN_WITH = "5.23."
 def operated(name: str) -> Operated:
     case = CASES[name]
     plan, analysis, model = operate(case.model(), Rules.from_dict(case.rules_dict()), case.example)
-    return Operated(analysis, with_tiers(plan, explain(model)), model if plan.sites else None)
+    return Operated(analysis, examined(model, plan, analysis, case.example), model if plan.sites else None)
 
 
 def stable(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -100,3 +102,51 @@ def test_the_model_is_as_it_was() -> None:
 def test_a_model_without_regbn_is_refused() -> None:
     with pytest.raises(RewriteError, match="nothing to verify"):
         verify(Handing(), inputs())
+
+
+class Elsewhere(nn.Module):
+    """The streams meet at the concatenation of the example, at a sum in another call, mixed at a third, or nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.y, self.z = nn.Linear(4, 8), nn.Linear(5, 8), nn.Linear(3, 8)
+        self.late = Joint()
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, how: str = "cat") -> torch.Tensor:
+        x, y, z = self.x(x), self.y(y), self.z(z)
+        if how == "cat":
+            return self.late(x, y) + z.repeat(1, 2)
+        if how == "sum":
+            return self.late.added(x, y)
+        if how == "mixed":
+            return torch.stack([x.sin() * z, y], 1)
+        return torch.relu(x)
+
+
+class Joint(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, y], 1)
+
+    def added(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y  # another call
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("normalize", ["x", "y"])
+def test_a_regbn_that_did_not_run_names_the_call_at_which_its_streams_meet(normalize: str, training: bool) -> None:
+    example = {"x": torch.randn(4, 4), "y": torch.randn(4, 5), "z": torch.randn(4, 3)}
+    rules = {"version": 1, "rules": [{"id": "a", "match": {"owner": "late"}, "normalize": normalize}]}
+    model = regbnify(Elsewhere(), rules, example)
+
+    def told(how: str) -> str:
+        (site,) = verify(model, {**{k: v[:3] for k, v in example.items()}, "how": how}, training=training).sites
+        return site.problem
+
+    assert told("cat") == ""
+    line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "# another call" in text)
+    streams = "f x and g y" if normalize == "x" else "f y and g x"
+    assert told("sum") == f"RB201 did not run: {streams} meet at another call, `add` ({__file__}:{line})"
+    as_they_are = "f x+z and g y" if normalize == "x" else "f y and g x+z"
+    assert told("mixed").startswith(f"RB201 did not run: {streams} meet at another call, `stack` ({__file__}:")
+    assert told("mixed").endswith(f", as {as_they_are}")
+    assert told("none") == f"RB201 did not run: {streams} do not meet in this call"

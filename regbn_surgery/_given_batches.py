@@ -1,0 +1,93 @@
+"""A user's own batches as calls of a model: which of them can be run, and which one it is analysed with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from . import _tree
+from ._diagnosis import MINIMUM
+from ._errors import InputsError
+from ._inputs import Inputs, as_inputs, shared_axis
+from ._misfits import misfit
+from ._report.words import count_text
+from ._user_code import drawn
+
+
+@dataclass(frozen=True)
+class GivenBatches:
+    """Calls of a model, each with its number of samples (None where no axis says it); none of them is empty."""
+
+    calls: tuple[Inputs, ...]
+    sizes: tuple[int | None, ...]
+
+    @property
+    def example(self) -> Inputs:
+        """The first batch in which a batch axis can be told: one of several samples, if there is any."""
+        several = (call for call, size in zip(self.calls, self.sizes, strict=True) if size != 1)
+        return next(several, self.calls[0])
+
+    @property
+    def single(self) -> bool:
+        """Whether no batch has two samples."""
+        return all(size == 1 for size in self.sizes)
+
+    def too_small(self, why: str) -> str:
+        """What to say where single samples cannot be analysed."""
+        seen = count_text(len(self.calls), "batch", "batches")
+        return (
+            f"no batch of the data has more than one sample ({seen} seen), and one sample does not show which axis is "
+            f"the batch. Give batches of at least 2 samples, {MINIMUM} in all (`batch_size=` of a DataLoader); or give "
+            f"`example` inputs of two or more, and batches of one sample can be measured. In detail: {why}"
+        )
+
+
+def read_batches(model: nn.Module, data: Iterable[Any]) -> GivenBatches:
+    """The batches as calls, empty ones left out. Raises InputsError where nothing is left."""
+    calls = [call_of(model, batch) for batch in drawn(data, InputsError)]
+    if not calls:
+        raise InputsError(
+            "the data gave no batch; `--data` must name an iterable of batches, or a function that returns one"
+        )
+    sizes = [_samples(model, call) for call in calls]
+    filled = [(call, size) for call, size in zip(calls, sizes, strict=True) if size != 0]
+    if not filled:
+        raise InputsError(f"all {len(calls)} batches of the data are empty; {MINIMUM} samples are needed")
+    return GivenBatches(tuple(call for call, _ in filled), tuple(size for _, size in filled))
+
+
+def _samples(model: nn.Module, call: Inputs) -> int | None:
+    axis = shared_axis(model, call)
+    return None if axis is None else axis[1]
+
+
+def call_of(model: nn.Module, batch: Any) -> Inputs:
+    """A batch as a call of the model: as it is, or without the target that follows the inputs.
+
+    Raises InputsError for a batch that fits in neither way.
+    """
+    candidates: list[Any] = []
+    if isinstance(batch, list):
+        batch = tuple(batch)
+    if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], tuple | list | Mapping | Inputs):
+        candidates.append(tuple(batch[0]) if isinstance(batch[0], list) else batch[0])
+    candidates.append(batch)
+    if isinstance(batch, tuple) and len(batch) > 1:
+        candidates.append(batch[:-1])
+    problem = ""
+    for candidate in candidates:
+        inputs = as_inputs(candidate)
+        try:
+            _tree.bind(model.forward, inputs.args, inputs.kwargs)
+        except TypeError as error:
+            problem = problem or misfit(model.forward, inputs.kwargs, error)
+            continue
+        return inputs
+    raise InputsError(
+        f"A batch of the data does not fit {type(model).__name__}.forward: {problem}. "
+        f"Given: {as_inputs(candidates[0])!r:.200}. "
+        "The data must give the model's arguments, or pairs of these and a target."
+    )

@@ -12,6 +12,8 @@ from torch import nn
 from .._analysis import Analysis, Recipe, index_of
 from .._errors import RewriteError
 from .._types import Plan, PlannedSite
+from ..nn import convert_sync_regbn
+from ..nn._ranks import synchronised
 from ._branches import with_branches
 from ._classes import install, install_for_symbols, original_class, unbound_function
 from ._code_sites import Oriented, code_site
@@ -215,6 +217,7 @@ def put_in(
     Raises:
         RewriteError: where a site does not fit the host that is there.
     """
+    ranks = synchronised(model)  # a model that is converted already has RegBN that joins the same ranks
     by_host: dict[tuple[str, int], list[Operation]] = {}
     hooked_root: tuple[HoistSpec, ...] = ()
     for operation in operations:
@@ -223,6 +226,8 @@ def put_in(
         host = model.get_submodule(path)
         for operation in members:
             site = _site_module(operation)
+            if ranks is not None and "sync" not in operation.planned.options:
+                convert_sync_regbn(site, ranks.group)
             keep(model, operation.keeper or path, operation.planned.name, site)
             if operation.keeper and operation.code is not None:
                 host.__dict__[operation.code.name] = site

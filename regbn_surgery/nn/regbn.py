@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace as with_options
 from math import prod
@@ -18,7 +19,7 @@ from ._multiplier import Limits
 from ._no_gradient import without_gradient
 from ._norms import input_norm, output_norm
 from ._presence import Rows, present_rows, taking_part
-from ._ranks import Ranks, joined
+from ._ranks import Ranks, conversion_of, joined
 from ._running import RunningState, Step, Update
 from ._symbols import as_one_call, symbols_in
 from .options import (
@@ -296,6 +297,13 @@ class RegBN(RunningState):
             return False  # the score needs the residual of each lambda, which only the dual form has exactly there
         return form == "primal" or (form == "auto" and self.projection_shape[0] < batch_size)
 
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As `nn.Module.add_module`, by which a conversion of BatchNorm to SyncBatchNorm takes RegBN along."""
+        conversion = conversion_of(sys._getframe(1))
+        if conversion is not None:
+            convert_sync_regbn(self, conversion.group)
+        super().add_module(name, module)
+
     def __prepare_scriptable__(self) -> None:
         """Raises CaptureError: torch.jit.script cannot compile RegBN, and says so in words that name no RegBN."""
         _checks.refuse_script()
@@ -326,7 +334,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def convert_sync_regbn(module: Model, process_group: ProcessGroup | None = None) -> Model:
     """Make every RegBN in `module` fit on the joined batch of the ranks of `process_group` (None: all of them).
 
-    The counterpart of `nn.SyncBatchNorm.convert_sync_batchnorm`; changes the modules in place and returns `module`.
+    The counterpart of `nn.SyncBatchNorm.convert_sync_batchnorm`, which converts RegBN as well. Changes the modules in
+    place and returns `module`.
     """
     for child in module.modules():
         if isinstance(child, RegBN):

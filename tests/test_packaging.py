@@ -127,6 +127,7 @@ def test_the_source_distribution_holds_what_its_tests_and_readers_need(tmp_path:
     with tarfile.open(built) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
     wanted = ("README.md", "LICENSE", "CITATION.cff", "CONTRIBUTING.md", "docs/evidence.png", "rules/late.yaml",
-              "hatch_build.py", "regbn_surgery/py.typed", "tests/test_packaging.py", "examples/pmr/model.py")  # fmt: skip
+              "hatch_build.py", "regbn_surgery/py.typed", "tests/test_packaging.py",
+              "examples/pmr/model.py")  # fmt: skip
     assert [name for name in wanted if name not in inside] == []
     assert not [name for name in inside if name.startswith((".venv", ".versions"))]

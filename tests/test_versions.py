@@ -12,6 +12,7 @@ import torch
 import regbn_surgery
 from regbn_surgery import RegBN, RegBNWarning, _untested, load_regbn, save_regbn
 
+from . import versions
 from .surgery.models import Late, build, operate, vectors
 from .versions import FLOORS, SETS, TABLE, counted, with_rows
 
@@ -65,3 +66,61 @@ def test_what_is_known_is_what_the_page_has_as_passed() -> None:
     assert {row[0] for row in rows} == set(SETS)
     newest = {place: max(tuple(map(int, row[place].split("+")[0].split(".")[:2])) for row in rows) for place in (1, 2)}
     assert {1: _untested.TESTED["Python"], 2: _untested.TESTED["torch"]} == newest
+
+
+# -- the command, on stand-ins for environments ------------------------------------------------------------------------
+
+
+def stand_in(folder: Path, tests: str, code: int, imports: int = 0) -> str:
+    """A program that answers as the Python of an environment would: what its versions are, and how the tests went."""
+    program = folder / f"python{code}{imports}"
+    asked = f'if [ "$1" = -c ]; then echo 3.11.7 2.6.0 1.26.4 4.57.6; exit {imports}; fi'
+    program.write_text(f"#!/bin/sh\n{asked}\necho '{tests}'\nexit {code}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    page = tmp_path / "versions.md"
+    monkeypatch.setattr(versions, "TABLE", page)
+    return page
+
+
+def test_an_environment_that_is_there_gives_its_row(table: Path, tmp_path: Path) -> None:
+    python = stand_in(tmp_path, "5 passed, 2 skipped in 3s", 0)
+    assert versions.main(["--python", f"floors={python}"]) == 0
+    (row,) = [line for line in table.read_text().splitlines() if line.startswith("| floors")]
+    assert row.startswith("| floors | 3.11.7 | 2.6.0 | 1.26.4 | 4.57.6 | ")
+    assert row.endswith(" | 5 | 0 |")
+
+
+def test_a_test_that_fails_is_counted_and_said(table: Path, tmp_path: Path) -> None:
+    python = stand_in(tmp_path, "FAILED tests/a.py::b\n1 failed, 5 passed in 3s", 1)
+    assert versions.main(["--python", f"newest={python}", "newest"]) == 1
+    assert table.read_text().splitlines()[-1].endswith("| 5 | 1 |")
+
+
+@pytest.mark.parametrize(("tests", "code", "imports"), [("no tests ran", 5, 0), ("killed", 137, 0), ("1 passed", 0, 1)])
+def test_a_run_that_broke_off_is_no_success(
+    table: Path, tmp_path: Path, tests: str, code: int, imports: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = stand_in(tmp_path, tests, code, imports)
+    assert versions.main(["--python", f"floors={python}", "floors"]) == 1
+    assert "floors: NOT TESTED" in capsys.readouterr().out
+    assert not table.exists()
+
+
+@pytest.mark.parametrize("given", ["floors", "oldest=python3", "floors=/nowhere/python"])
+def test_an_environment_that_cannot_be_is_a_usage_error(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        versions.main(["--python", given])
+    assert "NAME=PATH is wanted" in capsys.readouterr().err
+
+
+def test_the_help_shows_commands_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        versions.main(["--help"])
+    examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    python tests/")]
+    assert len(examples) == 2
+    assert {line.split()[-1] for line in examples} <= set(SETS)

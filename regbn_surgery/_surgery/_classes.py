@@ -25,10 +25,11 @@ from ._guard import ATTRIBUTE
 from ._methods import refuse_methods
 from ._record import CodeSite
 from ._site import RegBNSite
-from ._symbolic import refuse_symbols
+from ._symbolic import are_symbols, follow, follow_original, not_followed
 
 if TYPE_CHECKING:
     from ._graph_host import GraphHost
+    from ._hoist import HookedRoot
     from ._host import HostSurgery
 
 
@@ -80,7 +81,8 @@ class InstanceForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         surgery: HostSurgery = self.host.__dict__[ATTRIBUTE]
-        refuse_symbols(self.host, args, kwargs)
+        if are_symbols(args, kwargs):
+            return follow(self.host, surgery, args, kwargs)
         return surgery.run(self.host, args, kwargs)
 
 
@@ -95,16 +97,21 @@ def rewritten_class(cls: Any, methods: tuple[str, ...] = ()) -> type[nn.Module]:
 
     @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        surgery: HostSurgery | None = self.__dict__.get(ATTRIBUTE)
+        surgery: Any = self.__dict__.get(ATTRIBUTE)  # a HostSurgery, GraphHost or HookedRoot
         if surgery is None:
             _tell_another(self)
+            if are_symbols(args, kwargs):
+                return follow_original(self, cls.forward, args, kwargs)
+            return cls.forward(self, *args, **kwargs)
+        if surgery.passes_on and not are_symbols(args, kwargs):
             return cls.forward(self, *args, **kwargs)
         if torch.compiler.is_compiling() and surgery.direct is not None:
             # Where the graph breaks in the forward, it breaks in every function around it: no more than this one.
             output = surgery.direct(self, *args, **kwargs)
             surgery.after_compiled(self, 0, args, kwargs, output)
             return output
-        refuse_symbols(self, args, kwargs)
+        if are_symbols(args, kwargs):
+            return follow(self, surgery, args, kwargs)
         return surgery.run(self, args, kwargs)
 
     # Who unwraps functions (accelerate, taking its own wrapper off) must not unwrap this one: RegBN would be gone.
@@ -165,6 +172,8 @@ def _rewritten_method(cls: Any, name: str) -> Any:
         if surgery is None:
             _tell_another(self)
             return getattr(cls, name)(self, *args, **kwargs)
+        if are_symbols(args, kwargs):
+            raise not_followed(self, f"its method {name} is called, which RegBN is in as well")
         return surgery.run_method(self, name, args, kwargs)
 
     return method
@@ -198,7 +207,7 @@ def _make_again(methods: tuple[str, ...], make: Any, args: tuple[Any, ...]) -> n
     return made
 
 
-def install(host: nn.Module, surgery: HostSurgery | GraphHost) -> None:
+def install(host: nn.Module, surgery: HostSurgery | GraphHost | HookedRoot) -> None:
     """Make the module a rewritten host.
 
     Raises:
@@ -243,6 +252,12 @@ def _is_its_own(forward: Any, host: nn.Module) -> bool:
     while isinstance(forward, functools.partial):
         forward = forward.func
     return inspect.ismethod(forward) and forward.__self__ is host
+
+
+def install_for_symbols(root: nn.Module, surgery: HookedRoot) -> None:
+    """Give a root whose RegBN is in hooks a class of which tracers ask the forward, where it may have one."""
+    if ATTRIBUTE not in root.__dict__ and "forward" not in root.__dict__ and not asks_its_class(type(root)):
+        install(root, surgery)
 
 
 def asks_its_class(cls: type[nn.Module]) -> bool:

@@ -27,7 +27,7 @@ from ._arguments import own_arguments, spelled
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
 from ._calls import Key, Known, key_of, kind_of, sizes_of
 from ._changed import named_at
-from ._classes import original_forward
+from ._classes import original_class, original_forward
 from ._compare import difference
 from ._compiling import is_exporting, outside_graphs
 from ._growing import called_with
@@ -38,12 +38,14 @@ from ._opened import leaf_rule, refuse_hooks, settings_of, states
 from ._reorder import without_dropout
 from ._roles import NO_ROLE, Roles
 from ._site import identity
+from ._symbol_passage import NotFollowedError
 
 
 class GraphHost:
     """What a rewritten host knows: its sites, and its forward in as many variants as it has been called in ways."""
 
     direct = None  # no forward of its stands for a whole call
+    passes_on = False
 
     def __init__(self, path: str, sites: tuple[LocalSite, ...], roles: Roles | None, writes_parameters: bool) -> None:
         self.path = path
@@ -109,6 +111,18 @@ class GraphHost:
                 output = _stored(host, variant, variant.function(host, *args, **kwargs))
             remember_caches(host, variant.sites, (), args, kwargs, output)
         return output
+
+    def forward_for_symbols(self, host: nn.Module) -> Any:
+        """See `HostSurgery`."""
+        return original_class(host).forward
+
+    def follow(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Raises NotFollowedError: the order of the calls is found in a run with tensors."""
+        raise NotFollowedError("its calls run in another order, which is found in a run with tensors")
+
+    def follow_root(self, host: nn.Module, run: Any, given: list[Any]) -> Any:
+        """As `follow`."""
+        return self.follow(host, (), {})
 
     def _sites(self, role: int) -> tuple[LocalSite, ...]:
         return tuple(site for site in self.sites if site.role == role)

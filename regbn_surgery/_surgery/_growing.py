@@ -44,6 +44,7 @@ class Frame:
         self.notes: list[Note] = []
         self.met: dict[str, list[Met]] = {}
         self.passage: Passage | None = None
+        self.passage_type: type[Passage] | None = None  # None: the usual one, for tensors
         self.met_before: Mapping[str, Met] = {}
         self.reached_within: set[str] = set()
         self.depth = 0

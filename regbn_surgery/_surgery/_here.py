@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from ._table import Helper, Path
 
@@ -41,10 +42,12 @@ class Here:
         """A tensor that is taken apart along its first axis, as assignment to several names and loops do."""
         if isinstance(value, Tensor):
             value = self.passage.visit((*self.path, slot), torch.Tensor.unbind, None, (value, 0), {})
+        elif isinstance(value, Proxy):  # that there are several, and which is which, its user sees
+            self.passage.taken_apart((*self.path, slot), value)
         return value
 
     def method(self, receiver: Any, name: str, /) -> Any:
-        return TensorMethod(receiver, name) if isinstance(receiver, Tensor) else getattr(receiver, name)
+        return TensorMethod(receiver, name) if isinstance(receiver, (Tensor, Proxy)) else getattr(receiver, name)
 
 
 def run(func: Any, operands: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

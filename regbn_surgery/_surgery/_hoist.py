@@ -6,11 +6,13 @@ Nothing of the owner's code is touched: it goes on branching, caching and compil
 from __future__ import annotations
 
 import inspect
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .. import _tree
 from .._errors import RegBNBypassedError, RewriteError
@@ -24,7 +26,8 @@ from ._memory import forget_if_empty, has_caches, mark_compiled
 from ._record import FunctionText
 from ._roles import Roles
 from ._site import RegBNSite
-from ._symbolic import refuse_symbols
+from ._symbol_passage import NotFollowedError, first_tracer
+from ._symbolic import are_symbols, not_followed
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class HoistSpec:
     @property
     def name(self) -> str:
         return self.site
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Of the host, beside `forward`: a hook is called for none."""
+        return ()
+
+    @property
+    def masking(self) -> tuple[str, bool] | None:
+        """See `RegBNSite`."""
+        return None if self.mask is None else (self.mask_of, self.padding)
 
 
 class HoistHook:
@@ -72,6 +85,8 @@ class HoistHook:
         if not self.compared and not torch.compiler.is_compiling():
             refuse_changed_forward(module, self.texts, self.path)
             self.compared = True
+        if self.roles is not None and are_symbols(args, kwargs):
+            self.roles.reset_for(first_tracer((args, kwargs)))
         role = self.roles.next() if self.roles is not None else None
         changed = False
         for spec in self.specs:
@@ -80,7 +95,10 @@ class HoistHook:
             f = self._find(spec.f[0], args, kwargs)
             g = self._find(spec.g[0], args, kwargs)
             if not isinstance(f, Tensor) or not isinstance(g, Tensor):
-                refuse_symbols(module, (f, g), {})
+                if are_symbols((args,), kwargs):
+                    args, kwargs = self._on_symbols(module, spec, f, g, args, kwargs)
+                    changed = True
+                    continue
                 if isinstance(f, Tensor) or isinstance(g, Tensor):
                     args, kwargs, went_on = self._alone(module, spec, f, args, kwargs)
                     changed = changed or went_on
@@ -99,6 +117,26 @@ class HoistHook:
                 args, kwargs = self._replace(spec.g, g, g_new, args, kwargs)
             changed = True
         return (args, kwargs) if changed else None
+
+    def _on_symbols(
+        self, module: nn.Module, spec: HoistSpec, f: Any, g: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with RegBN's results, in a graph that `torch.fx.symbolic_trace` makes.
+
+        Raises:
+            RegBNBypassedError: where what is f, g or the mask does not show in symbols.
+        """
+        for name in (spec.f[0], spec.g[0], spec.mask or ""):
+            root, dotted, _ = name.partition(".")
+            if dotted and isinstance(self._find(root, args, kwargs), Proxy):
+                raise not_followed(module, f"`{name}` is a part of an argument whose structure symbols do not show")
+        if not isinstance(f, Tensor | Proxy) or not isinstance(g, Tensor | Proxy):
+            return args, kwargs
+        mask = None if spec.mask is None else self._find(spec.mask, args, kwargs)
+        site: Any = getattr(module, spec.site)
+        f_new, g_new = site(f, g, mask=mask)
+        args, kwargs = self._replace(spec.f, f, f_new, args, kwargs)
+        return self._replace(spec.g, g, g_new, args, kwargs) if spec.replace_g else (args, kwargs)
 
     def _alone(
         self, module: nn.Module, spec: HoistSpec, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -151,7 +189,7 @@ class HoistHook:
         return value
 
     def _replace(
-        self, names: tuple[str, ...], old: Tensor, new: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, names: tuple[str, ...], old: Tensor | Proxy, new: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with `old` exchanged for `new` in the named ones."""
         roots = {name.split(".")[0] for name in names}
@@ -188,6 +226,64 @@ def _normalised(
         if cached:
             remember_caches(module, (spec.site,), (), args, kwargs)
     return f_new, g_new
+
+
+def hooked(host: nn.Module, forward: Any, run: Any, given: list[Any]) -> list[Any]:
+    """The arguments of a root, itself first, as its RegBN hooks leave them: `symbolic_trace` calls no hook of a root.
+
+    `run` is `forward` as the tracer is going to call it, with `given`.
+
+    Raises:
+        NotFollowedError: where the tracer has taken the arguments apart.
+    """
+    hooks = [hook for hook in host._forward_pre_hooks.values() if isinstance(hook, HoistHook)]
+    if not hooks:
+        return given
+    if getattr(run, "__name__", "") != forward.__name__:
+        raise NotFollowedError("the structured `concrete_args` are taken apart before its hook gets them")
+    code = inspect.unwrap(forward).__code__
+    names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    named = dict(zip(names, given[1:], strict=False))
+    for hook in hooks:
+        changed = hook(host, (), named)
+        named = named if changed is None else changed[1]
+    return [given[0], *named.values(), *given[1 + len(names) :]]
+
+
+class HookedRoot:
+    """Stands for the surgery of a root of which hooks are all: its forward is its class' own.
+
+    A root's hooks are not called by `torch.fx.symbolic_trace`, which asks its class for the forward.
+    """
+
+    direct = None
+    passes_on = True
+    roles = None
+    writes_parameters = False
+
+    def __init__(self, sites: tuple[HoistSpec, ...]) -> None:
+        self.path = ""
+        self.sites = sites
+        self.token = uuid.uuid4().hex
+
+    def prepare(self, host: nn.Module) -> None:
+        """Nothing: there is no code of its own."""
+
+    def without(self, name: str) -> None:
+        """Forget one site."""
+        self.sites = tuple(spec for spec in self.sites if spec.site != name)
+
+    def forward_for_symbols(self, host: nn.Module) -> Any:
+        """See `HostSurgery`."""
+        return original_class(host).forward
+
+    def follow(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As a part of another model: its hooks have run."""
+        return original_class(host).forward(host, *args, **kwargs)
+
+    def follow_root(self, host: nn.Module, run: Any, given: list[Any]) -> Any:
+        """See `HostSurgery`."""
+        return run(*hooked(host, self.forward_for_symbols(host), run, given))
 
 
 def text_of_forward(module: nn.Module) -> FunctionText | None:

@@ -28,6 +28,7 @@ from ._compiling import is_exporting, outside_graphs
 from ._functions import NoSourceError
 from ._growing import Frame, called_with, enclosing_frame
 from ._guard import on_the_stack
+from ._hoist import hooked
 from ._locate import Locator
 from ._memory import forget_if_empty, hand_on, has_caches, mark_compiled
 from ._methods import interposed_method
@@ -36,6 +37,7 @@ from ._passage import Passage
 from ._record import CodeSite, End, FunctionText, Place
 from ._roles import NO_ROLE, Roles
 from ._site import is_identity
+from ._symbol_passage import NotFollowedError, SymbolPassage, first_tracer
 from ._table import Returns, Table
 from ._weave import behind_decorators
 from ._woven import Slots, Woven, table_of, woven
@@ -138,6 +140,8 @@ class HostSurgery:
     def table_of(self, role: int) -> Table:
         return self.tables[role]
 
+    passes_on = False
+
     @property
     def direct(self) -> FunctionType | None:
         """The rewritten forward where it can stand for the whole call: bound, and the same in every one."""
@@ -168,6 +172,54 @@ class HostSurgery:
             self._begin(frame, args, kwargs)
             output = self._call(host, args, kwargs)
             self._end(frame, host, args, kwargs, output)
+        return output
+
+    # -- calls with symbols in place of tensors: see `_symbolic` -------------------------------------------------------
+
+    def follow(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The host's forward on symbols, with RegBN in it.
+
+        Raises:
+            NotFollowedError: where RegBN would be left out.
+        """
+        if not self.tables:
+            self.prepare(host)
+        return self._followed(host, functools.partial(self._call, host, args, kwargs), first_tracer((args, kwargs)))
+
+    def forward_for_symbols(self, host: nn.Module) -> Any:
+        """What the tracer is to take the signature of a root from."""
+        if not self.tables:
+            self.prepare(host)
+        return unbound_forward(host) if self.woven is None else self.woven.forward
+
+    def follow_root(self, host: nn.Module, run: Callable[..., Any], given: list[Any]) -> Any:
+        """The same for a root; `run` is `forward_for_symbols`, called with `given`."""
+        given = hooked(host, self.forward_for_symbols(host), run, given)
+        return self._followed(host, functools.partial(run, *given), first_tracer(given))
+
+    def _followed(self, host: nn.Module, call: Callable[[], Any], tracer: Any) -> Any:
+        if self.roles is not None:
+            self.roles.reset_for(tracer)
+        role = self.roles.next() if self.roles is not None else 0
+        if role == NO_ROLE or role not in self.tables:
+            raise NotFollowedError("it is called in a role in which RegBN does not run")
+        if self.by_mode:
+            raise NotFollowedError(f"it runs under a function mode, which sees no symbols ({self.by_mode})")
+        with on_the_stack(self.token), Frame((), {}, host, role) as frame:
+            frame.passage_type = SymbolPassage
+            output = call()
+            passage, sites = frame.passage, self._sites(role)
+            if passage is None:
+                raise NotFollowedError("its forward is not the one that RegBN was inserted into")
+            around = enclosing_frame(host)
+            if around is not None:
+                around.reached_within.update(passage.reached, frame.reached_within)
+            left = [site for site in sites if site.name not in {*passage.reached, *frame.reached_within}]
+            for site in left:
+                if any((site.name, side) in passage.held for side in "fg"):
+                    raise NotFollowedError(f"{_why(site, passage)}, as far as symbols show (RegBN {site.name})")
+            if left:
+                self._tell_missing(host, left, passage, (), {})
         return output
 
     def _run_compiled(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,13 +39,17 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def placed(
-    f: Tensor | None, g: Tensor | None, tensors: list[Tensor], positions: tuple[int, int]
+    f: Tensor | None,
+    g: Tensor | None,
+    tensors: list[Tensor],
+    positions: tuple[int, int],
+    find: Callable[[Tensor, list[Tensor]], Tensor | None] = among,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Both sides among the operands of a call that takes them by name: one that nothing else tells stands where it
-    stood in the example, unless the other stands there now: then the two have changed places."""
+    stood in the example, unless the other stands there now: then the two have changed places. `find` as `among`."""
     if max(positions) >= len(tensors):
         return f, g
-    there = [None if side is None else among(side, tensors) for side in (f, g)]
+    there = [None if side is None else find(side, tensors) for side in (f, g)]
     if there[0] is not None and there[1] is not None:
         return f, g
     first, second = (tensors[position] for position in positions)

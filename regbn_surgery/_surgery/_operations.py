@@ -12,13 +12,15 @@ from torch import nn
 from .._analysis import Analysis, Recipe, index_of
 from .._errors import RewriteError
 from .._types import Plan, PlannedSite
+from ..nn import convert_sync_regbn
+from ..nn._ranks import synchronised
 from ._branches import with_branches
-from ._classes import install, original_class, unbound_function
+from ._classes import install, install_for_symbols, original_class, unbound_function
 from ._code_sites import Oriented, code_site
 from ._given import may_exchange, other_calls
 from ._graph_host import GraphHost
 from ._guard import ATTRIBUTE, Guard
-from ._hoist import HoistHook, HoistSpec, positions_of, refuse_changed_forward, text_of_forward
+from ._hoist import HoistHook, HoistSpec, HookedRoot, positions_of, refuse_changed_forward, text_of_forward
 from ._host import HostSurgery
 from ._keep import keep
 from ._local import LocalSite
@@ -215,13 +217,17 @@ def put_in(
     Raises:
         RewriteError: where a site does not fit the host that is there.
     """
+    ranks = synchronised(model)  # a model that is converted already has RegBN that joins the same ranks
     by_host: dict[tuple[str, int], list[Operation]] = {}
+    hooked_root: tuple[HoistSpec, ...] = ()
     for operation in operations:
         by_host.setdefault((operation.host, operation.tier), []).append(operation)
     for (path, tier), members in by_host.items():
         host = model.get_submodule(path)
         for operation in members:
             site = _site_module(operation)
+            if ranks is not None and "sync" not in operation.planned.options:
+                convert_sync_regbn(site, ranks.group)
             keep(model, operation.keeper or path, operation.planned.name, site)
             if operation.keeper and operation.code is not None:
                 host.__dict__[operation.code.name] = site
@@ -232,6 +238,7 @@ def put_in(
             refuse_changed_forward(host, texts, path)
             hook = HoistHook(specs, positions_of(host), roles, path, texts)
             host.register_forward_pre_hook(hook, with_kwargs=True)
+            hooked_root = hooked_root if path else specs
             continue
         surgery: HostSurgery | GraphHost
         graphs = tuple(operation.graph for operation in members if operation.graph is not None)
@@ -245,6 +252,8 @@ def put_in(
             surgery.bind(host)
         install(host, surgery)
         _guard(host, surgery)
+    if hooked_root:
+        install_for_symbols(model, HookedRoot(hooked_root))
     for module in model.modules():
         known = module.__dict__.get(ATTRIBUTE)
         if isinstance(known, GraphHost):
@@ -254,7 +263,8 @@ def put_in(
 def _site_module(operation: Operation) -> RegBNSite:
     planned, code = operation.planned, operation.code
     if code is None or code.scatter is None or code.scatter.written:
-        return RegBNSite(planned, _replaces_g(planned), operation.masking)
+        masking = operation.masking if operation.hook is None else operation.hook.masking
+        return RegBNSite(planned, _replaces_g(planned), masking)
     if planned.reduce != "mean":
         raise RewriteError(
             f"rule `{planned.rule}` at `{planned.point}` has reduce: {planned.reduce}, but the number of positions "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,8 @@ def enter(host: nn.Module, arguments: dict[str, Any]) -> Here:
         return Here(passage, ())
     frame = current_frame()
     mine = frame is not None and frame.host is host
-    passage = Passage(host, surgery.table_of(frame.role if frame is not None and mine else 0), arguments)
+    kind = Passage if frame is None or not mine or frame.passage_type is None else frame.passage_type
+    passage = kind(host, surgery.table_of(frame.role if frame is not None and mine else 0), arguments)
     if frame is not None and mine and frame.passage is None:
         frame.passage = passage
         passage.returns = surgery.returns
@@ -86,7 +87,29 @@ class Passage:
         self.went_on: list[str] = []  # sites whose f' was made with the g that a cache has kept
         self.lasting: list[str] = []  # sites after which further positions of f may follow alone
         self.met_before: Mapping[str, Any] = {}  # by site, what the caches that the host was given have kept
-        for name, side, argument in table.arguments:
+        self._hold_arguments()
+
+    # -- what values are: other things than tensors where a graph is made of symbols ----------------------------------
+
+    def _is_tensor(self, value: Any) -> TypeGuard[Tensor]:
+        return isinstance(value, Tensor)
+
+    def _tensors(self, value: Any) -> list[Any]:
+        return _tree.tensors(value)
+
+    def _among(self, side: Any, tensors: list[Any]) -> Any:
+        return among(side, tensors)
+
+    def _same(self, a: Any, b: Any) -> bool:
+        return same(a, b)
+
+    def _exchanged(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], now: list[tuple[Any, Any]]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return exchanged(args, kwargs, now)
+
+    def _hold_arguments(self) -> None:
+        for name, side, argument in self.table.arguments:
             tensor = self.arguments.get(argument)
             if isinstance(tensor, Tensor):
                 self.held[name, side] = tensor
@@ -98,16 +121,16 @@ class Passage:
         the tensor is among the operands. `layer`: what is called, for those who want to know which module it is."""
         at = self.table.places.get(path, _NOWHERE)
         now: list[tuple[Tensor, Tensor]] = []  # what stood in the call, and what stands there now
-        written = operands[0] if at.writing and isinstance(operands[0], Tensor) else None
+        written = operands[0] if at.writing and self._is_tensor(operands[0]) else None
         self.written = written
         for entry in at.takes:
             self._take(entry, path, operands, kwargs)
         if at.given:
-            self.inputs[path] = next(iter(_tree.tensors((operands, kwargs))), None)
+            self.inputs[path] = next(iter(self._tensors((operands, kwargs))), None)
         for reading in at.readings:
             self._at_reader(reading, path, layer, operands, kwargs, now)
         if now:
-            operands, kwargs = exchanged(operands, kwargs, now)
+            operands, kwargs = self._exchanged(operands, kwargs, now)
         output = _NOTHING
         for entry in at.scatters:
             if output is _NOTHING:
@@ -122,7 +145,7 @@ class Passage:
         if at.passing:
             self._pass_on(at, operands, kwargs, output)
         self._made(at, path, output, operands[1] if len(operands) == 3 else None, layer)
-        if self.early and self.early[-1].path is None and isinstance(output, Tensor):
+        if self.early and self.early[-1].path is None and self._is_tensor(output):
             self._note_view(path, func, operands, kwargs, output)
         return output
 
@@ -158,6 +181,9 @@ class Passage:
         """A place has returned `value`."""
         self._made(self.table.places.get(path, _NOWHERE), path, value, None, None)
 
+    def taken_apart(self, path: Path, value: Any) -> None:
+        """A place takes a symbol apart: nothing to a passage of tensors. See `SymbolPassage`."""
+
     def _made(self, at: At, path: Path, value: Any, index: Any, layer: Any) -> None:
         """The same; of an assignment, `index` is where it wrote."""
         turn = -1
@@ -179,7 +205,7 @@ class Passage:
         end, layer = making.end, making.layer
         if end.given is not None and making.given is not None:
             given, argument = self.inputs.get(making.given), self.arguments.get(end.given[1])
-            return given is not None and argument is not None and same(argument, given)
+            return given is not None and argument is not None and self._same(argument, given)
         if end.layer is not None and layer in self.layers:
             return self.layers[layer] is self.host.get_submodule(end.layer[1])
         return end.turn < 0 or end.turn == turn
@@ -214,15 +240,15 @@ class Passage:
         g_reads = f_reads and site.replace_g
         if not f_reads and not (reading.join and self.early):
             return
-        tensors = _tree.tensors((args, kwargs))
+        tensors = self._tensors((args, kwargs))
         f, g = self.held.get((site.name, "f")), self.held.get((site.name, "g"))
         if site.positions is not None:
-            f, g = placed(f, g, tensors, site.positions)
+            f, g = placed(f, g, tensors, site.positions, self._among)
         if site.operands and (f is None or g is None):
             return
         if f is None or g is None or (not site.operands and self._stale(entry)):
             for held, reads in ((f, f_reads), (g, g_reads)):
-                if reads and held is not None and among(held, tensors) is not None:
+                if reads and held is not None and self._among(held, tensors) is not None:
                     self.early.append(Early(site.name, held))
             return
         mask = None if site.mask is None else self._mask(site.mask, layer, args, kwargs)
@@ -230,7 +256,7 @@ class Passage:
         if early:
             self._look_again(site, early, (f, g), mask, tensors, now)
             return
-        f_there, g_there = among(f, tensors), among(g, tensors)
+        f_there, g_there = self._among(f, tensors), self._among(g, tensors)
         if site.operands and (f_there is None or g_there is None):
             return
         if not (f_reads and f_there is not None) and not (g_reads and g_there is not None):
@@ -265,7 +291,7 @@ class Passage:
         """Both sides exist, and one has been looked at already: the call gets the same look at what RegBN made of it.
         Where something else has read it, or other calls get the result, RegBN stays out."""
         for read in early:
-            if read.call is None or among(read.call[3], tensors) is None:
+            if read.call is None or self._among(read.call[3], tensors) is None:
                 return
         f, g = now_of(sides[0], now), now_of(sides[1], now)
         f_new, g_new = self._normalised(site, f, g, mask)
@@ -273,15 +299,15 @@ class Passage:
         for read in early:
             assert read.call is not None, "asked above"
             func, operands, kwargs, output = read.call
-            put(now, output, run(func, *exchanged(operands, kwargs, new)))
+            put(now, output, run(func, *self._exchanged(operands, kwargs, new)))
         for side, result in new:
-            there = among(side, tensors)
+            there = self._among(side, tensors)
             if there is not None and result is not side:
                 put(now, there, result)
 
     def _take(self, entry: SiteTable, path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A side that no call makes is what the call at `path` reads."""
-        tensors = _tree.tensors((args, kwargs))
+        tensors = self._tensors((args, kwargs))
         for side, end, at in (("f", entry.site.f, entry.f_at), ("g", entry.site.g, entry.g_at)):
             if at == path and end.operand < len(tensors):
                 self._set(entry.name, side, tensors[end.operand])
@@ -293,13 +319,13 @@ class Passage:
 
     def _pass_on(self, at: At, operands: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A call that casts, copies or drops out has got a side: what it gives is the side from here on."""
-        if not isinstance(output, Tensor):
+        if not self._is_tensor(output):
             return
-        given = _tree.tensors((operands, kwargs))[:1]  # a further one lends its type alone
+        given = self._tensors((operands, kwargs))[:1]  # a further one lends its type alone
         for entry in at.passing:
             for side in ("f", "g"):
                 held = self.held.get((entry.name, side))
-                if held is not None and held is not output and among(held, given) is not None:
+                if held is not None and held is not output and self._among(held, given) is not None:
                     self._set(entry.name, side, output)
                     break
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -83,6 +84,16 @@ class Roles:
 
     def reset(self) -> None:
         self.counts[_thread()] = 0
+
+    def reset_for(self, tracer: Any) -> None:
+        """The same, once for each graph: `symbolic_trace` calls no hook of a root, so `RoleReset` may not run."""
+        seen = _seen_by_graphs.setdefault(tracer.graph, weakref.WeakSet())
+        if self not in seen:
+            seen.add(self)
+            self.reset()
+
+
+_seen_by_graphs: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Roles]] = weakref.WeakKeyDictionary()
 
 
 def ways_of(ways: Sequence[tuple[Any, int]]) -> tuple[tuple[Way, int], ...]:

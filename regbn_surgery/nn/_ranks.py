@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import warnings
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 from .._codes import coded
@@ -71,14 +72,36 @@ def joined(sync: bool, group: ProcessGroup | None) -> Ranks | None:
 
 @functools.cache
 def _tell_apart(size: int) -> None:
-    """Once in a process: conversions of BatchNorm (Lightning's `sync_batchnorm=True`) know nothing of RegBN."""
+    """Once in a process."""
     if size > 1:
         text = (
             f"RegBN is trained on {size} ranks, and each fits its own part of the batch. To fit the joined batch call "
-            "regbn_surgery.convert_sync_regbn(model) before wrapping it; conversion to SyncBatchNorm leaves RegBN "
-            "unchanged."
+            "regbn_surgery.convert_sync_regbn(model) before wrapping it (a conversion to SyncBatchNorm after regbnify "
+            "does so, too)."
         )
         warnings.warn(coded("RB409", text), RegBNWarning, stacklevel=5)
+
+
+#: Functions that go through a model, replace each BatchNorm by one that is synchronised, and add every child anew:
+#: torch's and Lightning's, and apex'.
+_CONVERSIONS = ("convert_sync_batchnorm", "convert_syncbn_model")
+
+
+def conversion_of(frame: FrameType) -> Ranks | None:
+    """The ranks that a conversion of BatchNorm is for; None where the function that runs in `frame` is no conversion.
+
+    A module is not told of it: that its children are added to it once more is all that it sees, and who does so.
+    """
+    if frame.f_code.co_name not in _CONVERSIONS:
+        return None
+    return Ranks(frame.f_locals.get("process_group"))
+
+
+def synchronised(model: nn.Module) -> Ranks | None:
+    """The ranks that the SyncBatchNorm layers of a model join; None where it has none, or they join different ones."""
+    groups = [module.process_group for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
+    one = bool(groups) and all(group is groups[0] for group in groups)
+    return Ranks(groups[0]) if one else None
 
 
 class _Sum(Function):

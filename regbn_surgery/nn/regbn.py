@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace as with_options
 from math import prod
@@ -18,8 +19,9 @@ from ._multiplier import Limits
 from ._no_gradient import without_gradient
 from ._norms import input_norm, output_norm
 from ._presence import Rows, present_rows, taking_part
-from ._ranks import Ranks, joined
+from ._ranks import Ranks, conversion_of, joined
 from ._running import RunningState, Step, Update
+from ._symbols import as_one_call, symbols_in
 from .options import (
     Constraint,
     Fit,
@@ -204,6 +206,10 @@ class RegBN(RunningState):
 
         The inside runs in float32 (float64 for float64 inputs or state), under autocast too.
         """
+        if type(f) is not Tensor and next(symbols_in((f, g)), None) is not None:
+            more = {"f_mask": f_mask, "g_mask": g_mask, "present": present, "multiplier": multiplier}
+            given = {"is_training": is_training, "n_epoch": n_epoch, **more}
+            return as_one_call(self, f, g, **given, zeros_absent=zeros_absent)
         training = self.training if is_training is None else is_training
         ranks = joined(self.options.sync, self.process_group) if training else None
         any_length = self.options.reduce == "mean"
@@ -293,6 +299,13 @@ class RegBN(RunningState):
             return False  # the score needs the residual of each lambda, which only the dual form has exactly there
         return form == "primal" or (form == "auto" and self.projection_shape[0] < batch_size)
 
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As `nn.Module.add_module`, by which a conversion of BatchNorm to SyncBatchNorm takes RegBN along."""
+        conversion = conversion_of(sys._getframe(1))
+        if conversion is not None:
+            convert_sync_regbn(self, conversion.group)
+        super().add_module(name, module)
+
     def __prepare_scriptable__(self) -> None:
         """Raises CaptureError: torch.jit.script cannot compile RegBN, and says so in words that name no RegBN."""
         _checks.refuse_script()
@@ -323,7 +336,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def convert_sync_regbn(module: Model, process_group: ProcessGroup | None = None) -> Model:
     """Make every RegBN in `module` fit on the joined batch of the ranks of `process_group` (None: all of them).
 
-    The counterpart of `nn.SyncBatchNorm.convert_sync_batchnorm`; changes the modules in place and returns `module`.
+    The counterpart of `nn.SyncBatchNorm.convert_sync_batchnorm`, which converts RegBN as well. Changes the modules in
+    place and returns `module`.
     """
     for child in module.modules():
         if isinstance(child, RegBN):

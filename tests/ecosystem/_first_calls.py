@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.package import PackageExporter, PackageImporter
 
 import regbn_surgery
-from regbn_surgery import CaptureError, RegBNBypassedError, RegBNError, load_regbn, save_regbn
+from regbn_surgery import CaptureError, RegBNError, load_regbn, save_regbn
 from tests.zoo._running import call, copied, tensors_of
 
 from ._in_training import through_onnx
@@ -125,9 +125,13 @@ def drawn_by_tensorboard(subject: Subject) -> None:
 
 
 def followed_by_symbols(subject: Subject) -> None:
-    """`torch.fx.symbolic_trace`: refused with what to use instead, where the original can be traced."""
-    the_original_must("trace with symbols", lambda: torch.fx.symbolic_trace(subject.original().eval()))
-    _refused(RegBNBypassedError, torch.fx.symbolic_trace, fresh(subject), "torch.export.export")
+    """`torch.fx.symbolic_trace` is the first to call the model: the eager results; in training the same state, too."""
+    first(subject, "trace with symbols", lambda m, a, k: torch.fx.symbolic_trace(m)(*a, **k))
+    model = fresh(subject).train()
+    traced, alike = copy.deepcopy(torch.fx.symbolic_trace(model)), copy.deepcopy(model)
+    assert_same(outputs(traced, subject.example()), outputs(alike, subject.example()))
+    found = {name: value for name, value in traced.state_dict().items() if "regbn_" in name}
+    assert_same({name: alike.state_dict()[name] for name in found}, found)
 
 
 def scripted(subject: Subject) -> None:

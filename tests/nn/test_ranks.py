@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,10 +110,16 @@ def worker(folder: str) -> None:
     for case in CASES:
         model = torch.nn.parallel.DistributedDataParallel(convert_sync_regbn(Model(case)))
         results[case] = train(model, rank, world, case)
+    group = dist.new_group(list(range(world)))
+    for case in ("dual", "low_rank"):
+        around = torch.nn.Sequential(Model(case))  # by torch's converter, of a model that holds it; it has no BatchNorm
+        converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(around, group)[0]
+        assert converted.parts["regbn"].process_group is group
+        results[f"by torch {case}"] = train(torch.nn.parallel.DistributedDataParallel(converted), rank, world, case)
     if world == 2:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            torch.nn.SyncBatchNorm.convert_sync_batchnorm(Model("dual")).eval()(*batch(0, 12)[:2])
+            Model("dual").eval()(*batch(0, 12)[:2])
             assert not told, "in evaluation there is nothing to join"
             results["own batches"] = train_unjoined(torch.nn.parallel.DistributedDataParallel(Model("dual")), rank)
         texts = [str(one.message) for one in told if issubclass(one.category, RegBNWarning)]
@@ -170,6 +177,13 @@ def test_ranks_equal_one_process_with_the_joined_batch(world: int, tmp_path: Pat
             for result in results:
                 product = result[case][left] @ result[case][right]
                 torch.testing.assert_close(product, want[left] @ want[right], atol=1e-5, rtol=1e-4)
+    for result in results:
+        for case in ("dual", "low_rank"):
+            for name, value in result[case].items():
+                assert torch.equal(result[f"by torch {case}"][name], value), (case, name)
+    for name, value in results[0]["by torch dual"].items():
+        if name.startswith("state") and "zero_weight" not in name:
+            assert all(torch.equal(result["by torch dual"][name], value) for result in results), name
     if world == 2:
         want = train_unjoined(Model("dual"), 0)["f_out"]
         for result in results:
@@ -183,6 +197,54 @@ def test_converter_and_single_process() -> None:
     assert all(module.options.sync for module in model.modules() if isinstance(module, RegBN))
     f, g = torch.randn(8, 4), torch.randn(8, 3)
     assert torch.equal(model[0](f, g)[0], RegBN(4, 3)(f, g)[0])
+
+
+class _Holds(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = torch.nn.BatchNorm1d(4), torch.nn.ModuleList([RegBN(4, 3, normalize_input=True)])
+
+
+def by_torch(model: torch.nn.Module, group: object) -> torch.nn.Module:
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
+
+
+def convert_syncbn_model(module: torch.nn.Module, process_group: object = None) -> torch.nn.Module:
+    """As apex has it, but for the layers."""
+    for name, child in module.named_children():
+        module.add_module(name, convert_syncbn_model(child, process_group))
+    return module
+
+
+@pytest.mark.parametrize("convert", [by_torch, convert_syncbn_model])
+def test_conversions_of_batchnorm_take_regbn_along(convert: Callable[..., torch.nn.Module]) -> None:
+    model, group = _Holds(), object()
+    state = list(model.state_dict())
+    assert convert(model, group) is model
+    (regbn,) = model.inner
+    assert regbn.options.sync
+    assert regbn.process_group is group
+    assert list(model.state_dict()) == state
+
+
+def test_a_regbn_by_itself_is_converted() -> None:
+    regbn = RegBN(4, 3)
+    assert torch.nn.SyncBatchNorm.convert_sync_batchnorm(regbn) is regbn
+    assert regbn.options.sync
+    assert regbn.process_group is None
+
+
+def test_whoever_else_adds_the_children_anew_converts_nothing() -> None:
+    def revert_sync_batchnorm(module: torch.nn.Module, process_group: object = None) -> torch.nn.Module:
+        for name, child in module.named_children():
+            module.add_module(name, revert_sync_batchnorm(child))
+        return module
+
+    model = revert_sync_batchnorm(_Holds())
+    assert not model.inner[0].options.sync
+    regbn = RegBN(4, 3)
+    regbn.add_module("more", torch.nn.Identity())
+    assert not regbn.options.sync
 
 
 ONE_MACHINE = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]

@@ -16,9 +16,12 @@ from .._visible import visible
 from .completing import complete_preset, complete_rules
 from .destination import ENDINGS, output_option, output_options
 from .options import ModelRequest, ignore_option, modality_option, model_options, verbose_option
-from .output import debuggable, finish_plan, next_step, progress, quiet_stdout, write_text, write_views
+from .output import debuggable, finish_plan, next_step, write_text, write_views
+from .work import looked_at
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from .._rules import Rules
     from .._types import Plan
 
@@ -64,15 +67,15 @@ def plan(
 
 
 def _plan(request: ModelRequest, parsed: Rules, steps: int | None = None) -> Plan:
-    from .._errors import RegBNWarning
-
-    with progress("loading torch and the model"), quiet_stdout():
+    def look(built: nn.Module, inputs: Any) -> Plan:
         from .._api import plan as make_plan
+        from .._errors import RegBNWarning
 
-        built, inputs = request.load(section=parsed.inputs)
-    with progress(f"planning for {type(built).__name__}"), quiet_stdout(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RegBNWarning)  # they are in the plan, from which they are told below
-        return make_plan(built, parsed, inputs, steps=steps)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RegBNWarning)  # they are in the plan, from which they are told below
+            return make_plan(built, parsed, inputs, steps=steps)
+
+    return looked_at(request, parsed.inputs, "planning for {}", look)
 
 
 #: Editors complete and check by it, once `regbn-surgery schema -o rules.schema.json` has put it beside the file.
@@ -137,12 +140,13 @@ def init(request: ModelRequest, modalities: dict[str, Any], output: str | None) 
     The file can be used as it is. MODEL is as for `inspect`. Its first line names the schema that editors complete and
     check by: `regbn-surgery schema -o rules.schema.json` puts it there.
     """
-    with progress("loading torch and the model"), quiet_stdout():
+
+    def look(built: nn.Module, inputs: Any) -> str:
         from .._starter import starter_rules
 
-        built, inputs = request.load()
-    with progress(f"running {type(built).__name__} and trying its rules"), quiet_stdout():
-        text = starter_rules(built, inputs, modalities or None)
+        return starter_rules(built, inputs, modalities or None)
+
+    text = looked_at(request, None, "running {} and trying its rules", look)
     write_text(_FOR_EDITORS + text.rstrip("\n"), output)
     if output in (None, "-"):
         next_step("write it to a file", "init", *request.command, "-o", "rules.yaml")

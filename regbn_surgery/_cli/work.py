@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._errors import RegBNWarning
 from .options import ModelRequest
-from .output import progress, quiet_stdout
+from .output import message, progress, quiet_stdout
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .._rules import Rules
     from .._surgery import HostReport
     from .._types import Inspection, Plan
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,43 @@ class Operated(Inspected):
         return graph_after(self.graph, self.analysis, self.plan)
 
 
+def looked_at(
+    request: ModelRequest, section: Mapping[str, Any] | None, doing: str, look: Callable[[nn.Module, Any], Found]
+) -> Found:
+    """`look(model, inputs)` for the model of the request, of which no values are needed as a rule.
+
+    `doing` is shown meanwhile, with the model's class for `{}`. `section`: the `inputs:` of the rules. A large `hf:`
+    model is built without values, and again with random ones where it turns out not to run without.
+    """
+    from .._errors import CaptureError
+    from .._fakes import is_weightless
+
+    with progress("loading torch and the model"), quiet_stdout():
+        built, inputs = request.load(section=section)
+    name = type(built).__name__
+    try:
+        with progress(doing.format(name)), quiet_stdout():
+            return look(built, inputs)
+    except CaptureError:
+        if not (request.spec.startswith("hf:") and is_weightless(built)):
+            raise
+    del built
+    message(f"{name} does not run without values, so it is built again with random weights")
+    with progress(f"loading {name} with random weights"), quiet_stdout():
+        built, inputs = request.load(weights=True, section=section)
+    with progress(doing.format(name)), quiet_stdout():
+        return look(built, inputs)
+
+
 def inspected(request: ModelRequest, modalities: Mapping[str, Any] | None, ignore: tuple[str, ...] = ()) -> Inspected:
     """Load the model and find its fusion points; notes with the codes in `ignore` are left out."""
-    with progress("loading torch and the model"), quiet_stdout():
+
+    def look(built: nn.Module, inputs: Any) -> Inspected:
         from .._inspecting import analysed
 
-        built, inputs = request.load()
-    with progress(f"running {type(built).__name__} and following its modalities"), quiet_stdout():
         return Inspected(analysed(built, inputs, modalities or None), ignore=ignore)
+
+    return looked_at(request, None, "running {} and following its modalities", look)
 
 
 def operated(request: ModelRequest, rules: Rules) -> Operated:

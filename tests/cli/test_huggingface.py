@@ -106,3 +106,32 @@ def test_a_file_that_is_no_configuration(tmp_path, text, says):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelNotLoadedError, match=says):
         ModelRequest(f"hf:{tmp_path}/config.json").load()
+
+
+VILT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 37, "image_size": 64,
+        "patch_size": 32, "vocab_size": 120, "max_position_embeddings": 16}  # fmt: skip
+
+
+@pytest.fixture
+def all_are_large(monkeypatch):
+    monkeypatch.setattr("regbn_surgery._cli.huggingface._LARGE", 0)
+
+
+def test_a_large_model_that_needs_values_is_built_again_with_them(run, all_are_large):
+    """ViLT chooses patches by values: it runs neither on the meta device nor with fakes."""
+    model = ("hf:ViltModel", "--model-args", json.dumps(VILT))
+    for command in (("inspect", *model), ("init", *model, "-o", "rules.yaml"), ("plan", *model, "rules.yaml")):
+        result = run(*command)
+        assert result.exit_code == 0, result.stderr
+        assert "ViltModel does not run without values, so it is built again with random weights" in result.stderr
+    assert "1 of 1 fusion point normalised" in result.stdout
+    quiet = run("inspect", *model, "--quiet")
+    assert "embeddings.cat" in quiet.stdout
+    assert quiet.stderr == ""
+
+
+def test_a_large_model_that_runs_in_no_way_is_refused_with_its_own_error(run, all_are_large):
+    result = run("inspect", "hf:ViltModel", "--model-args", json.dumps(VILT), "--input", "input_ids=int64[2,99]<100")
+    assert result.exit_code == 2
+    assert "could not be run in evaluation mode" in result.stderr
+    assert "Check that the same call works without regbn_surgery" in result.stderr

@@ -81,6 +81,52 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path) -> None:
         sweep(make, rules=[LATE], train=train, out=tmp_path, resume=True)
 
 
+def test_a_run_goes_on_in_its_own_folder_and_with_other_settings(tmp_path: Path) -> None:
+    """As with checkpoints by epoch: a stopped run goes on, and more epochs than before train on from the last."""
+    done: list[tuple[str, int]] = []
+
+    def trained_for(epochs: int, stop_after: int = -1):
+        def train(model: nn.Module, seed: int, *, folder: Path) -> float:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / "epochs"
+            while (had := int(file.read_text()) if file.exists() else 0) < epochs:
+                if len(done) == stop_after:
+                    raise KeyboardInterrupt
+                done.append((folder.name, seed))
+                file.write_text(str(had + 1))
+            return float(epochs)
+
+        return train
+
+    def run(epochs: int, stop_after: int = -1, resume: bool = True) -> float:
+        found = sweep(
+            make, rules=[LATE], train=trained_for(epochs, stop_after), seeds=(5,), control=False, out=tmp_path,
+            resume=resume, settings={"epochs": epochs, "sizes": (1, 2)},
+        )  # fmt: skip
+        return found.results[-1].value
+
+    with pytest.raises(KeyboardInterrupt):
+        run(3, stop_after=4, resume=False)
+    assert run(3) == 3.0
+    assert done == [("none", 5)] * 3 + [("late", 5)] * 3
+    assert run(3) == 3.0
+    assert len(done) == 6
+    assert run(4) == 4.0
+    assert done[6:] == [("none", 5), ("late", 5)]
+    with pytest.raises(SweepError, match="what JSON can hold"):
+        sweep(
+            make, rules=[LATE], train=trained_for(1), out=tmp_path / "other", settings={"device": torch.device("cpu")}
+        )
+
+
+def test_a_third_parameter_of_another_name_is_left_alone(tmp_path: Path) -> None:
+    def train(model: nn.Module, seed: int, epochs: int = 2) -> float:
+        return float(epochs)
+
+    found = sweep(make, rules=[LATE], train=train, seeds=(0,), control=False, out=tmp_path)
+    assert {result.value for result in found.results} == {2.0}
+
+
 def test_rules_that_match_nothing_are_told_before_training(tmp_path: Path) -> None:
     unmatched = {"version": 1, "rules": [{"id": "x", "match": {"kind": "attention"}, "normalize": "a"}]}
     calls = []

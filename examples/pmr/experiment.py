@@ -3,11 +3,14 @@
 OUT/seed0/none/checkpoint.pt    state after the last finished epoch
 OUT/seed0/none/history.csv      loss and accuracy by epoch, split and modality
 OUT/seed0/curves.png            the variants of this seed side by side
-OUT/comparison.{csv,md,png}     all variants over all seeds (`--compare`)
+OUT/comparison.{csv,md,png}     all variants over all seeds (`--compare`, by `regbn_surgery.sweep`, which adds
+OUT/sweep.{csv,md}              the same as it writes it, and
+OUT/runs/                       what each finished run came to)
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,12 +20,16 @@ from checkpoint import Checkpoint, load_checkpoint
 from data import Data
 from errors import ExampleError
 from measure import Measurement, evaluate
+from model import factory
 from plots import plot_comparison, plot_curves
 from progress import watch
 from rich.console import Console
-from tables import Result, paired, results_of, to_markdown, write_results
+from tables import Result, measures_of, paired, results_of, to_markdown, write_results
+from torch import nn
 from train import Run, Settings
 from variants import Variant
+
+from regbn_surgery import SweepError, sweep
 
 
 @dataclass(frozen=True)
@@ -37,17 +44,21 @@ class Experiment:
 
     def train(self, variant: Variant, seed: int, *, resume: bool) -> Run:
         """Train one model to the end, on screen; with `resume` from its last finished epoch, if it has one."""
-        run = self._run(variant, seed)
+        run, title = self._run(variant, seed), f"{variant.name}, seed {seed}"
         if resume and not run.checkpoint_path.is_file():
-            self._say(f"{variant.name}, seed {seed}: no epoch of it was finished, so it starts at the beginning")
-        elif resume:
+            self._say(f"{title}: no epoch of it was finished, so it starts at the beginning")
+            resume = False
+        self._train(run, title, resume=resume)
+        return run
+
+    def _train(self, run: Run, title: str, *, resume: bool) -> None:
+        if resume:
             run.resume()
-            self._say(f"{variant.name}, seed {seed}: going on after epoch {run.epoch}")
+            self._say(f"{title}: going on after epoch {run.epoch}")
             if run.epoch > self.settings.epochs:
                 self._say(f"  it has had more than the {self.settings.epochs} epochs asked for: nothing to do")
-        with watch(run, f"{variant.name}, seed {seed}", self.console) as observe:
+        with watch(run, title, self.console) as observe:
             run.train(observe)
-        return run
 
     def test(self, variant: Variant, seed: int) -> list[Measurement]:
         """Measure the saved model of a variant."""
@@ -59,17 +70,39 @@ class Experiment:
     def compare(self, variants: Sequence[Variant], seeds: Sequence[int], *, resume: bool) -> list[Path]:
         """Train every variant with every seed; with `resume`, finished and begun runs are taken up where they are.
 
+        The model without RegBN is always among them.
+
         Returns:
             The files written: the comparison, and the curves of each seed.
         """
-        results: list[Result] = []
-        curves = []
-        for seed in seeds:
-            for variant in variants:
-                run = self.train(variant, seed, resume=resume)
-                results += results_of(variant.name, seed, run.history, self.settings.epochs)
-            curves.append(self.draw_curves(seed, [v.name for v in variants]))
+        if not resume:
+            shutil.rmtree(self.out / "runs", ignore_errors=True)  # results of runs that are now trained anew
+        variants = [Variant("none", None), *(v for v in variants if v.rules is not None)]
+        named = {self._run_folder(v, seed): v for v in variants for seed in seeds}
+
+        def train(model: nn.Module, seed: int, folder: Path) -> dict[str, float]:
+            run = self._run(named[folder], seed, model)
+            self._train(run, f"{named[folder].name}, seed {seed}", resume=resume and run.checkpoint_path.is_file())
+            return measures_of(run.history, self.settings.epochs)
+
+        try:
+            swept = sweep(
+                factory, rules={v.name: v.rules for v in variants if v.rules is not None}, train=train, seeds=seeds,
+                out=self.out, resume=True, control=False, settings=self._settings_of_a_sweep(seeds),
+            )  # fmt: skip
+        except SweepError as error:
+            if isinstance(error.__cause__, ExampleError):
+                raise error.__cause__ from None
+            raise
+        results = results_of(swept, self.settings.epochs)
+        curves = [self.draw_curves(seed, [v.name for v in variants]) for seed in seeds]
         return [*self._write_comparison(results, len(seeds)), *curves]
+
+    def _settings_of_a_sweep(self, seeds: Sequence[int]) -> dict[str, object]:
+        """What decides its results, beside seeds and rules."""
+        settings = asdict(self.settings)
+        del settings["seed"]
+        return {**settings, "data": [self._data_identity(seed) for seed in seeds[:1]]}
 
     def draw_curves(self, seed: int, names: Sequence[str] | None = None) -> Path:
         """Draw the runs of a seed side by side: those of `names`, or all that were trained alike."""
@@ -106,8 +139,7 @@ class Experiment:
         files = [self.out / f"comparison.{end}" for end in ("csv", "md", "png")]
         write_results(results, files[0])
         table = to_markdown(results)
-        if "none" in {r.variant for r in results}:
-            table += f"\n{paired(results)}"
+        table += f"\n{paired(results)}"
         files[1].write_text(table, encoding="utf-8")
         seed_words = "1 seed" if seeds == 1 else f"{seeds} seeds"
         plot_comparison(results, f"after {self.settings.epochs} epochs, {seed_words}", files[2])
@@ -116,10 +148,11 @@ class Experiment:
             self._say("One seed proves nothing. Give several: --seeds 0 1 2 3 4")
         return files
 
-    def _run(self, variant: Variant, seed: int) -> Run:
+    def _run(self, variant: Variant, seed: int, model: nn.Module | None = None) -> Run:
         settings, data = replace(self.settings, seed=seed), self.load(seed)
         identity = {"data": self._data_identity(seed), "rules": variant.fingerprint}
-        return Run(variant.build(seed), data, settings, identity, self._run_folder(variant, seed), self.device)
+        model = variant.build(seed) if model is None else model
+        return Run(model, data, settings, identity, self._run_folder(variant, seed), self.device)
 
     def _shared_settings(self, seed: int) -> dict[str, object]:
         """What two variants of one seed must share to be drawn side by side, as their checkpoints hold it."""

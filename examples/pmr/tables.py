@@ -29,9 +29,29 @@ class Result:
     accuracy: float
 
 
-def results_of(variant: str, seed: int, history: Sequence[Measurement], epoch: int) -> list[Result]:
+def measures_of(history: Sequence[Measurement], epoch: int) -> dict[str, float]:
     """A run after `epoch`, the last. Not its best: choosing by the test accuracy would be reading the answers."""
-    return [Result(variant, seed, **asdict(m)) for m in history if m.epoch == epoch]
+    last = [m for m in history if m.epoch == epoch]
+    return {f"{m.split} {m.modality} {what}": getattr(m, what) for m in last for what in ("loss", "accuracy")}
+
+
+def results_of(swept: Sweep, epoch: int) -> list[Result]:
+    """The rows of a sweep whose runs gave `measures_of`."""
+    found = {(r.variant, r.seed, r.measure): r.value for r in swept.results}
+    runs = dict.fromkeys((r.seed, r.variant) for r in sorted(swept.results, key=lambda r: r.seed))
+    return [
+        Result(
+            variant,
+            seed,
+            epoch,
+            split,
+            modality,
+            *(found[variant, seed, f"{split} {modality} {what}"] for what in ("loss", "accuracy")),
+        )
+        for seed, variant in runs
+        for split in ("train", "test")
+        for modality in MODALITIES
+    ]
 
 
 def values(results: Sequence[Result], variant: str, split: str, modality: str) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -64,11 +65,12 @@ def sweep(
     example_inputs: Any = None,
     *,
     rules: Sequence[Any] | Mapping[str, Any],
-    train: Callable[[nn.Module, int], Measured],
+    train: Callable[..., Measured],
     seeds: Sequence[int] = (0, 1, 2),
     out: str | os.PathLike[str] = "sweep",
     resume: bool = False,
     control: bool = True,
+    settings: Mapping[str, Any] | None = None,
     observe: Callable[[str, int, int], None] | None = None,
 ) -> Sweep:
     """Train a model of yours with every rules file, with its control, and without RegBN, with every seed.
@@ -79,11 +81,15 @@ def sweep(
         rules: paths, names of presets, dicts or `Rules`; as a mapping, with names of your own for them.
         train: `train(model, seed)` trains the model in place and returns measures by name, or one number. torch's
             generators are seeded before `make_model` and again before `train`, so that all variants of a seed have
-            the same initial weights and draw the same numbers.
+            the same initial weights and draw the same numbers. If it has a parameter named `folder`, it
+            is given the run's own folder in `out` (a `pathlib.Path`), for checkpoints from which it can go on after
+            it was stopped.
         seeds: which seeds; equal ones are paired in the differences.
         out: the folder for `sweep.csv`, `sweep.md` and one file for each finished run.
         resume: take finished runs from `out`; without it a folder that has some is refused.
         control: also train each rules file with the norms of RegBN alone (`nn.NormsOnly`).
+        settings: what else decides a result, such as the number of epochs, as JSON would hold it. With `resume`, a run
+            that was finished with other settings is trained again.
         observe: called with `(what, done, total)` before each run and at the end.
 
     Returns:
@@ -99,7 +105,7 @@ def sweep(
     if not seeds or len(set(seeds)) != len(seeds):
         raise SweepError(f"seeds must be different numbers, at least one; found {list(seeds)}.")
     folder = Path(out)
-    stored = Stored(folder, resume=resume)
+    stored = Stored(folder, settings, resume=resume)
     _try_out(variants, seeds[0], make_model, example_inputs)
     tell = observe or (lambda what, done, total: None)
     runs = [(seed, variant) for seed in seeds for variant in variants]
@@ -109,7 +115,8 @@ def sweep(
         measured = stored.read(variant.name, seed, variant.fingerprint)
         if measured is None:
             try:
-                measured = _trained(variant, seed, make_model, example_inputs, train)
+                more = {"folder": stored.run_folder(variant.name, seed)} if _takes_folder(train) else {}
+                measured = _trained(variant, seed, make_model, example_inputs, train, more)
             except SweepError as error:
                 raise SweepError(f"{error}{stored.kept_words(done)}") from error.__cause__
             stored.write(variant.name, seed, variant.fingerprint, measured)
@@ -172,15 +179,28 @@ def _name(item: Any) -> str:
     return "+".join(rule.id for rule in Rules.load(item).rules)
 
 
+def _takes_folder(train: Callable[..., Measured]) -> bool:
+    """Whether `train` has a parameter of that name."""
+    try:
+        return "folder" in inspect.signature(train).parameters
+    except (TypeError, ValueError):  # it is written in C and does not say
+        return False
+
+
 def _trained(
-    variant: _Variant, seed: int, make_model: Callable[[], Any], example_inputs: Any, train: Callable[..., Measured]
+    variant: _Variant,
+    seed: int,
+    make_model: Callable[[], Any],
+    example_inputs: Any,
+    train: Callable[..., Measured],
+    more: Mapping[str, Path],
 ) -> dict[str, float]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = variant.build(make_model, example_inputs, seed)
         torch.manual_seed(seed)
         with users_own(f"{_called('train', train)}, called {variant.words(seed)},", SweepError):
-            measured = train(model, seed)
+            measured = train(model, seed, **more)
     where = f"train returned for {variant.name!r} with seed {seed}"
     if not isinstance(measured, Mapping):
         measured = {"score": measured}

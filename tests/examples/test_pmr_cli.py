@@ -81,9 +81,9 @@ def test_compare(here, capsys):
 
 
 def test_compare_takes_up_finished_runs_and_reports_the_epoch_asked_for(here):
-    assert call("--compare none --epochs 3 --out out") == 0
+    assert call("--compare none late --epochs 3 --out out") == 0
     before = (here / "out/seed0/none/checkpoint.pt").read_bytes()
-    assert call("--compare none --epochs 2 --out out --resume") == 0
+    assert call("--compare late --epochs 2 --out out --resume") == 0
     assert (here / "out/seed0/none/checkpoint.pt").read_bytes() == before
     assert {r["epoch"] for r in rows(here / "out/comparison.csv")} == {"2"}
 
@@ -202,9 +202,25 @@ def test_a_damaged_neighbour_is_left_out_of_the_plot(here, capsys, damage):
 
 
 def test_finished_runs_are_compared_without_their_csv(here):
-    assert call("--compare none --epochs 1 --out out") == 0
+    assert call("--compare late --epochs 1 --out out") == 0
     (here / "out/seed0/none/history.csv").unlink()
-    assert call("--compare none --epochs 1 --out out --resume") == 0
+    assert call("--compare late --epochs 1 --out out --resume") == 0
+
+
+def test_a_comparison_without_resume_trains_anew(here):
+    assert call("--compare late --epochs 1 --out out") == 0
+    first = (here / "out/comparison.csv").read_text()
+    for file in (here / "out/runs").iterdir():
+        file.write_text(file.read_text().replace('accuracy": 0.', 'accuracy": 0.9'))
+    assert call("--compare late --epochs 1 --out out") == 0
+    assert (here / "out/comparison.csv").read_text() == first
+
+
+def test_there_is_something_to_compare(here, capsys):
+    assert call("--compare none --epochs 1") == 2
+    assert "no rules to compare" in capsys.readouterr().err
+    assert call("--compare late --epochs 2 --learning_rate 1e30") == 2
+    assert "Lower --learning_rate" in capsys.readouterr().err
 
 
 def test_presets_by_name(here, capsys):

@@ -403,6 +403,39 @@ def test_parts_of_an_argument_that_a_hook_would_exchange_are_refused() -> None:
             torch.fx.symbolic_trace(model)
 
 
+class EarlyAmongOthers(Early):
+    def forward(self, *sides: Tensor) -> Tensor:
+        return self.head(torch.cat([sides[0], sides[1]], dim=-1))
+
+
+def test_arguments_that_symbols_show_as_one_are_refused_where_a_hook_would_exchange_them() -> None:
+    torch.fx.symbolic_trace(build(EarlyAmongOthers))
+    given = {**rules(), "modalities": {"a": ["sides.0"], "b": ["sides.1"]}}
+    model = regbn_surgery.regbnify(build(EarlyAmongOthers), given, tuple(vectors().values()))
+    assert ways(model) == {"hook"}
+    with pytest.raises(RegBNBypassedError, match=r"`sides\.0` is among arguments that symbols show as one"):
+        torch.fx.symbolic_trace(model)
+
+
+@pytest.mark.parametrize("constant", ["a", "b"])
+def test_a_side_that_is_a_tensor_already_goes_into_the_graph(constant: str) -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.regbn = RegBN(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            fixed = torch.arange(32.0).reshape(4, 8)
+            f, g = self.regbn(fixed, x) if constant == "a" else self.regbn(x, fixed)
+            return f + g
+
+    model = Around().eval()
+    traced = torch.fx.symbolic_trace(model)
+    assert calls_in(traced) == {"regbn"}
+    x = torch.randn(4, 8)
+    torch.testing.assert_close(traced(x), model(x))
+
+
 def test_a_masked_attention_has_its_mask_in_the_graph() -> None:
     def example(batch: int) -> dict[str, Any]:
         mask = torch.ones(batch, 5)

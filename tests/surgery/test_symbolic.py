@@ -436,6 +436,42 @@ def test_a_side_that_is_a_tensor_already_goes_into_the_graph(constant: str) -> N
     torch.testing.assert_close(traced(x), model(x))
 
 
+class AsksItsClass(Joins):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        scale = 2.0 if type(self) is AsksItsClass else 1.0
+        return scale * self.head(torch.cat([self.enc_a(a), self.enc_b(b)], dim=-1))
+
+
+class EarlyAsks(Early):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        scale = 2.0 if type(self) is EarlyAsks else 1.0
+        return scale * self.head(torch.cat([a, b], dim=-1))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("cls", [AsksItsClass, EarlyAsks], ids=lambda cls: cls.__name__)
+def test_a_root_that_keeps_its_class_is_refused_and_followed_within_another(cls: type[nn.Module], again: Any) -> None:
+    model = again(operate(build(cls), vectors())).eval()
+    assert type(model) is cls
+    assert cls.__name__ in repr(model)
+    with pytest.raises(RegBNBypassedError, match=r"tracers take the forward of its class.*Use torch\.export\.export"):
+        torch.fx.symbolic_trace(model)
+    around = nn.Module()
+    around.inner = model
+
+    class Around(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.inner(a, b)
+
+    around.__class__ = Around
+    traced = torch.fx.symbolic_trace(around.eval())
+    assert "inner.regbn_x" in calls_in(traced)
+    assert_traced(traced, around, vectors)
+    original = unregbnify(model)
+    assert "_get_name" not in vars(original)
+    torch.fx.symbolic_trace(original)
+
+
 def test_a_masked_attention_has_its_mask_in_the_graph() -> None:
     def example(batch: int) -> dict[str, Any]:
         mask = torch.ones(batch, 5)

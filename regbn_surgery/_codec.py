@@ -73,14 +73,27 @@ def parse(text: str | bytes) -> Any:
     """The content of a JSON document.
 
     Raises:
-        CodecError: for what is no JSON, is nested deeper than 200, or is larger than `LARGEST`.
+        CodecError: for what is no JSON, is nested deeper than 200, is larger than `LARGEST`, or gives a key twice.
     """
     if len(text) > LARGEST:
         raise CodecError("", f"it is larger than {LARGEST // 2**20} MiB")
     try:
-        return from_json(text)
+        content = from_json(text)  # it bounds the depth, which Python's own parser does not
     except (ValueError, RecursionError) as error:
         raise CodecError("", f"not JSON: {error}") from error
+    try:
+        json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:  # a number of more digits than Python takes
+        raise CodecError("", f"not JSON: {error}") from error
+    return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    """Raises CodecError for a key that an object has twice: one of its values would be passed over without a word."""
+    keys = {key for key, _ in pairs}
+    if len(keys) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in {other for other, _ in pairs[:number]})
+        raise CodecError("", f"the key {twice!r} is there twice")
 
 
 def build(cls: type[T], content: Any) -> T:

@@ -210,6 +210,7 @@ _KINDS = (
     NoteKind("RB409", "each rank fits its own part of the batch", "Call `convert_sync_regbn(model)`."),
     NoteKind("RB410", "a batch was not finite and was skipped", "Look for NaN in the data or the loss."),
     NoteKind("RB411", "Python or torch is newer than this release was tried with", "`verify` the rewritten model."),
+    NoteKind("RB412", "a model around saves RegBN's weights, but no recipe", "Call `regbnify` on it, or `save_regbn`."),
 )
 #: Every kind of note by its code.
 KINDS = MappingProxyType({kind.code: kind for kind in _KINDS})

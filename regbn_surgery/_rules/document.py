@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -16,7 +16,7 @@ from .._types import Modality
 from . import checks
 from .patterns import matches
 from .presets import preset_names, preset_path
-from .problems import Marks, Path, Problem, did_you_mean, listing, render
+from .problems import Marks, Path, Problem, did_you_mean, listing, render, spell
 from .schema import Document, InputSpec, Match, ModalitySpec, Override, Rule, Slice, Treatment
 from .shadows import shadowed
 from .validate import validate
@@ -270,18 +270,32 @@ def _plain(value: Any, path: Path, problems: list[Problem]) -> Any:
         return None
     if isinstance(value, Mapping):
         out: dict[str, Any] = {}
-        for key, child in value.items():
+        for key, child in _held(value, value.items, path):
             if isinstance(key, str):
                 out[key] = _plain(child, (*path, key), problems)
             else:
                 problems.append(Problem(path, f"keys are text; found the {type(key).__name__} {key!r}"))
         return out
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
-        return [_plain(child, (*path, index), problems) for index, child in enumerate(value)]
+        children = _held(value, lambda: value, path)
+        return [_plain(child, (*path, index), problems) for index, child in enumerate(children)]
     if isinstance(value, _PLAIN):
         return value
     problems.append(Problem(path, f"rules hold text, numbers, lists and mappings; found a {type(value).__name__}"))
     return None
+
+
+def _held(value: object, children: Callable[[], Iterable[Any]], path: Path) -> list[Any]:
+    """What a container holds; those of other libraries compute values, and fail in ways of their own.
+
+    Raises:
+        RulesError: with what the library says (OmegaConf: a value of `???`, an interpolation that leads nowhere).
+    """
+    try:
+        return list(children())
+    except Exception as error:
+        where = f"{spell(path)}: " if path else ""
+        raise RulesError(f"<dict>: {where}the {type(value).__name__} cannot be read: {error}") from error
 
 
 def _not_found(name: str) -> str:

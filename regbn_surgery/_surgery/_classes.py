@@ -25,7 +25,7 @@ from ._guard import ATTRIBUTE
 from ._methods import refuse_methods
 from ._record import CodeSite
 from ._site import RegBNSite
-from ._symbolic import are_symbols, follow, follow_original, not_followed
+from ._symbolic import ASKED_BY_TRACERS, NameForTracers, are_symbols, follow, follow_original, not_followed
 
 if TYPE_CHECKING:
     from ._graph_host import GraphHost
@@ -231,9 +231,10 @@ def install(host: nn.Module, surgery: HostSurgery | GraphHost | HookedRoot) -> N
     host.__dict__[ATTRIBUTE] = surgery
     if own is not None or asks_its_class(type(host)):
         host.__dict__["forward"] = InstanceForward(host, own)
+        host.__dict__[ASKED_BY_TRACERS] = NameForTracers(host)
         if not methods:
             return
-        del host.__dict__[ATTRIBUTE], host.__dict__["forward"]
+        del host.__dict__[ATTRIBUTE], host.__dict__["forward"], host.__dict__[ASKED_BY_TRACERS]
         if own is not None:
             host.__dict__["forward"] = own
         raise RewriteError(
@@ -256,8 +257,12 @@ def _is_its_own(forward: Any, host: nn.Module) -> bool:
 
 def install_for_symbols(root: nn.Module, surgery: HookedRoot) -> None:
     """Give a root whose RegBN is in hooks a class of which tracers ask the forward, where it may have one."""
-    if ATTRIBUTE not in root.__dict__ and "forward" not in root.__dict__ and not asks_its_class(type(root)):
+    if ATTRIBUTE in root.__dict__:
+        return
+    if "forward" not in root.__dict__ and not asks_its_class(type(root)):
         install(root, surgery)
+    else:
+        root.__dict__[ASKED_BY_TRACERS] = NameForTracers(root)
 
 
 def asks_its_class(cls: type[nn.Module]) -> bool:
@@ -271,6 +276,7 @@ def asks_its_class(cls: type[nn.Module]) -> bool:
 
 def uninstall(host: nn.Module) -> None:
     """Take everything away that `install` and the variants put on the host."""
+    host.__dict__.pop(ASKED_BY_TRACERS, None)
     if ATTRIBUTE not in host.__dict__:
         return
     # Wrappers such as accelerate's leave a bound method on the instance when they are taken off again.

@@ -10,9 +10,11 @@ from __future__ import annotations
 import copyreg
 import functools
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -26,10 +28,15 @@ from ._guard import RECORD
 RECIPE_FILE = "regbn.json"
 _SAVE, _LOAD = "save_pretrained", "from_pretrained"
 _SAVES = "_regbn_saves_recipe"
+_TOLD = "_regbn_told_part"
 
 
 def save_recipe_too(root: nn.Module) -> None:
-    """Let a rewritten model write its recipe wherever its own `save_pretrained` writes."""
+    """Let a rewritten model write its recipe wherever its own `save_pretrained` writes.
+
+    Where it is a part of a model that writes, it says that nobody does.
+    """
+    root.register_state_dict_post_hook(_tell_part)  # type: ignore[no-untyped-call]
     if not callable(getattr(root, _SAVE, None)) or getattr(type(root), _SAVES, False):
         return
     if _SAVE in root.__dict__ or asks_its_class(original_class(root)):
@@ -40,6 +47,10 @@ def save_recipe_too(root: nn.Module) -> None:
 
 def save_recipe_no_more(root: nn.Module) -> None:
     """Give back the class and the method that `save_recipe_too` found."""
+    for key, hook in list(root._state_dict_hooks.items()):
+        if hook is _tell_part:
+            del root._state_dict_hooks[key]
+    root.__dict__.pop(_TOLD, None)
     own = root.__dict__.get(_SAVE)
     if isinstance(own, _InstanceSave):
         del root.__dict__[_SAVE]
@@ -133,6 +144,26 @@ def _write_recipe(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             RegBNWarning,
             stacklevel=4,
         )
+
+
+def _tell_part(root: nn.Module, state: Any, prefix: str, _: Any) -> None:
+    """The state of a rewritten model is asked for as a part of another one's: is that one about to be saved?"""
+    if not prefix or RECORD not in root.__dict__ or _TOLD in root.__dict__:
+        return
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != _SAVE:
+        frame = frame.f_back
+    parent = frame.f_locals.get("self") if frame is not None else None
+    if not isinstance(parent, nn.Module) or RECORD in parent.__dict__ or type(parent).__module__.startswith("peft."):
+        return
+    root.__dict__[_TOLD] = True
+    part, whole = prefix.rstrip("."), type(parent).__name__
+    text = (
+        f"The weights of this {whole} are saved with those of RegBN in `{part}`, but without RegBN's recipe: "
+        f"{whole}.from_pretrained will give the original. Call regbnify on the {whole} itself, or save the part as "
+        f"well: save_regbn(model.{part}, another_folder)."
+    )
+    warnings.warn(coded("RB412", text), RegBNWarning, stacklevel=3)
 
 
 def _tell_original(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

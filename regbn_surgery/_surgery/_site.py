@@ -51,7 +51,7 @@ class RegBNSite(nn.Module):
     def forward(
         self, f: Tensor, g: Tensor, f_mask: Tensor | None = None, g_mask: Tensor | None = None, mask: Any = None
     ) -> tuple[Tensor, Tensor]:
-        if type(f) is not Tensor and next(symbols_in((f, g)), None) is not None:
+        if (type(f) is not Tensor or type(g) is not Tensor) and next(symbols_in((f, g)), None) is not None:
             f_new, g_new = as_one_call(self, f, g, f_mask=f_mask, g_mask=g_mask, mask=mask)
             return f_new, (g_new if self.replace_g else g)
         if self._is_identity():

@@ -75,6 +75,25 @@ def not_followed(host: nn.Module, why: str) -> RegBNBypassedError:
     )
 
 
+#: The method of a root that a tracer calls before it takes the forward of the class.
+ASKED_BY_TRACERS = "_get_name"
+
+
+class NameForTracers:
+    """Stands as `_get_name` on a host whose RegBN its class does not know of: as a root it is traced without RegBN."""
+
+    def __init__(self, host: nn.Module) -> None:
+        self.host = host
+
+    def __call__(self) -> str:
+        caller = sys._getframe(1)
+        if caller.f_globals.get("__name__") == tracing.__name__ and caller.f_locals.get("root") is self.host:
+            raise not_followed(
+                self.host, "tracers take the forward of its class, and its RegBN is on the instance alone"
+            )
+        return type(self.host).__name__
+
+
 def _signed(host: nn.Module, forward: Any, args: Proxy, kwargs: Proxy) -> tuple[Any, list[Any]]:
     """A root's forward and the symbols that it is to be called with (the root first).
 

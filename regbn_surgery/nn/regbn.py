@@ -206,7 +206,7 @@ class RegBN(RunningState):
 
         The inside runs in float32 (float64 for float64 inputs or state), under autocast too.
         """
-        if type(f) is not Tensor and next(symbols_in((f, g)), None) is not None:
+        if (type(f) is not Tensor or type(g) is not Tensor) and next(symbols_in((f, g)), None) is not None:
             more = {"f_mask": f_mask, "g_mask": g_mask, "present": present, "multiplier": multiplier}
             given = {"is_training": is_training, "n_epoch": n_epoch, **more}
             return as_one_call(self, f, g, **given, zeros_absent=zeros_absent)

@@ -160,6 +160,14 @@ def test_text_that_is_no_recipe(tmp_path: Path, text: str) -> None:
         read(text, tmp_path)
 
 
+def test_a_key_that_is_there_twice_is_refused(good: dict[str, Content], tmp_path: Path) -> None:
+    text = json.dumps(good["source"])
+    with pytest.raises(RecipeError, match=r"the key 'format' is there twice"):
+        read('{"format": 1, ' + text[1:], tmp_path)
+    with pytest.raises(RecipeError, match=r"the key 'rule' is there twice"):
+        read(text.replace('"planned": {', '"planned": {"rule": "y", ', 1), tmp_path)
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read as a recipe"):
         Recipe.read(tmp_path)

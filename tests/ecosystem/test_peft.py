@@ -71,9 +71,45 @@ def test_the_state_of_the_model_itself_is_whole_and_says_nothing() -> None:
         assert any("regbn_x" in name for name in model.get_base_model().state_dict())
 
 
+class Around(torch.nn.Module):
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return self.inner(a, b)
+
+
+@pytest.mark.parametrize("cls", [Late, Nested])
+@pytest.mark.parametrize("adapters_first", [True, False])
+def test_adapters_of_a_part_of_the_rewritten_model_say_so_too(cls: Any, adapters_first: bool, tmp_path: Path) -> None:
+    if adapters_first:
+        model = regbnify(Around(adapted(build(cls))), rules("concat"), vectors())
+    else:
+        model = regbnify(Around(build(cls)), rules("concat"), vectors())
+        model.inner = adapted(model.inner)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RegBNWarning)
+        assert any("regbn_x" in name for name in model.state_dict())  # which is whole
+    with pytest.warns(RegBNWarning, match=r"do not hold the state of RegBN \((fusion\.)?regbn_x\)"):
+        model.inner.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RegBNWarning)
+        model.inner.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("cls", [Late, Nested])
+def test_adapters_around_a_model_that_holds_the_rewritten_one_say_so_too(cls: Any, tmp_path: Path) -> None:
+    model = adapted(Around(operate(build(cls), vectors())))
+    with pytest.warns(RegBNWarning, match=r"do not hold the state of RegBN \((fusion\.)?regbn_x\)"):
+        model.save_pretrained(tmp_path)
+
+
 def test_the_watch_goes_with_regbn() -> None:
-    original = build(Late)
-    before = everything(original)
-    model = regbnify(original, rules("concat"), vectors(), inplace=True)
-    assert len(model._state_dict_hooks) == 1
-    assert everything(unregbnify(model)) == before
+    for cls in (Late, Nested):
+        original = build(cls)
+        before = everything(original)
+        model = regbnify(original, rules("concat"), vectors(), inplace=True)
+        assert model._state_dict_hooks
+        assert everything(unregbnify(model)) == before
+        assert not any(module._state_dict_hooks for module in model.modules())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import regbn_surgery
 from regbn_surgery import RecipeError, RegBNError, RegBNWarning, load_regbn, save_regbn, unregbnify
-from tests.surgery.models import Fusion, build, everything, operate, run, step, vectors
+from tests.surgery.models import Fusion, Late, build, everything, operate, run, step, vectors
 
 
 class Pretrained(nn.Module):
@@ -124,6 +124,37 @@ def test_without_regbn_it_is_the_class_that_it_was(cls: Any, tmp_path: Path) -> 
     assert "save_pretrained" not in model.__dict__
     model.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+class Holder(Pretrained):
+    """Saves itself, with a part that was rewritten by itself."""
+
+    def __init__(self, part: Any) -> None:
+        super().__init__()
+        self.part = part
+
+
+@pytest.mark.parametrize("way", [lambda model: model, copy.deepcopy, by_pickle])
+@pytest.mark.parametrize("cls", [*ROOTS, Late])
+def test_a_model_around_that_saves_says_once_that_it_writes_no_recipe(way: Any, cls: Any, tmp_path: Path) -> None:
+    model = Holder(way(trained(cls)))
+    with pytest.warns(RegBNWarning, match=r"weights of this Holder .* RegBN in `part`.*save_regbn\(model\.part, "):
+        model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RegBNWarning)
+        model.save_pretrained(tmp_path)
+        model.state_dict()
+
+
+def test_a_model_that_was_rewritten_around_it_writes_the_recipe(tmp_path: Path) -> None:
+    model = Holder(trained(IsHost))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RegBNWarning)
+        model.state_dict()
+        model.part.save_pretrained(tmp_path)
+    assert (tmp_path / "regbn.json").exists()
+    original = unregbnify(model.part)
+    assert not original._state_dict_hooks
 
 
 def test_a_rank_that_does_not_write_writes_no_recipe(tmp_path: Path) -> None:

@@ -214,6 +214,29 @@ def test_lists_and_mappings_of_other_libraries_are_taken():
         Rules.load({"version": 1, "rules": b"x"})
 
 
+class Interpolated(UserDict):
+    """A mapping whose values are computed, and fail, as OmegaConf's interpolations do."""
+
+    def items(self):
+        raise KeyError("Interpolation key 'v' not found")
+
+
+class Missing(UserList):
+    def __iter__(self):
+        raise LookupError("Missing mandatory value: rules[0]")
+
+
+def test_what_a_container_of_another_library_raises_is_told_with_its_place():
+    given = {"version": 1, "rules": [Interpolated(id="x")]}
+    with pytest.raises(RulesError, match=r"rules\[0\]: the Interpolated cannot be read: .*key 'v' not found") as told:
+        Rules.load(given)
+    assert isinstance(told.value.__cause__, KeyError)
+    with pytest.raises(RulesError, match=r"rules: the Missing cannot be read: Missing mandatory value"):
+        Rules.load({"version": 1, "rules": Missing()})
+    with pytest.raises(RulesError, match=r"^<dict>: the Interpolated cannot be read"):
+        Rules.load(Interpolated(version=1))
+
+
 def test_modalities_are_resolved_to_inputs():
     rules = Rules.from_dict(
         {"version": 1, "modalities": {"a": ["x*"], "b": "batch"}, "rules": [{"id": "r", "match": {}}]}

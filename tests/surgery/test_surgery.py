@@ -47,6 +47,7 @@ from .models import (
     step,
     token_pairs,
     vectors,
+    ways,
 )
 
 CASES: dict[str, tuple[type[nn.Module], Callable[..., dict[str, Tensor]], str, str]] = {
@@ -188,9 +189,11 @@ def test_a_pair_of_inputs_is_normalised_on_the_way_in() -> None:
     step(model, vectors())
     model.eval()
     f, g = model.regbn_early.regbn(*vectors(3).values())
-    expected = Late.forward(model, f, g) if type(model) is Late else None
+    expected = Late.forward(model, f, g)
     torch.testing.assert_close(run(model, vectors(3)), expected)
-    assert type(model) is Late
+    assert isinstance(model, Late)
+    assert (ways(model), type(model).__name__) == ({"hook"}, "Late")
+    assert type(regbn_surgery.unregbnify(model)) is Late
 
 
 # -- copies, pickles, checkpoints -------------------------------------------------------------------------------------

@@ -403,6 +403,75 @@ def test_parts_of_an_argument_that_a_hook_would_exchange_are_refused() -> None:
             torch.fx.symbolic_trace(model)
 
 
+class EarlyAmongOthers(Early):
+    def forward(self, *sides: Tensor) -> Tensor:
+        return self.head(torch.cat([sides[0], sides[1]], dim=-1))
+
+
+def test_arguments_that_symbols_show_as_one_are_refused_where_a_hook_would_exchange_them() -> None:
+    torch.fx.symbolic_trace(build(EarlyAmongOthers))
+    given = {**rules(), "modalities": {"a": ["sides.0"], "b": ["sides.1"]}}
+    model = regbn_surgery.regbnify(build(EarlyAmongOthers), given, tuple(vectors().values()))
+    assert ways(model) == {"hook"}
+    with pytest.raises(RegBNBypassedError, match=r"`sides\.0` is among arguments that symbols show as one"):
+        torch.fx.symbolic_trace(model)
+
+
+@pytest.mark.parametrize("constant", ["a", "b"])
+def test_a_side_that_is_a_tensor_already_goes_into_the_graph(constant: str) -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.regbn = RegBN(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            fixed = torch.arange(32.0).reshape(4, 8)
+            f, g = self.regbn(fixed, x) if constant == "a" else self.regbn(x, fixed)
+            return f + g
+
+    model = Around().eval()
+    traced = torch.fx.symbolic_trace(model)
+    assert calls_in(traced) == {"regbn"}
+    x = torch.randn(4, 8)
+    torch.testing.assert_close(traced(x), model(x))
+
+
+class AsksItsClass(Joins):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        scale = 2.0 if type(self) is AsksItsClass else 1.0
+        return scale * self.head(torch.cat([self.enc_a(a), self.enc_b(b)], dim=-1))
+
+
+class EarlyAsks(Early):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        scale = 2.0 if type(self) is EarlyAsks else 1.0
+        return scale * self.head(torch.cat([a, b], dim=-1))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("cls", [AsksItsClass, EarlyAsks], ids=lambda cls: cls.__name__)
+def test_a_root_that_keeps_its_class_is_refused_and_followed_within_another(cls: type[nn.Module], again: Any) -> None:
+    model = again(operate(build(cls), vectors())).eval()
+    assert type(model) is cls
+    assert cls.__name__ in repr(model)
+    with pytest.raises(RegBNBypassedError, match=r"tracers take the forward of its class.*Use torch\.export\.export"):
+        torch.fx.symbolic_trace(model)
+    around = nn.Module()
+    around.inner = model
+
+    class Around(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.inner(a, b)
+
+    around.__class__ = Around
+    traced = torch.fx.symbolic_trace(around.eval())
+    assert "inner.regbn_x" in calls_in(traced)
+    assert_traced(traced, around, vectors)
+    original = unregbnify(model)
+    assert "_get_name" not in vars(original)
+    torch.fx.symbolic_trace(original)
+
+
 def test_a_masked_attention_has_its_mask_in_the_graph() -> None:
     def example(batch: int) -> dict[str, Any]:
         mask = torch.ones(batch, 5)

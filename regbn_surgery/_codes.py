@@ -170,8 +170,8 @@ _KINDS = (
     NoteKind(
         "RB201",
         "a RegBN did not run in a call",
-        "Nothing, if a modality is left out in it (see `missing` in the rules); where the note names another call, at "
-        "which they meet, give `regbnify` such a call, too, or add a rule for it.",
+        "Nothing, if a modality is left out in it (see `missing` in the rules). If the note names a call at which f "
+        "and g meet, give `regbnify` such a call as a second example, or add a rule for that call.",
     ),
     NoteKind("RB202", "f and g are exchanged in a call", "Name both sides in the rule: `normalize` and `against`."),
     NoteKind(

@@ -33,6 +33,7 @@ from ._types import PlannedSite
 from ._undo import guarding
 from ._verdict import Evidence, risen, verdict
 from .nn import RegBN
+from .nn.options import RegBNOptions
 from .nn.start import too_few
 
 #: Steps after which a projection that follows the batches' own with momentum 0.02 has all but arrived.
@@ -125,14 +126,14 @@ def diagnose(
             fits = _fit(rewritten, places, batches, steps)
             after = _collected(rewritten, places, plans, batches, passing_through=False)
     rows: list[Measured] = []
-    alarms, notes = [], []
+    alarms: list[str] = []
+    notes: list[str] = []
     for path, planned in plans.items():
+        name = path if rules is not None else planned.point or path
         fit = fits.get(path)
         fitted = after.get(path) if fit is not None and fit.ratio is not None else None
         pair, fitted, strange = _finite(before.get(path), fitted)
-        name = path if rules is not None else planned.point or path
-        if strange:
-            notes.append(coded("RB308", f"`{name}`: {strange}"))
+        notes += [coded("RB308", f"`{name}`: {strange}")] if strange else []
         if pair is None or len(pair[0]) < MINIMUM:
             saw = f"saw {0 if pair is None else len(pair[0])} {'finite ' if strange else ''}samples"
             notes.append(coded("RB305", f"`{path}` {saw}; {MINIMUM} are needed"))
@@ -144,19 +145,21 @@ def diagnose(
         if fit is not None and fit.left_out:
             notes.append(coded("RB307", f"`{name}`: {fit.words}"))
         if then is not None and ratio is not None:
-            regbn = places[path].regbn
-            size = len(pair[0]) // len(batches)
-            found = Evidence(name, regbn.options, first, then, _offset(pair[1]), size, ratio)
-            told = risen(found)
-            alarms += [told] if told else []
-            notes += verdict(found)
-            short = None if steps is None or regbn.options.correct_start else too_few(steps, regbn.options.momentum)
-            notes += [coded("RB306", f"`{name}`: {short}")] if short else []
+            options = places[path].regbn.options
+            found = Evidence(name, options, first, then, _offset(pair[1]), len(pair[0]) // len(batches), ratio)
+            alarms += [told] if (told := risen(found)) else []
+            notes += [*verdict(found), *_short_of_steps(name, options, steps)]
     if plans and not rows:
         seen = count_text(len(batches), "batch", "batches")
         raise InputsError(f"no site saw {MINIMUM} samples in {seen}: " + "; ".join(map(text_of, notes)))
     ignore = () if rules is None else rules.ignore
     return Diagnosis(type(model).__name__, len(batches), tuple(rows), kept(notes, ignore), kept(alarms, ignore))
+
+
+def _short_of_steps(name: str, options: RegBNOptions, steps: int | None) -> list[str]:
+    """A note where the running projection cannot arrive in the announced steps."""
+    short = None if steps is None or options.correct_start else too_few(steps, options.momentum)
+    return [coded("RB306", f"`{name}`: {short}")] if short else []
 
 
 def _rewritten(
@@ -310,6 +313,8 @@ def _finite(before: Pair | None, after: Pair | None) -> tuple[Pair | None, Pair 
     """f and g before and after RegBN without the samples that hold NaN or infinite values, and what is to be told."""
     if before is None:
         return before, after, ""
+    if len({len(x) for x in (*before, *(after or ()))}) > 1:
+        return before, after, ""  # that they do not belong together is told where they are measured
     good = {name: x.flatten(1).isfinite().all(1) for name, x in zip("fg", before, strict=True)}
     if after is not None:
         good["RegBN's result"] = torch.stack([x.flatten(1).isfinite().all(1) for x in after]).all(0)

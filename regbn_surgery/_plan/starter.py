@@ -26,6 +26,7 @@ from .planner import decide
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _RESERVED = {"true", "false", "null", "yes", "no", "on", "off"}
 _SHOWN = 12  # inputs and points named in comments
+Home = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class _Draft:
     """A rule for some points, as lines of YAML."""
 
     points: tuple[FusionPoint, ...]
+    meeting: str  # what meets there, f before g
     lines: tuple[str, ...]
     trouble: str | None = None  # why it cannot be used; it is then written as a comment
 
@@ -54,7 +56,7 @@ def starter(inspection: Inspection, facts: Facts | None = None) -> str:
     lines = [*_title(inspection), head, defaults, "rules:"]
     for draft in drafts:
         lines += _rule(draft)
-    lines += _unselected(inspection, {point.id for draft in drafts for point in draft.points})
+    lines += _unselected(inspection, facts, {point.id for draft in drafts for point in draft.points})
     text = "\n".join(lines) + "\n"
     decide(Rules.from_text(text, "the starter file"), inspection, None, facts)  # as a whole, too
     return text
@@ -97,7 +99,7 @@ def _title(inspection: Inspection) -> list[str]:
 
 
 def _modalities(inspection: Inspection) -> Iterator[str]:
-    yield "# Which inputs are which modality; the first is normalised where a rule says `pairs: all`."
+    yield "# Which inputs are which modality. With `pairs: all` the first of two is f (normalised), the other g."
     yield "modalities:"
     for modality in inspection.modalities:
         parts = []
@@ -139,7 +141,7 @@ def _glob(name: str) -> str:
 
 def _tried(inspection: Inspection, facts: Facts, head: str, points: tuple[FusionPoint, ...], number: int) -> _Draft:
     """The first form of a rule for these points that the planner takes."""
-    trouble = ""
+    trouble, meeting = "", _meeting(inspection, facts, points[0])
     for extra in ((), ("regbn: {projection: low_rank}",)):
         lines = (*_lines(inspection, facts, points, number), *extra)
         body = "version: 1\nstrict: true\n" + head + "rules:\n" + _indented(lines) + "\n"
@@ -147,12 +149,12 @@ def _tried(inspection: Inspection, facts: Facts, head: str, points: tuple[Fusion
             made = decide(Rules.from_text(body, "rules"), inspection, None, facts)
             hazard = next(out_of_range(made.sites), None)
             if hazard is None:
-                return _Draft(points, lines)
+                return _Draft(points, meeting, lines)
             trouble = trouble or text_of(hazard)
         except RegBNError as error:
             trouble = trouble or str(error)
     reason = re.sub(r"^(\d+ problems: )?rules:\d+:\d+: (rule `[^`]*` (at `[^`]*`: )?)?", "", " ".join(trouble.split()))
-    return _Draft(points, tuple(_lines(inspection, facts, points, number)), reason)
+    return _Draft(points, meeting, tuple(_lines(inspection, facts, points, number)), reason)
 
 
 def _lines(inspection: Inspection, facts: Facts, points: Sequence[FusionPoint], number: int) -> list[str]:
@@ -166,10 +168,21 @@ def _lines(inspection: Inspection, facts: Facts, points: Sequence[FusionPoint], 
     return [line.removeprefix("  ") for line in lines] + _direction(inspection, facts, points[0])
 
 
-def _direction(inspection: Inspection, facts: Facts, point: FusionPoint) -> list[str]:
+def _pairs(inspection: Inspection, facts: Facts, point: FusionPoint) -> list[tuple[Home, Home]]:
+    """What f and g would carry at each site of a point, in this order."""
     ranks = {modality.name: rank for rank, modality in enumerate(inspection.modalities)}
     chosen, _ = directed_sites(with_causality(point, facts), None, None, True, ranks)
-    pairs = {(site.sides[f].home, site.sides[g].home) for site, f, g in chosen}
+    return list(dict.fromkeys((site.sides[f].home, site.sides[g].home) for site, f, g in chosen))
+
+
+def _meeting(inspection: Inspection, facts: Facts, point: FusionPoint) -> str:
+    """What meets at a point, f before g as in its rule: `gray against colored`."""
+    pairs = _pairs(inspection, facts, point)
+    return ", ".join(f"{home_name(f)} against {home_name(g)}" for f, g in pairs) or spell_homes(point.homes)
+
+
+def _direction(inspection: Inspection, facts: Facts, point: FusionPoint) -> list[str]:
+    pairs = _pairs(inspection, facts, point)
     if len(pairs) == 1:
         ((f_home, g_home),) = pairs
         if len(f_home) == len(g_home) == 1 and f_home != g_home:
@@ -181,7 +194,7 @@ def _rule(draft: _Draft) -> list[str]:
     first = draft.points[0]
     place = f" ({os.path.basename(first.source.file)}:{first.source.line})" if first.source is not None else ""
     more = f", and {len(draft.points) - 1} more like it" if len(draft.points) > 1 else ""
-    about = f"  # {first.id}{more}: {spell_homes(first.homes)} meet in {first.owner_class}{place}, {first.level}"
+    about = f"  # {first.id}{more}: {draft.meeting}, in {first.owner_class}{place}, {first.level}"
     lines = ["", _comment(about)]
     if not first.selected_by_default:
         lines.append("  # Left alone unless a rule names its kind or level, as this one does.")
@@ -195,12 +208,13 @@ def _indented(lines: Sequence[str]) -> str:
     return "\n".join(f"  {line}" if index == 0 else f"    {line}" for index, line in enumerate(lines))
 
 
-def _unselected(inspection: Inspection, written: Collection[str]) -> list[str]:
+def _unselected(inspection: Inspection, facts: Facts, written: Collection[str]) -> list[str]:
     left = [point for point in inspection.fusion_points if not point.selected_by_default and point.id not in written]
     if not left:
         return []
     lines = ["", "# Found, and only normalised where a rule names the kind or level:"]
-    lines += [f"#   {_comment(p.id)} ({p.kind}, {p.level}, {_comment(spell_homes(p.homes))})" for p in left[:_SHOWN]]
+    for p in left[:_SHOWN]:
+        lines.append(f"#   {_comment(p.id)} ({p.kind}, {p.level}, {_comment(_meeting(inspection, facts, p))})")
     if len(left) > _SHOWN:
         lines.append(f"#   and {len(left) - _SHOWN} more")
     return lines

@@ -13,7 +13,7 @@ from .._ops import Value
 from .._types import FusionPoint, Plan, PlannedSite, Source
 from .graph import Box, Edge, ModelGraph, Node, NodeKind, TensorFact
 from .repeats import with_repeats
-from .shapes import axis_names, roles_text, shape_text, tensor_text
+from .shapes import SPATIAL, AxisNames, axis_names, roles_text, shape_text, tensor_text
 from .tables import cost_text
 
 if TYPE_CHECKING:
@@ -28,13 +28,16 @@ def graph_of(analysis: Analysis) -> ModelGraph:
     """The run in evaluation mode, with lineages and fusion points."""
     run, inspection = analysis.runs[0], analysis.inspection
 
+    calls = _calls_of_points(analysis)
+    named = _axes_at_points(analysis, calls)
+
     def fact(uid: int) -> TensorFact:
         info, lineage = run.trace.tensors[uid], run.flow.lineages.get(uid)
         home, touched = (lineage.home, lineage.touched) if lineage is not None else (frozenset(), frozenset())
-        known = roles_text(run.layout(uid), len(info.shape)) if lineage is not None else ""
+        names = named.get(uid, SPATIAL)
+        known = roles_text(run.layout(uid), len(info.shape), names) if lineage is not None else ""
         return _fact(info, "" if set(known) <= {"?", "×"} else known, run.order, home, touched)
 
-    calls = _calls_of_points(analysis)
     drawn = _Drawing(run.trace, fact, {index: point for point, indices in calls.items() for index in indices})
     facts = {point.id: _point_facts(point) for point in inspection.fusion_points}
     return with_repeats(drawn.graph(inspection.model, tuple(m.name for m in inspection.modalities), facts))
@@ -49,19 +52,23 @@ def graph_after(before: ModelGraph, analysis: Analysis, plan: Plan) -> ModelGrap
     places = {str(call.module): call.node.meta["regbn"] for call in trace.calls if "regbn" in call.node.meta}
     drawn = _Drawing(trace, lambda uid: _fact(trace.tensors[uid], "", (), (), ()), {})
     plain = drawn.graph(before.title, before.modalities, before.points)
-    nodes = tuple(_known_again(node, before, places) for node in plain.nodes)
+    names = {point.id: axis_names(point) for point in analysis.inspection.fusion_points}
+    nodes = tuple(_known_again(node, before, places, names) for node in plain.nodes)
     by_id = {node.id: node for node in nodes}
     edges = tuple(_edge_known_again(edge, by_id[edge.source]) for edge in plain.edges)
     changed = tuple(box.id for box in plain.boxes if box.path in {site.host for site in plan.sites})
     return with_repeats(replace(plain, nodes=nodes, edges=edges, changed=changed))
 
 
-def _known_again(node: Node, before: ModelGraph, places: Mapping[str, PlannedSite]) -> Node:
+def _known_again(
+    node: Node, before: ModelGraph, places: Mapping[str, PlannedSite], names: Mapping[str, AxisNames]
+) -> Node:
     if node.kind == "regbn":
         site = places[node.path]
         homes = (site.f.home, site.g.home)
         outputs = tuple(replace(fact, home=home) for fact, home in zip(node.outputs, homes, strict=True))
-        return replace(node, outputs=outputs, details=_site_details(site), source="")
+        details = _site_details(site, names.get(site.point or "", SPATIAL))
+        return replace(node, outputs=outputs, details=details, source="")
     known = before.node.get(node.id)
     if known is None:
         return node
@@ -73,12 +80,13 @@ def _edge_known_again(edge: Edge, source: Node) -> Edge:
     return replace(edge, tensor=source.outputs[edge.port]) if edge.port < len(source.outputs) else edge
 
 
-def _site_details(site: PlannedSite) -> tuple[tuple[str, str], ...]:
+def _site_details(site: PlannedSite, names: AxisNames) -> tuple[tuple[str, str], ...]:
+    """`names` are those of the axes at its fusion point, as in the tables."""
     return (
         ("rule", site.rule),
         ("fusion point", site.point or " and ".join(site.pair or ())),
-        ("f (normalised)", tensor_text(site.f.home, site.f.shape, site.f.layout)),
-        ("g", tensor_text(site.g.home, site.g.shape, site.g.layout)),
+        ("f (normalised)", tensor_text(site.f.home, site.f.shape, site.f.layout, names)),
+        ("g", tensor_text(site.g.home, site.g.shape, site.g.layout, names)),
         ("reduce", site.reduce),
         ("replaces", "f and g" if site.replace == "both" else "f only"),
         ("projection W", "×".join(map(str, site.projection_shape))),
@@ -109,6 +117,19 @@ def _point_facts(point: FusionPoint) -> dict[str, Any]:
         "costs": list(dict.fromkeys(cost_text(site) for site in point.sites)),
         "note": point.note,
     }
+
+
+def _axes_at_points(analysis: Analysis, calls: Mapping[str, Sequence[int]]) -> dict[int, AxisNames]:
+    """The names of the axes of every tensor that an attention takes or makes: those that the tables use."""
+    points = {point.id: point for point in analysis.inspection.fusion_points}
+    recorded = analysis.runs[0].trace.calls
+    found: dict[int, AxisNames] = {}
+    for name, indices in calls.items():
+        if points[name].kind != "attention":
+            continue
+        for call in (recorded[index] for index in indices):
+            found.update(dict.fromkeys((*call.inputs, *call.outputs), axis_names(points[name])))
+    return found
 
 
 def _calls_of_points(analysis: Analysis) -> dict[str, list[int]]:

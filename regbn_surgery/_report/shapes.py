@@ -8,7 +8,8 @@ from .._rules.naming import home_name
 from .._types import FusionPoint, Layout, PlannedSite, Reduce, Side
 from .words import count_text
 
-_SPATIAL: Mapping[int, Sequence[str]] = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
+AxisNames = Mapping[int, Sequence[str]]
+SPATIAL: AxisNames = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
 _BYTES = 4  # of one float32 of W
 
 
@@ -18,7 +19,7 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 #: What the axes beside batch and channels count in an attention, by the operation that computes it and their number.
-_IN_ATTENTION: Mapping[str, Mapping[int, Sequence[str]]] = {
+_IN_ATTENTION: Mapping[str, AxisNames] = {
     "scaled_dot_product_attention": {1: ("tokens",), 2: ("heads", "tokens")},
     "matmul": {1: ("tokens",), 2: ("heads", "tokens")},
     "bmm": {1: ("tokens",)},
@@ -26,14 +27,14 @@ _IN_ATTENTION: Mapping[str, Mapping[int, Sequence[str]]] = {
 }
 
 
-def axis_names(point: FusionPoint) -> Mapping[int, Sequence[str]]:
+def axis_names(point: FusionPoint) -> AxisNames:
     """The names of the axes beside batch and channels at a fusion point, by how many there are."""
     if point.kind != "attention":
-        return _SPATIAL
+        return SPATIAL
     return _IN_ATTENTION.get(point.op, {1: ("tokens",), 2: ("S1", "S2")})
 
 
-def roles_text(layout: Layout, rank: int, names_of: Mapping[int, Sequence[str]] = _SPATIAL) -> str:
+def roles_text(layout: Layout, rank: int, names_of: AxisNames = SPATIAL) -> str:
     """`B×C×H×W`: what each axis means, `?` where it is unknown."""
     roles = ["?"] * rank
     names = names_of.get(len(layout.spatial_dims)) or tuple(f"S{i + 1}" for i in range(len(layout.spatial_dims)))
@@ -51,9 +52,7 @@ def home_text(home: Sequence[str]) -> str:
     return home_name(home) or "no modality"
 
 
-def tensor_text(
-    home: Sequence[str], shape: Sequence[int], layout: Layout, names_of: Mapping[int, Sequence[str]] = _SPATIAL
-) -> str:
+def tensor_text(home: Sequence[str], shape: Sequence[int], layout: Layout, names_of: AxisNames = SPATIAL) -> str:
     """`gray 8×96 (B×C)`; `names_of` are the axes' names, as `axis_names` gives them."""
     return f"{home_text(home)} {shape_text(shape)} ({roles_text(layout, len(shape), names_of)})"
 

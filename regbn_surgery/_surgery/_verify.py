@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,7 @@ def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> V
     wrong = [pair for pair in distinct if not _is_right(pair, wanted, mixes)]
     problem = ""
     if not frames:
-        where = _meeting_place(run, wanted) or "do not meet in this call"
+        where = _meeting_place(run, wanted, planned.point) or "do not meet in this call"
         problem = coded("RB201", f"did not run: {_words(wanted)} {where}")
     elif wrong:
         found = f"{_words(wrong[0])}, where the rule says {_words(wanted)}"
@@ -135,8 +136,9 @@ def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> V
     return VerifiedSite(path, planned.rule, wanted, distinct, len(frames), problem)
 
 
-def _meeting_place(run: Run, wanted: tuple[tuple[str, ...], tuple[str, ...]]) -> str:
-    """Where the two streams meet in a call in which they do not come to their RegBN; "" where they do not."""
+def _meeting_place(run: Run, wanted: tuple[tuple[str, ...], tuple[str, ...]], point: str | None) -> str:
+    """Where the two streams meet in a call in which they do not come to their RegBN, which is that of `point`; "" where
+    they do not meet."""
     for exactly in (True, False):
         for meeting in run.flow.meetings:
             homes = [ordered(run, met.home) for met in meeting.all_operands()]
@@ -144,10 +146,19 @@ def _meeting_place(run: Run, wanted: tuple[tuple[str, ...], tuple[str, ...]]) ->
             if pair := next((pair for pair in pairs if _covers(pair, wanted, exactly)), None):
                 source = "" if meeting.op.source is None else f" ({meeting.op.source})"
                 owner = run.trace.path_of(meeting.op)
-                call = f"`{meeting.op.name.strip('_')}`" + (f" in `{owner}`" if owner else "")
+                name = meeting.op.name.strip("_")
+                call = f"`{name}`" + (f" in `{owner}`" if owner else "") + source
                 carried = "" if exactly else f", as {_words(pair)}"
-                return f"meet at another call, {call}{source}{carried}"
+                if _is_of(point, owner, (name, meeting.kind)):
+                    return f"meet at {call}{carried}, but are computed there in a way that the example did not show"
+                return f"meet at another call, {call}{carried}"
     return ""
+
+
+def _is_of(point: str | None, owner: str, names: Sequence[str]) -> bool:
+    """Whether a fusion point has its id from this owner and one of these names of its call."""
+    path, _, label = (point or "").rpartition(".")
+    return path == owner and re.sub(r"_\d+$", "", label) in names
 
 
 def _covers(

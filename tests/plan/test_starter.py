@@ -30,7 +30,7 @@ def test_a_rule_for_each_point_and_a_comment_on_each() -> None:
     text = starter(found)
     rules = Rules.from_text(text)
     assert [rule.id for rule in rules.rules] == ["sum-1", "concat-2"]
-    assert "# mid.add: gray with colored meet in Fusion (model.py:42), middle" in text
+    assert "# mid.add: gray against colored, in Fusion (model.py:42), middle" in text
     assert "# not one: mask (its name says mask)" in text
     assert [(s.point, s.f.home) for s in planned(text, found).sites] == [("mid.add", ("gray",)), ("cat", ("gray",))]
 
@@ -55,7 +55,20 @@ def test_a_causal_stream_and_a_gate_are_what_they_can_be() -> None:
         ),
     )
     facts = Facts(causal=frozenset({"colored"}))
-    assert [s.f.home for s in planned(starter(found, facts), found, facts).sites] == [("colored",), ("colored",)]
+    text = starter(found, facts)
+    assert [s.f.home for s in planned(text, found, facts).sites] == [("colored",), ("colored",)]
+    # Comments name f before g, as the rules below them do.
+    assert "# cross: colored against gray, in Fusion" in text
+    assert "# mul: colored against gray, in Fusion" in text
+
+
+def test_comments_name_f_before_g_at_every_pair() -> None:
+    sides = (side("sound"), side("gray+colored"), side("gray"))
+    found = inspection(point("cat", *sides), modalities=("gray", "colored", "sound"))
+    text = starter(found)
+    comment = next(line for line in text.splitlines() if "# cat: " in line)
+    made = [f"{'+'.join(s.f.home)} against {'+'.join(s.g.home)}" for s in planned(text, found, None).sites]
+    assert sorted(comment.partition("cat: ")[2].partition(", in Fusion")[0].split(", ")) == sorted(made)
 
 
 def test_what_cannot_be_done_is_a_comment_with_its_reason() -> None:
@@ -90,7 +103,7 @@ def test_kinds_that_no_rule_takes_unnamed_are_listed() -> None:
         point("cat", side("gray"), side("colored")),
         point("sim", side("gray"), side("colored"), kind="similarity", selected_by_default=False),
     )
-    assert "#   sim (similarity, late, gray with colored)" in starter(found)
+    assert "#   sim (similarity, late, gray against colored)" in starter(found)
 
 
 def test_names_that_yaml_would_take_for_something_else() -> None:

@@ -303,3 +303,33 @@ def test_points_of_attention_and_their_calls():
     made = graph_of(analysed(Cross(), (torch.randn(2, 3, 8), torch.randn(2, 5, 8))))
     assert [each.label for each in made.nodes if each.point] == ["matmul", "matmul"]
     assert {each.point for each in made.nodes} == {"", "attention"}
+
+
+class Attending(nn.Module):
+    """Words ask an image; the heads are split by hand, so that the scores and the values have an axis of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.image = nn.Embedding(20, 8), nn.Linear(5, 8)
+        self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, words, image):
+        words, image = self.words(words), self.image(image)
+        q, k, v = (x.unflatten(2, (2, 4)).transpose(1, 2) for x in (self.q(words), self.k(image), self.v(image)))
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def test_the_axes_of_an_attention_are_named_as_in_the_tables():
+    inputs = (torch.randint(20, (2, 6)), torch.randn(2, 7, 5))
+    rules = {"version": 1, "rules": [{"id": "cross", "match": {"kind": "attention"}, "normalize": "words"}]}
+    plan, analysis, _ = operate(Attending(), Rules.from_dict(rules), inputs)
+    before = graph_of(analysis)
+    regbn = next(n for n in graph_after(before, analysis, plan).nodes if n.kind == "regbn")
+    details = dict(regbn.details)
+    assert details["f (normalised)"] == "words 2×6×8 (B×tokens×C)"
+    assert details["g"] == "image 2×7×8 (B×tokens×C)"
+    (facts,) = before.points.values()
+    assert all("×tokens×" in operand for operand in facts["operands"])
+    (call,) = (n for n in before.nodes if n.kind == "fusion")
+    taken = [edge.tensor for edge in before.edges if edge.target == call.id]
+    assert {fact.roles for fact in (*taken, *call.outputs)} == {"B×heads×tokens×C"}

@@ -131,6 +131,35 @@ class Joint(nn.Module):
         return x + y  # another call
 
 
+class Branching(nn.Module):
+    """The same call joins what another branch has computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.other, self.y = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(7, 8)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor, how: str = "layer") -> torch.Tensor:
+        if how == "layer":
+            f = self.x(a)
+        elif how == "loop":
+            for _ in range(2):
+                f = torch.tanh(self.other(a))
+        else:
+            held = {"f": self.other(a) + 1}
+            f = held["f"]
+        return torch.cat([f, self.y(b)], 1)  # the joining call
+
+
+def test_the_same_call_is_not_called_another_one() -> None:
+    model = regbnify(Branching(), RULES, inputs())
+    (site,) = verify(model, Inputs(*inputs(), how="stored")).sites
+    line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "# the joining call" in text)
+    assert site.runs == 0
+    assert site.problem.startswith(
+        f"RB201 did not run: f a and g b meet at `cat` ({__file__}:{line}), but are computed"
+    )
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("normalize", ["x", "y"])
 def test_a_regbn_that_did_not_run_names_the_call_at_which_its_streams_meet(normalize: str, training: bool) -> None:

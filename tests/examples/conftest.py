@@ -1,13 +1,15 @@
 """The examples are folders of scripts, not packages: put them where their modules find each other."""
 
+import http.server
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PMR = EXAMPLES / "pmr"
-sys.path[:0] = [str(EXAMPLES / name) for name in ("pmr", "confounder", "views")]
+sys.path[:0] = [str(EXAMPLES / name) for name in ("shared", "pmr", "confounder", "views", "emoji")]
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +39,35 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def package_server():
+    """A registry of this machine: gives `serve(path, body, announced_length=None) -> URL`, and the paths asked for."""
+    offers, asked = {}, []
+
+    class Registry(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            body, length = offers.get(self.path, (b"", 0))
+            self.send_response(200 if self.path in offers else 404)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def serve(path, body, announced_length=None):
+        offers[path] = body, len(body) if announced_length is None else announced_length
+        return f"http://127.0.0.1:{server.server_port}{path}"
+
+    yield serve, asked
+    server.shutdown()
+    server.server_close()
 
 
 def first_digits(train: int, test: int):

@@ -2,11 +2,9 @@
 
 import gzip
 import hashlib
-import http.server
 import io
 import json
 import tarfile
-import threading
 from dataclasses import replace
 
 import fetch
@@ -59,35 +57,17 @@ def debian_package():
 
 
 @pytest.fixture
-def served(monkeypatch):
+def served(package_server, monkeypatch):
     """A registry of this machine that offers one file; gives how to offer it and what was asked for."""
-    offers, asked = {}, []
-
-    class Registry(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            body = offers.get(self.path)
-            self.send_response(200 if body is not None else 404)
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    serve, asked = package_server
 
     def offer(name, content, announced=None):
-        path = f"/{name}.package"
-        offers[path] = content
         digest = hashlib.sha256(announced or content).hexdigest()
-        url = f"http://127.0.0.1:{server.server_port}{path}"
+        url = serve(f"/{name}.package", content)
         package = replace(PACKAGES[name], url=url, sha256=digest, size=len(content))
         monkeypatch.setitem(fetch.PACKAGES, name, package)
 
-    yield offer, asked
-    server.shutdown()
-    server.server_close()
+    return offer, asked
 
 
 def test_nothing_is_fetched_unasked(served, tmp_path):

@@ -177,6 +177,11 @@ _KINDS = (
     NoteKind(
         "RB203", "a RegBN ran on other modalities in a call", "Split the rule, or give `regbnify` such a call, too."
     ),
+    NoteKind(
+        "RB204",
+        "a RegBN ran in a call, but the model does not use what it returned",
+        "Give `regbnify` such a call as a second example; if the note remains, report the model.",
+    ),
     # diagnose
     NoteKind("RB301", "after RegBN g explains more of f than before", "The note names the option that helps."),
     NoteKind("RB302", "f and g share nothing linear: there is nothing to remove", "Leave RegBN out there."),

@@ -48,8 +48,9 @@ def enter(host: nn.Module, arguments: dict[str, Any]) -> Here:
 
 
 class Early:
-    """A side of a site that was read before the other existed: by the call at `path`, or by `call` where that only
-    gives another view of it (function, operands, keyword arguments and result)."""
+    """A side of a site that was read before the other existed, or after such a read of the other and before the two
+    meet: by the call at `path`, or by `call` where that only gives another view of it (function, operands, keyword
+    arguments and result)."""
 
     def __init__(self, site: str, side: Tensor) -> None:
         self.site = site
@@ -246,13 +247,16 @@ class Passage:
             f, g = placed(f, g, tensors, site.positions, self._among)
         if site.operands and (f is None or g is None):
             return
-        if f is None or g is None or (not site.operands and self._stale(entry)):
+        early = [read for read in self.early if read.site == site.name and (read.side is f or read.side is g)]
+        missing = f is None or g is None or (not site.operands and self._stale(entry))
+        if missing or not all([self._is_view_among(read, tensors) for read in early]):  # noqa: C419 - dynamo follows it
             for held, reads in ((f, f_reads), (g, g_reads)):
                 if reads and held is not None and self._among(held, tensors) is not None:
                     self.early.append(Early(site.name, held))
             return
+        assert f is not None, "else it is missing"
+        assert g is not None, "else it is missing"
         mask = None if site.mask is None else self._mask(site.mask, layer, args, kwargs)
-        early = [read for read in self.early if read.site == site.name and (read.side is f or read.side is g)]
         if early:
             self._look_again(site, early, (f, g), mask, tensors, now)
             return
@@ -279,6 +283,10 @@ class Passage:
                 if name.strip("_") in VIEWS:
                     read.call = (func, operands, kwargs, output)
 
+    def _is_view_among(self, read: Early, tensors: list[Tensor]) -> bool:
+        """Whether an early read only gave another view, which is one of the tensors."""
+        return read.call is not None and self._among(read.call[3], tensors) is not None
+
     def _look_again(
         self,
         site: CodeSite,
@@ -289,10 +297,10 @@ class Passage:
         now: list[tuple[Tensor, Tensor]],
     ) -> None:
         """Both sides exist, and one has been looked at already: the call gets the same look at what RegBN made of it.
-        Where something else has read it, or other calls get the result, RegBN stays out."""
-        for read in early:
-            if read.call is None or self._among(read.call[3], tensors) is None:
-                return
+
+        It has all of these looks among its operands. Where something else has read a side, or another call gets the
+        result, RegBN stays out.
+        """
         f, g = now_of(sides[0], now), now_of(sides[1], now)
         f_new, g_new = self._normalised(site, f, g, mask)
         new = [(sides[0], f_new), (sides[1], g_new if site.replace_g else sides[1])]

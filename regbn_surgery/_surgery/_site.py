@@ -56,6 +56,8 @@ class RegBNSite(nn.Module):
             return f_new, (g_new if self.replace_g else g)
         if self._is_identity():
             self._note(g, g_mask)
+            if not self.folded and _trials.reached[-1].copies:
+                return f.clone(), (g.clone() if self.replace_g else g)
             return f, g
         f_axes, g_axes = self.f_axes, self.g_axes
         if f.dim() != len(f_axes) or g.dim() != len(g_axes):
@@ -210,23 +212,31 @@ def sites_of(model: nn.Module) -> list[RegBNSite]:
     return list(found.values())
 
 
+class _Reached(list[RegBNSite]):
+    """The sites that a trial run has reached. With `copies`, a site returns copies, as RegBN returns new tensors."""
+
+    copies = False
+
+
 class _Trials(threading.local):
-    """The trial runs of this thread; each knows the sites that it has reached."""
+    """The trial runs of this thread."""
 
     def __init__(self) -> None:
-        self.reached: list[list[RegBNSite]] = []
+        self.reached: list[_Reached] = []
 
 
 _trials = _Trials()
 
 
 @contextmanager
-def identity(model: nn.Module | None = None) -> Iterator[list[RegBNSite]]:
-    """Let every RegBN site pass f and g through as they come, in this thread, for the time of the `with`.
+def identity(model: nn.Module | None = None, *, copies: bool = False) -> Iterator[list[RegBNSite]]:
+    """Let every RegBN site pass f and g through as they come, in this thread, for the time of the `with`; with
+    `copies`, copies of them, by which a trace tells what a host does with them.
 
     Gives a list of the sites in the order in which they are reached.
     """
-    reached: list[RegBNSite] = []
+    reached = _Reached()
+    reached.copies = copies
 
     def leave() -> None:
         _trials.reached[:] = [other for other in _trials.reached if other is not reached]

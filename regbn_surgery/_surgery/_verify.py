@@ -16,6 +16,7 @@ from .._codes import coded, text_of
 from .._errors import RewriteError
 from .._inputs import Batches, named_leaves
 from .._rules.naming import home_name
+from .._trace import Frame, tensor_of
 from .._types import Modality
 from .._visible import visible
 from ._guard import MODALITIES, RECORD
@@ -27,7 +28,8 @@ from ._woven import writes
 
 @dataclass(frozen=True)
 class VerifiedSite:
-    """One RegBN in one call: how often it ran, and the modalities that f and g carried, once for each run that differs.
+    """One RegBN in one call: how often it ran, the modalities that f and g carried, once for each run that differs, and
+    which of its results the model left aside.
 
     `problem` says in words what is not as the rule names it; "" where all is right.
     """
@@ -38,6 +40,7 @@ class VerifiedSite:
     carried: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     runs: int
     problem: str
+    unused: tuple[str, ...] = ()  # "f", "g": what RegBN returned for it, nothing has read
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +54,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every RegBN ran, on the modalities that its rule names, in the direction that it names."""
+        """Whether every RegBN ran on the modalities and in the direction of its rule, and all it gave was used."""
         return not any(site.problem for site in self.sites)
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,6 +67,7 @@ class Verification:
                 "carried": [{"f": list(f), "g": list(g)} for f, g in site.carried],
                 "runs": site.runs,
                 "problem": site.problem,
+                "unused": list(site.unused),
             }
             for site in self.sites
         ]
@@ -102,7 +106,7 @@ def carried_and_given(
     modalities: tuple[Modality, ...] = model.__dict__.get(MODALITIES, ())
     operations: tuple[Operation, ...] = model.__dict__[RECORD]
     given: Mapping[str, Any] = {m.name: m if m.modules or m.slice else m.inputs for m in modalities}
-    with identity() as reached:
+    with identity(copies=True) as reached:
         run, observed = follow_streams(model, batches, given or None, training=training, writes=writes)
     paths = {id(module): path for path, module in model.named_modules()}
     sites = []
@@ -133,7 +137,21 @@ def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> V
         exchanged = wanted[::-1] in wrong
         problem = coded("RB202", f"f and g are exchanged: {found}") if exchanged else ""
         problem = problem or coded("RB203", f"ran on other modalities: {found}")
-    return VerifiedSite(path, planned.rule, wanted, distinct, len(frames), problem)
+    unused = _unused(run, frames)
+    if unused and not problem:
+        problem = coded("RB204", f"ran, but the model continues with {' and '.join(unused)} as before RegBN")
+    return VerifiedSite(path, planned.rule, wanted, distinct, len(frames), problem, unused)
+
+
+def _unused(run: Run, frames: Sequence[Frame]) -> tuple[str, ...]:
+    """Which of f and g, as RegBN returned it, nothing has read in some run."""
+    makers = {info.uid: node for node in run.trace.graph.nodes if (info := tensor_of(node)) is not None}
+    unused = []
+    for side, index in (("f", 0), ("g", 1)):
+        made = [makers.get(frame.outputs[index]) for frame in frames if index < len(frame.outputs)]
+        if any(node is not None and not node.users for node in made):
+            unused.append(side)
+    return tuple(unused)
 
 
 def _meeting_place(run: Run, wanted: tuple[tuple[str, ...], tuple[str, ...]], point: str | None) -> str:
@@ -202,14 +220,14 @@ def refuse_other_streams(
     """What the model gave in the runs that were looked at, and which RegBN ran in them.
 
     Raises:
-        RewriteError: where a RegBN gets other modalities than its rule names.
+        RewriteError: where a RegBN gets other modalities than its rule names, or what it returns is not used.
     """
     found, observed, reached = carried_and_given(model, batches, training=training, writes=writes)
     told = []
     for site in found.sites:
         # Full backward hooks make new tensors of all inputs at once: in training more may seem to be there.
         pairs = [pair for pair in site.carried if not _is_right(pair, site.wanted, mixes=training)]
-        if site.problem and pairs and all(f and g for f, g in pairs):
+        if site.unused or (site.problem and pairs and all(f and g for f, g in pairs)):
             told.append(f"RegBN `{site.name}` {text_of(site.problem)} (rule `{site.rule}`)")
     if told:
         raise RewriteError("self-check failed: " + "; ".join(told))

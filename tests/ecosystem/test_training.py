@@ -37,9 +37,19 @@ SLOW = {
 }
 
 
+#: The original breaks into several graphs, and the rewritten model into one more (docs/architecture.md, "Limits").
+ONE_BREAK_MORE = pytest.mark.xfail(strict=True, raises=AssertionError, reason="one graph break more than the original")
+KNOWN = {("hf_vilt", "torch.compile"): ONE_BREAK_MORE}
+
+
 def parameters() -> list[Any]:
     return [
-        pytest.param(name, situation, marks=marks, id=f"{name}-{situation}")
+        pytest.param(
+            name,
+            situation,
+            marks=(marks, KNOWN[name, situation]) if (name, situation) in KNOWN else marks,
+            id=f"{name}-{situation}",
+        )
         for table, marks in ((FAST, ()), (SLOW, pytest.mark.slow))
         for situation, names in table.items()
         for name in names
@@ -48,7 +58,10 @@ def parameters() -> list[Any]:
 
 @pytest.mark.parametrize(("name", "situation"), parameters())
 def test_situation(name: str, situation: str) -> None:
-    SITUATIONS[situation](Subject(name))
+    try:
+        SITUATIONS[situation](Subject(name))
+    except DoesNotApplyError as error:
+        pytest.skip(str(error))
 
 
 def test_every_situation_is_tested_somewhere() -> None:

@@ -16,7 +16,8 @@ def without_gradient(function: Callable[P, Result]) -> Callable[P, Result]:
     """A decorator like `torch.no_grad()`.
 
     An interrupt (Ctrl-C) that comes while torch's own enters or leaves its `with` switches gradients off for good: the
-    mode is changed in Python functions that nothing protects. Here the last thing that is done is one call into C.
+    mode is changed in Python functions that nothing protects. Here it is put back twice, since an interrupt comes once:
+    before the first time or after it.
     """
 
     @functools.wraps(function)
@@ -26,8 +27,11 @@ def without_gradient(function: Callable[P, Result]) -> Callable[P, Result]:
                 return function(*args, **kwargs)
         before, put_back = torch.is_grad_enabled(), torch._C._set_grad_enabled
         try:
-            put_back(False)
-            return function(*args, **kwargs)
+            try:
+                put_back(False)
+                return function(*args, **kwargs)
+            finally:
+                put_back(before)
         finally:
             put_back(before)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import torch
 
@@ -38,8 +41,41 @@ def test_an_interrupt_right_after_the_mode_was_changed_puts_it_back(monkeypatch:
     monkeypatch.setattr(torch._C, "_set_grad_enabled", interrupted)
     with pytest.raises(KeyboardInterrupt):
         without_gradient(torch.ones)(2)
-    assert changes == [False, True]
+    assert changes == [False, True, True]
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_interrupt_at_any_line_leaves_the_mode(before: bool) -> None:
+    wrapped, lines = without_gradient(torch.ones), 0
+    code = wrapped.__code__  # type: ignore[attr-defined]
+
+    def traced(at: int) -> None:
+        def on_line(frame: types.FrameType, event: str, _: object) -> object:
+            nonlocal lines
+            if event == "line":
+                lines += 1
+                if lines == at:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return on_line
+
+        nonlocal lines
+        lines = 0
+        sys.settrace(lambda frame, event, _: on_line if frame.f_code is code else None)
+        try:
+            wrapped(2)
+        finally:
+            sys.settrace(None)
+
+    with torch.set_grad_enabled(before):
+        traced(0)
+        count = lines
+        assert count > 5
+        for at in range(1, count + 1):
+            with pytest.raises(KeyboardInterrupt):
+                traced(at)
+            assert torch.is_grad_enabled() is before
 
 
 def test_a_compiler_sees_the_mode() -> None:

@@ -17,12 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import _tree
-from .._errors import RegBNBypassedError
-from ._bypass import refuse_going_on
 from ._growing import current_frame
 from ._here import Here, TensorMethod, inside, run, run_positional, without_checkpoint
-from ._memory import SPOILT
-from ._onward import continues
+from ._onward import GoingOn
 from ._operands import among, exchanged, now_of, placed, put, same
 from ._record import CodeSite
 from ._scatter import run_scatter
@@ -66,7 +63,7 @@ VIEWS = frozenset({
 })  # fmt: skip
 
 
-class Passage:
+class Passage(GoingOn):
     """One call of a host. Places tell it what they are about to call (`call`) and what they made (`made`)."""
 
     def __init__(self, host: nn.Module, table: Table, arguments: Mapping[str, Any]) -> None:
@@ -402,77 +399,6 @@ class Passage:
         module = getattr(self.host, site.name)
         write = functools.partial(run_positional, func)
         return self._out_of_the_way(run_scatter, module, site.scatter, site.into_is_f, write, args, kwargs, stretches)
-
-    # -- going on from a cache ----------------------------------------------------------------------------------------
-
-    def _see_join(self, entry: SiteTable, output: Any) -> None:
-        """Whether what came out of the join leaves positions of f alone, so that more of them may follow without g."""
-        out = _tree.tensors(output)
-        f = self.held.get((entry.name, "f"))
-        axes = getattr(self.host, entry.name).f_axes
-        if f is not None and out and continues(entry.site, axes, f.shape, out[0].shape):
-            self.lasting.append(entry.name)
-
-    def _carry_on(
-        self,
-        entry: SiteTable,
-        path: Path,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        now: list[tuple[Tensor, Tensor]],
-    ) -> None:
-        """The call reads f where it read the joined tensor before: it gets f' with the g of then."""
-        chain = self._chain(entry)
-        f = self.held.get((chain[0].name, "f")) if chain else None
-        tensors = _tree.tensors((args, kwargs))
-        there = None if f is None else among(f, tensors)
-        if f is None or there is None:
-            return
-        value = now_of(f, now)
-        for link in chain:
-            met = self.met_before[link.name]
-            try:
-                if met.pooled() is None:
-                    raise RegBNBypassedError(SPOILT)
-                value = self._out_of_the_way(getattr(self.host, link.name).go_on, value, met)
-            except RegBNBypassedError as error:
-                self._refuse_to_go_on(link, str(error))
-            self.went_on.append(link.name)
-        put(now, there, value)
-
-    def _refuse_to_go_on(self, entry: SiteTable, why: str) -> None:
-        """Raises RegBNBypassedError, with the call and the remedy."""
-        frame = current_frame()
-        args, kwargs = ((), {}) if frame is None else (frame.args, frame.kwargs)
-        refuse_going_on(self.host, self.host.__dict__[ATTRIBUTE].path, [entry.site], args, kwargs, why)
-
-    def _chain(self, last: SiteTable) -> list[SiteTable]:
-        """The sites between f and a call behind `last`: one behind another where several modalities were written into
-        one stream. Empty where one of them ran in this call, or has nothing to go on from."""
-        chain: list[SiteTable] = []
-        entry: SiteTable | None = last
-        while entry is not None:
-            met = self.met_before.get(entry.name)
-            if met is None or not met.lasting or entry.name in self.reached or entry.name in self.went_on:
-                return []
-            chain.insert(0, entry)
-            before = [other for other in self.table.sites if other.join == entry.f_maker]
-            entry = before[0] if before else None
-        return chain
-
-    def unfinished(self) -> dict[str, str]:
-        """Sites that this call had to go on from without having come by them; and why, if known."""
-        left = {}
-        for name, met in self.met_before.items():
-            if name not in self.reached and name not in self.went_on:
-                left[name] = SPOILT if met.pooled() is None else self._why_not_on(name)
-        return left
-
-    def _why_not_on(self, name: str) -> str:
-        entry = next((entry for entry in self.table.sites if entry.name == name), None)
-        if entry is None or not entry.onward or (name, "f") not in self.held:
-            return ""
-        return f"this call reads them in another way than the earlier one, not with {entry.site.onward[0].op}"
 
 
 _NOTHING = object()

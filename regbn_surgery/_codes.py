@@ -182,6 +182,11 @@ _KINDS = (
         "a RegBN ran in a call, but the model does not use what it returned",
         "Give `regbnify` such a call as a second example; if the note remains, report the model.",
     ),
+    NoteKind(
+        "RB205",
+        "a RegBN ran inside a layer of torch, where f and g cannot be checked",
+        "Nothing; to have it checked, write the layer as a module of your own.",
+    ),
     # diagnose
     NoteKind("RB301", "after RegBN g explains more of f than before", "The note names the option that helps."),
     NoteKind("RB302", "f and g share nothing linear: there is nothing to remove", "Leave RegBN out there."),

@@ -23,9 +23,9 @@ from .._errors import AlreadyRewrittenError, RecipeError, RegBNError
 from .._surgery import Make, Operation, exchange, explain, made_paths, operations_of, repeat
 from .._surgery._changed import ChangedError
 from .._surgery._classes import original_class
-from .._surgery._guard import ATTRIBUTE
+from .._surgery._guard import ATTRIBUTE, MODALITIES
 from .._surgery._record import FunctionText
-from .._types import Layout
+from .._types import Layout, Modality
 from .._visible import visible
 from ._fit import class_at, fitted, refusal, versions_of
 from ._sound import refuse_unsound_operation
@@ -71,6 +71,7 @@ class Recipe:
     writes_parameters: bool = False
     opened: tuple[OpenedRecord, ...] = ()  # a recipe of an older version does not say
     made: tuple[str, ...] = ()  # paths of sites whose module is none of ours: `make` of `regbnify` made it
+    modalities: tuple[Modality, ...] = ()  # by which names `verify` follows the inputs
 
     @classmethod
     def of(cls, model: nn.Module) -> Recipe:
@@ -99,8 +100,9 @@ class Recipe:
             module.__dict__[ATTRIBUTE].writes_parameters for module in model.modules() if ATTRIBUTE in module.__dict__
         )
         versions = versions_of(model)
+        made, modalities = made_paths(model), tuple(model.__dict__.get(MODALITIES, ()))
         return cls(
-            class_at(model, ""), versions, tuple(hosts), tuple(table.sources), kept, writes, opened, made_paths(model)
+            class_at(model, ""), versions, tuple(hosts), tuple(table.sources), kept, writes, opened, made, modalities
         )
 
     def apply(self, model: Model, *, inplace: bool = False, make: Make | None = None) -> Model:
@@ -145,6 +147,8 @@ class Recipe:
             repeat(target, operations, self.writes_parameters, by_mode, empty=empty)
             if make is not None and self.made:
                 exchange(target, make, self.made)
+            if self.modalities:
+                target.__dict__[MODALITIES] = self.modalities
         except AlreadyRewrittenError:
             raise
         except ChangedError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -114,22 +115,30 @@ def carried_and_given(
         host = model.get_submodule(operation.host)
         name = operation.code.name if operation.code is not None else operation.planned.name
         module = getattr(host, name)
-        sites.append(_verified(run, operation, module, paths[id(module)]))
+        sites.append(_verified(run, operation, module, paths[id(module)], host if module in reached else None))
     named = () if batches.given is None else named_leaves(model, batches.given)
     notes = not_finite([run], [(name, leaf) for name, leaf in named if isinstance(leaf, Tensor)])
     return Verification(type(model).__name__, training, tuple(sites), tuple(notes)), observed, set(reached)
 
 
-def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> VerifiedSite:
+def _verified(
+    run: Run, operation: Operation, module: RegBNSite, path: str, reached_in: nn.Module | None
+) -> VerifiedSite:
+    """`reached_in`: the host, where RegBN ran in it."""
     planned = operation.planned
     wanted = (planned.f.home, planned.g.home)
     frames = [frame for frame in run.trace.frames if frame.path == path]
-    carried = [_homes(run, dict(frame.inputs), module, wanted) for frame in frames]
+    inputs = [dict(frame.inputs) for frame in frames]
+    if not frames and reached_in is not None:  # in a layer of torch, which a trace does not look into
+        inputs = _given_to_layer(run, operation, reached_in)
+    carried = [_homes(run, each, module, wanted) for each in inputs]
     distinct = tuple(dict.fromkeys(carried))
     mixes = operation.code is not None and writes(operation.code.join.op)  # afterwards f is the joint stream
     wrong = [pair for pair in distinct if not _is_right(pair, wanted, mixes)]
     problem = ""
-    if not frames:
+    if not inputs and reached_in is not None:
+        problem = coded("RB205", "ran inside a layer of torch, where f and g cannot be checked")
+    elif not inputs:
         where = _meeting_place(run, wanted, planned.point) or "do not meet in this call"
         problem = coded("RB201", f"did not run: {_words(wanted)} {where}")
     elif wrong:
@@ -140,7 +149,20 @@ def _verified(run: Run, operation: Operation, module: RegBNSite, path: str) -> V
     unused = _unused(run, frames)
     if unused and not problem:
         problem = coded("RB204", f"ran, but the model continues with {' and '.join(unused)} as before RegBN")
-    return VerifiedSite(path, planned.rule, wanted, distinct, len(frames), problem, unused)
+    return VerifiedSite(path, planned.rule, wanted, distinct, len(inputs), problem, unused)
+
+
+def _given_to_layer(run: Run, operation: Operation, layer: nn.Module) -> list[dict[str, int]]:
+    """The tensors that come to the arguments that a hook takes for f and g, at each call of a layer with the hook."""
+    found = []
+    for node in run.trace.graph.find_nodes(op="call_module", target=operation.host):
+        given = inspect.signature(layer.forward).bind(*node.args, **node.kwargs).arguments
+        names = () if operation.hook is None else (operation.hook.f, operation.hook.g)
+        infos = [next((tensor_of(given[name]) for name in some if name in given), None) for some in names]
+        known = [info.uid for info in infos if info is not None]
+        if len(known) == len(("f", "g")):
+            found.append(dict(zip(("f", "g"), known, strict=True)))
+    return found
 
 
 def _unused(run: Run, frames: Sequence[Frame]) -> tuple[str, ...]:

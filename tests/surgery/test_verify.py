@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regbn_surgery import Inputs, RewriteError, regbnify, verify
+from regbn_surgery import Inputs, Recipe, RewriteError, load_regbn, regbnify, save_regbn, verify
 from regbn_surgery._surgery import explain
 
 RULES = {"version": 1, "rules": [{"id": "late", "match": {"kind": "concat"}, "normalize": "a", "against": "b"}]}
@@ -179,3 +179,68 @@ def test_a_regbn_that_did_not_run_names_the_call_at_which_its_streams_meet(norma
     assert told("mixed").startswith(f"RB201 did not run: {streams} meet at another call, `stack` ({__file__}:")
     assert told("mixed").endswith(f", as {as_they_are}")
     assert told("none") == f"RB201 did not run: {streams} do not meet in this call"
+
+
+class Attending(nn.Module):
+    """torch's own attention takes both sides; which is the query, a call may say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(5, 16)
+        self.attend = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x: Tensor, y: Tensor, exchanged: bool = False) -> Tensor:
+        a, b = self.a(x), self.b(y)
+        if exchanged:
+            a, b = b, a
+        return self.attend(a, b, value=b)[0].mean(1)
+
+
+class Inside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fusion = Attending()
+
+    def forward(self, x: Tensor, y: Tensor, exchanged: bool = False) -> Tensor:
+        return self.fusion(x, y, exchanged).tanh()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("cls", [Attending, Inside])
+@pytest.mark.parametrize("normalize", ["x", "y"])
+def test_a_layer_of_torch_is_not_looked_into_and_still_checked(
+    cls: type[nn.Module], normalize: str, training: bool
+) -> None:
+    def example(batch: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(batch, 5, 6), torch.randn(batch, 7, 5)
+
+    rules = {"version": 1, "rules": [{"id": "late", "match": {"kind": "attention"}, "normalize": normalize}]}
+    model = regbnify(cls(), rules, example(4))
+    found = verify(model, example(3), training=training)
+    assert found.ok, found
+    assert found.sites[0].runs == 1
+    f, g = ("x", "y") if normalize == "x" else ("y", "x")
+    assert found.sites[0].carried == (((f,), (g,)),)
+    exchanged = verify(model, Inputs(*example(3), exchanged=True), training=training)
+    assert not exchanged.ok
+
+
+@pytest.mark.parametrize("modalities", [{"one": "a", "two": "b"}, {"b": "a", "a": "b"}])
+def test_names_of_modalities_are_saved_with_the_model(modalities: dict[str, str], tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fa, self.fb, self.fuse = nn.Linear(5, 8), nn.Linear(7, 8), Fuse()
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.fuse(self.fa(a), self.fb(b))
+
+    first, second = modalities
+    rule = {"id": "late", "match": {"kind": "concat"}, "normalize": first, "against": second}
+    model = regbnify(Two(), {"version": 1, "modalities": modalities, "rules": [rule]}, inputs())
+    save_regbn(model, tmp_path)
+    loaded = load_regbn(Two(), tmp_path)
+    for each in (model, loaded, Recipe.of(model).apply(Two())):
+        found = verify(each, inputs(3))
+        assert found.ok, found
+        assert found.sites[0].carried == (((first,), (second,)),)

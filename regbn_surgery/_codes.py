@@ -166,6 +166,11 @@ _KINDS = (
         "f and g look linearly independent in the example",
         "There may be nothing to remove: measure with `diagnose` on more data.",
     ),
+    NoteKind(
+        "RB119",
+        "one point has several operands of one modality, and a RegBN for each",
+        "If one is enough, name the layers that make its operands: `pair: {f: ..., g: ...}`.",
+    ),
     # verify
     NoteKind(
         "RB201",

@@ -23,6 +23,7 @@ def advise(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint], fact
     yield from _short(sites, facts)
     yield from _similarities(sites, points)
     yield from _repeated(sites)
+    yield from _doubled(sites)
     yield from _underdetermined(sites, facts)
     yield from _large(sites)
 
@@ -118,6 +119,22 @@ def _repeated(sites: Sequence[PlannedSite]) -> Iterator[str]:
                 "RB114",
                 f"{home_name(f)} is normalised against {home_name(g)} at {len(points)} points in one forward, "
                 "each with a projection of its own; make sure that all of them are wanted",
+            )
+
+
+def _doubled(sites: Sequence[PlannedSite]) -> Iterator[str]:
+    """At one point, several operands of one modality: RegBN goes in for each, one behind the other."""
+    members: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[PlannedSite]] = {}
+    for site in sites:
+        if site.point is not None:
+            members.setdefault((site.point, site.f.home, site.g.home), []).append(site)
+    for (point, f, g), several in members.items():
+        if len(several) > 1:
+            yield coded(
+                "RB119",
+                f"{point} has several operands of {home_name(f)} or {home_name(g)}, so {len(several)} RegBN go in "
+                f"there, one after the other ({_named(several)}). To take one pair of operands, name the layers that "
+                "make them: `pair: {f: ..., g: ...}` in place of `match`",
             )
 
 

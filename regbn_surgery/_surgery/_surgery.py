@@ -216,8 +216,8 @@ def refuse_second(model: nn.Module) -> None:
     if RECORD in model.__dict__ or sites_of(model):
         names = ", ".join(sorted(name for name, module in model.named_modules() if isinstance(module, RegBNSite)))
         raise AlreadyRewrittenError(
-            f"{type(model).__name__} already contains RegBN ({names}). Call unregbnify first, or put all rules in one "
-            "file."
+            f"{type(model).__name__} already contains RegBN ({names}). It is analysed without it: use the model as "
+            "it was, or unregbnify(model). Several rules go into one file."
         )
 
 

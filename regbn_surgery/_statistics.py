@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ._adapter_copies import regbn_in
 from .nn import RegBN
 from .nn._linalg import accumulation_dtype
 
@@ -30,13 +31,17 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
     that has not arrived yet, or batches whose fits have little in common, make it small); `steps` and `skipped`, the
     batches that moved the running projection, and those that did not (not finite, or without rows to fit).
 
-    Works on any module with RegBN inside, rewritten or not; empty where there is none. Cost: one norm of each W.
+    Works on any module with RegBN inside, rewritten or not; empty where there is none. If PEFT trains a copy of a RegBN
+    (`modules_to_save`), these are the numbers of the active copy. Cost: one norm of each W.
     """
     found: dict[str, Tensor] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, RegBN):
-            where = path.removesuffix(".regbn") or type(module).__name__
-            found.update({f"{where}/{name}": value for name, value in _of(module).items()})
+    inside: set[nn.Module] = set()
+    for path, module in model.named_modules():  # a wrapper comes before what it holds
+        regbn = None if module in inside else regbn_in(module)
+        if regbn is not None:
+            inside.update(module.modules())
+            where = path.removesuffix(".regbn") or type(regbn).__name__
+            found.update({f"{where}/{name}": value for name, value in _of(regbn).items()})
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._adapter_copies import regbn_in
 from .._errors import RegBNBypassedError, RegBNShapeError
 from .._types import PlannedSite, Side
 from .._undo import later, undone
@@ -70,7 +71,7 @@ class RegBNSite(nn.Module):
             f_mask, g_mask = (keep, None) if self.masking[0] == "f" else (None, keep)
         self._note(g, g_mask)
         given = _permuted(f, f_axes), _permuted(g, g_axes)
-        if isinstance(self.regbn, RegBN):
+        if isinstance(self.regbn, RegBN) or regbn_in(self.regbn) is not None:
             training = False if self.frozen else None
             f_new, g_new = self.regbn(*given, training, f_mask=f_mask, g_mask=g_mask)
         else:
@@ -109,8 +110,9 @@ class RegBNSite(nn.Module):
         if self._is_identity():
             return f
         self._check_rank("f", f, self.f_axes)
-        other = not isinstance(self.regbn, RegBN)
-        if self.training or self.causal_g or other or self.regbn.options.reduce != "mean":
+        regbn = regbn_in(self.regbn)
+        other = regbn is None
+        if self.training or self.causal_g or regbn is None or regbn.options.reduce != "mean":
             why = (
                 f"RegBN was replaced by a {type(self.regbn).__name__}"
                 if other

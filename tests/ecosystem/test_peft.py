@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from regbn_surgery import CaptureError, Recipe, RecipeError, RegBNWarning, regbnify, unregbnify
+from regbn_surgery import CaptureError, Recipe, RecipeError, RegBNWarning, regbnify, statistics, unregbnify
 from tests.surgery.models import Joined, Late, Nested, build, everything, operate, rules, run, step, vectors
+
+from ._subject import Subject
 
 peft = pytest.importorskip("peft")
 
@@ -113,3 +115,47 @@ def test_the_watch_goes_with_regbn() -> None:
         assert model._state_dict_hooks
         assert everything(unregbnify(model)) == before
         assert not any(module._state_dict_hooks for module in model.modules())
+
+
+# -- a copy of RegBN that PEFT trains: `modules_to_save` ---------------------------------------------------------------
+
+
+def with_copy(model: Any) -> Any:
+    """The model with adapters in its attention and a copy of each RegBN."""
+    names = [f"{name}.regbn" for name, module in model.named_modules() if type(module).__name__.endswith("Site")]
+    short = sorted({".".join(name.split(".")[-2:]) for name in names})
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=short)
+    return peft.get_peft_model(model, config)
+
+
+@pytest.fixture(scope="module")
+def llava() -> tuple[Any, dict[str, Any]]:
+    subject = Subject("hf_llava")
+    return subject.rewritten(), dict(subject.example(2))
+
+
+def test_a_copy_fits_what_regbn_fits(llava: tuple[Any, dict[str, Any]]) -> None:
+    """With the masks, which say which positions are images."""
+    model, inputs = copy.deepcopy(llava[0]), llava[1]
+    wrapped = with_copy(copy.deepcopy(model))
+    numbers = []
+    for each in (model, wrapped):
+        torch.manual_seed(0)
+        each.train()(**inputs)
+        numbers.append({name.removeprefix("base_model.model."): value for name, value in statistics(each).items()})
+    assert set(numbers[0]) == set(numbers[1])
+    for name, value in numbers[0].items():
+        torch.testing.assert_close(numbers[1][name], value, rtol=1e-4, atol=1e-6)
+    assert any(float(value) > 0 for name, value in numbers[1].items() if name.endswith("norm_W_batch"))
+    torch.testing.assert_close(wrapped.eval()(**inputs).logits, model.eval()(**inputs).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_goes_on_from_a_cache(llava: tuple[Any, dict[str, Any]]) -> None:
+    wrapped, inputs = with_copy(copy.deepcopy(llava[0])), llava[1]
+    wrapped.train()(**inputs)
+    wrapped.eval()
+    found = [wrapped.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=cache) for cache in (True, False)]
+    assert torch.equal(*found)
+    with wrapped.disable_adapter():  # then the untouched RegBN runs, whose W is 0
+        assert all(float(x) == 0 for name, x in statistics(wrapped).items() if name.endswith("norm_W"))
+        wrapped.generate(**inputs, max_new_tokens=4, do_sample=False)

@@ -31,6 +31,8 @@ _OWN_STATE = ("change_mean", "change_square", "num_steps", "num_skipped")
 #: What options add to the state dict.
 _OPTIONAL_STATE = ("mean_g", "zero_weight")
 DEFAULT_RANK = 64
+FAR_TOO_MUCH = 10.0  # times the size of f: what a ridge fit of f on g subtracts is no larger than f
+FAR_TOO_LARGE = 1000.0  # times the projection of a batch: the running one is an average of such
 MEAN_MOMENTUM = 0.1  # of the running mean of g, as BatchNorm's; the first steps are averaged
 
 Update = DenseUpdate | PrimalUpdate | LowRankUpdate
@@ -110,7 +112,7 @@ class RunningState(nn.Module):
             self.register_buffer("zero_weight", torch.ones(()))
         self.register_buffer("multiplier", torch.zeros(()), persistent=False)
         self.register_buffer("observed", torch.zeros(3), persistent=False)
-        self._warned = False
+        self._warned = self._warned_of_size = False
         self._before: Projection | None = None
         self._readers = Readers()
 
@@ -207,6 +209,8 @@ class RunningState(nn.Module):
             self.mean_g.lerp_(step.g_mean.to(self.mean_g.dtype), max(MEAN_MOMENTUM, 1.0 / count))
         self.multiplier.copy_(step.solution.multiplier)
         self.observed[0], self.observed[1], self.observed[2] = share, step.batch_norm, step.removed
+        if not self._warned_of_size:
+            self._look_at_sizes(step, change)
 
     def _advance_unseen(self, step: Step, change: Tensor, moves: Tensor | bool) -> None:
         """The same where no value may be read back to the host (another device, a compiler)."""
@@ -242,6 +246,23 @@ class RunningState(nn.Module):
             )
             warnings.warn(coded("RB410", text), RegBNWarning, stacklevel=2)
 
+    def _look_at_sizes(self, step: Step, change: float) -> None:
+        """Say once that W is far too large: from batches in which g hardly varied, or was far smaller than now."""
+        removed, batch_norm = step.removed.item(), step.batch_norm.item()
+        usual = batch_norm / math.sqrt(len(self.factors[0]) * self.factors[-1].shape[1])
+        if removed > FAR_TOO_MUCH:
+            found = f"subtracted {removed:.3g} times the size of f"
+        elif 0.0 < FAR_TOO_LARGE * usual < change:
+            found = f"has a running projection about {change / usual:.3g} times as large as that of this batch"
+        else:
+            return
+        self._warned_of_size = True
+        text = (
+            f"RegBN {found}: g hardly varied when W was fitted, or has grown since. Look at g, or set "
+            "`normalize_input: true` or `constraint: fixed` with `lam`. Later steps like this give no warning"
+        )
+        warnings.warn(coded("RB413", text), RegBNWarning, stacklevel=2)
+
     def train(self, mode: bool = True) -> RunningState:
         """As `nn.Module.train`; also tells of skipped batches on devices where a step may not ask for their number."""
         if not self._warned and self.num_skipped.device.type not in ("cpu", "meta") and self.num_skipped > 0:
@@ -268,6 +289,7 @@ class RunningState(nn.Module):
         """Take pickles of older versions too, which lack what is not part of the state dict."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.__dict__.setdefault("_readers", Readers())
+        self.__dict__.setdefault("_warned_of_size", False)
         if "observed" not in self._buffers:
             self.register_buffer("observed", self.change_mean.new_zeros(3), persistent=False)
 

@@ -87,16 +87,20 @@ def sweep(
     function = load_object(train, "the training function is", "write `package.module:name` or `path/to/file.py:name`")
     if not callable(function):
         raise SweepError(f"--train {train}: found a {type(function).__name__}, not a function train(model, seed).")
-    found = run(
-        lambda: request.load(weights=True), rules=rules, train=function, seeds=seeds, out=output, resume=resume,
-        control=not no_control, observe=_tell,
-    )  # fmt: skip
+    try:
+        found = run(
+            lambda: request.load(weights=True), rules=rules, train=function, seeds=seeds, out=output, resume=resume,
+            control=not no_control, observe=_tell,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        message(f"stopped; finished runs are kept in {output}. The same command with --resume continues")
+        raise
     click.echo(str(found), nl=False)
     files = [Path(output) / "sweep.csv", Path(output) / "sweep.md", _plotted(found, Path(output))]
     for file in files:
         if file is not None:
             message(f"wrote {file}")
-    next_step(f"read {files[1]}: differences whose interval leaves out 0 are more than chance")
+    next_step(f"read {files[1]}: a difference whose interval leaves out 0 is chance in one of 20 comparisons")
 
 
 _RESULTS = ("sweep.csv", "sweep.md", "sweep.png")

@@ -99,6 +99,15 @@ def test_an_error_of_the_users_function_is_told_as_theirs(here: Path, before: st
     assert call(" --resume").exit_code == 0
 
 
+def test_a_stopped_sweep_says_how_to_continue(here: Path) -> None:
+    stopped = FAILS.replace("COUNT", "3").replace('OSError("disk")', "KeyboardInterrupt")
+    (here / "for_sweep.py").write_text(CODE.replace("    return {", stopped + "    return {"))
+    done = call()
+    assert done.exit_code != 0
+    assert "finished runs are kept in out. The same command with --resume continues" in done.stderr
+    assert call(" --resume").exit_code == 0
+
+
 def test_results_of_another_sweep_are_not_overwritten(here: Path) -> None:
     (here / "out").mkdir()
     (here / "out" / "sweep.md").write_text("mine")

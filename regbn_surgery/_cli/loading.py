@@ -144,8 +144,8 @@ def _from_pretrained(model: nn.Module, error: BaseException) -> str:
     name = type(model).__name__
     return (
         "\nFiles of transformers leave out tied weights, and may have names of an older version; "
-        f"`{name}.from_pretrained(folder)` reads them. In a file: `def build(): return {name}.from_pretrained('FOLDER')`; "
-        "then give `that_file.py:build` as MODEL, without --checkpoint"
+        f"`{name}.from_pretrained(folder)` reads them. Write `def build(): return {name}.from_pretrained('FOLDER')` in "
+        "a file and give `that_file.py:build` as MODEL, without --checkpoint"
     )
 
 

@@ -100,8 +100,8 @@ def _title(inspection: Inspection) -> list[str]:
 
 
 def _modalities(inspection: Inspection) -> Iterator[str]:
-    yield "# Which inputs are which modality. With `pairs: all` the first of two is f (normalised), the other g; but if only"
-    yield "# one of them is causal (a position may not depend on later ones), that one is f, whatever the order."
+    yield "# Which inputs are which modality. With `pairs: all` the first of two is f (normalised), the other g; but if"
+    yield "# only one of them is causal (a position may not depend on later ones), that one is f, whatever the order."
     yield "modalities:"
     for modality in inspection.modalities:
         parts = []
@@ -125,8 +125,8 @@ def _defaults(inspection: Inspection, facts: Facts) -> Iterator[str]:
         options.insert(0, "normalize_output: false")
     yield f"defaults: {{regbn: {{{', '.join(options)}}}}}"
     if facts.trained is None and facts.has_pretrained_class:
-        yield "# For pretrained weights (`from_pretrained`) put this line in place of the one above. With output norms all"
-        yield "# that the model computes changes at once; without them nothing changes before the first training step."
+        yield "# For pretrained weights (`from_pretrained`) put this line in place of the one above. With output norms"
+        yield "# the outputs change at once; without them nothing changes before the first training step."
         yield "# defaults: {regbn: {normalize_output: false, centre: true}}"
         kinds = {point.kind for point in inspection.fusion_points}
         for name in presets_that_keep_outputs(kinds):

@@ -83,7 +83,7 @@ def test_which_presets_leave_pretrained_outputs_as_they_are(preset: str, name: s
     rewritten = regbn_surgery.regbnify(model, preset, case.example)
     other = case.inputs(5)
     with torch.no_grad():
-        before, after = ([x for x in tensors((m(**other),))] for m in (model, rewritten))
+        before, after = (list(tensors((m(**other),))) for m in (model, rewritten))
     pairs = list(zip(before, after, strict=True))
     assert pairs
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs if a.is_floating_point()) == kept

@@ -121,7 +121,7 @@ def test_which_side_of_pairs_is_f_is_said_as_it_is_done() -> None:
     found = inspection(point("cat", side("gray", (8, 5, 96), TOKENS), side("colored", (8, 5, 96), TOKENS)))
     facts = Facts(causal=frozenset({"colored"}))
     text = starter(found, facts)
-    assert "only\n# one of them is causal" in text
+    assert "but if\n# only one of them is causal" in text
     pairs = Rules.from_text("version: 1\nmodalities: {gray: gray, colored: colored}\n"
                             "rules: [{id: a, match: {}, pairs: all}]")  # fmt: skip
     (made,) = decide(pairs, found, None, facts).sites

@@ -24,6 +24,7 @@ def find_facts(model: nn.Module, analysis: Analysis, streams: Streams | None = N
         references=references_of(analysis),
         batch=analysis.batches.samples,
         weights_seen=True,
+        has_pretrained_class=has_pretrained_class(model),
         trained=why_trained(model),
         causal=causal,
         streams=sides,
@@ -114,6 +115,15 @@ def _leads(trace: Trace, start: int, end: int) -> bool:
             # What a layer only hands on, as `nn.Identity` does, was made before.
             reached.update(uid for uid in op.outputs if op.inplace or uid not in op.inputs)
     return end in reached and end != start
+
+
+def has_pretrained_class(model: nn.Module) -> bool:
+    """Whether the model or a part of it is a `PreTrainedModel` of transformers, which is not imported for this."""
+    return any(
+        base.__name__ == "PreTrainedModel" and base.__module__.partition(".")[0] == "transformers"
+        for module in model.modules()
+        for base in type(module).__mro__
+    )
 
 
 def why_trained(model: nn.Module) -> str | None:

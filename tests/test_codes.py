@@ -156,4 +156,4 @@ def test_values_that_are_read_are_one_note_behind_the_others_and_shown_to_who_as
     assert codes[-1] == "RB009"
     assert "RB015" in codes
     assert "RB009" not in str(found)
-    assert "1 more note: `--verbose` shows it" in str(found)
+    assert '1 more note: `to_dict()["notes"]` has it' in str(found)

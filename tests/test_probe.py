@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from regbn_surgery import Inputs, InputsError
+from regbn_surgery._diagnosis import Dependence
 from regbn_surgery._given_batches import call_of
-from regbn_surgery._probe import diagnose
+from regbn_surgery._probe import Diagnosis, Measured, diagnose
 from regbn_surgery._report.dependence import dependence_plot, dependence_to_dict, dependence_view
 from regbn_surgery._report.text import plain
 from regbn_surgery._rules import Rules
@@ -217,6 +218,33 @@ def found():
     return diagnose(Two(), batches(0.8), 12, RULES)
 
 
+GOLDEN = """\
+Two: how well g predicts f, on 384 samples in 12 batches
+0 = independent, 1 = f is g
+
+fusion.regbn_late
+f x
+g y
+  explained variance before     0.500 ██████████
+  explained variance after     -0.012
+  linear CKA before             1.000 ████████████████████
+  linear CKA after              0.000
+  distance correlation before   0.250 █████
+  distance correlation after    0.125 ██▌
+  shared directions before          3
+  shared directions after           0
+  running / batch subtraction   0.750
+
+model.text_encoder.encoder.layer.11.crossattention.self.regbn_cross_of_the_last_
+layer_alone
+f input_ids+token_type_ids+position_ids+decoder_input_ids+visual_prompts
+g y
+  explained variance            0.500 ██████████
+  linear CKA                    1.000 ████████████████████
+  distance correlation          0.250 █████
+  shared directions                 3"""
+
+
 class TestReports:
     def test_table(self, found):
         text = plain(dependence_view(found))
@@ -224,6 +252,25 @@ class TestReports:
         assert "linear CKA before" in text
         assert "██████" in text
         assert max(map(len, text.splitlines())) <= 80
+
+    def test_each_figure_stands_beside_its_label_at_80_columns(self):
+        before, after = Dependence(0.5, 1.0, 0.25, 384, 3), Dependence(-0.012, 0.0, 0.125, 384, 0)
+        long = "model.text_encoder.encoder.layer.11.crossattention.self.regbn_cross_of_the_last_layer_alone"
+        streams = ("input_ids", "token_type_ids", "position_ids", "decoder_input_ids", "visual_prompts")
+        made = Diagnosis("Two", 12, (Measured("fusion.regbn_late", None, ("x",), ("y",), before, after, 0.75),
+                                     Measured(long, None, streams, ("y",), before, None)))  # fmt: skip
+        assert str(made) == GOLDEN
+        assert all(len(line) <= 80 for line in GOLDEN.splitlines())
+
+    @pytest.mark.parametrize("width", [40, 60, 96, 200])
+    def test_no_line_breaks_at_other_widths(self, found, width):
+        lines = plain(dependence_view(found, width), width).splitlines()
+        assert max(map(len, lines)) <= width
+        for label, value in (("linear CKA before", found.rows[0].before.linear_cka),
+                             ("distance correlation after", found.rows[0].after.distance_correlation)):  # fmt: skip
+            (line,) = [line for line in lines if label in line]
+            assert f"{value:.3f}" in line
+        assert [line.split()[2] for line in lines if line.startswith("  shared directions")] == ["before", "after"]
 
     def test_json(self, found):
         made = dependence_to_dict(found)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from regbn_surgery import RegBN, regbnify, statistics
+from regbn_surgery import RegBN, RegBNError, regbnify, statistics
+from regbn_surgery._statistics import NAMES
 from regbn_surgery.callbacks import lightning_callback, trainer_callback
 
 RULES = {"version": 1, "rules": [{"id": "late", "match": {"kind": "concat"}, "normalize": "image"}]}
@@ -80,7 +81,8 @@ def test_a_skipped_batch_is_counted_and_the_rest_stays() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before if not name.endswith("skipped"))
 
 
-def test_the_trainer_logs_them(tmp_path) -> None:
+@pytest.mark.parametrize("keys", [None, ("steps",)])
+def test_the_trainer_logs_them(keys, tmp_path) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     model = regbnify(Model(), RULES, batch(4))
@@ -95,17 +97,27 @@ def test_the_trainer_logs_them(tmp_path) -> None:
         def on_log(self, args, state, control, logs=None, **rest):
             seen.append(dict(logs))
 
-    callback = trainer_callback()
+    callback = trainer_callback(keys=keys)
     trainer = transformers.Trainer(model, arguments, train_dataset=rows, callbacks=[Reporter(), callback])
     callback.attach(trainer)
     trainer.train()
     for entries in (trainer.state.log_history, seen):
         steps = [entry["regbn/regbn_late/steps"] for entry in entries if "loss" in entry]
         assert steps == [2.0, 4.0]
+        logged = {key.rpartition("/")[2] for entry in entries for key in entry if key.startswith("regbn/")}
+        assert logged == set(keys or NAMES)
     json.dumps(trainer.state.log_history)
 
 
-def test_lightning_logs_them(tmp_path) -> None:
+@pytest.mark.parametrize("make", [trainer_callback, lightning_callback])
+@pytest.mark.parametrize("keys", [("removd",), "removd"])
+def test_a_key_that_there_is_not_is_told_before_training(make, keys) -> None:
+    with pytest.raises(RegBNError, match=r"no 'removd'.*did you mean `removed`.*norm_W"):
+        make(keys=keys)
+
+
+@pytest.mark.parametrize("keys", [None, ("steps", "lambda")])
+def test_lightning_logs_them(keys, tmp_path) -> None:
     lightning = pytest.importorskip("lightning.pytorch")
 
     class Module(lightning.LightningModule):
@@ -123,10 +135,12 @@ def test_lightning_logs_them(tmp_path) -> None:
     trainer = lightning.Trainer(
         max_epochs=1, log_every_n_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-        callbacks=[lightning_callback()],
+        callbacks=[lightning_callback("r/", keys=keys)],
     )  # fmt: skip
     trainer.fit(Module(), data)
-    assert float(trainer.callback_metrics["regbn/model.regbn_late/steps"]) == 4.0
+    assert float(trainer.callback_metrics["r/model.regbn_late/steps"]) == 4.0
+    logged = {key.rpartition("/")[2] for key in trainer.callback_metrics if key.startswith("r/")}
+    assert logged == set(keys or NAMES)
 
 
 def test_importing_them_imports_neither_library() -> None:

@@ -21,6 +21,7 @@ TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
 def test_tutorial(path: Path, tmp_path: Path) -> None:
     if path.stem == "vision_language":
         pytest.importorskip("transformers", reason="this tutorial needs transformers")
+        pytest.importorskip("peft", reason="this tutorial needs peft")
     page = path.read_text(encoding="utf-8")
     outputs = [block for block in read_blocks(page) if block.is_output]
     with working_folder(tmp_path):

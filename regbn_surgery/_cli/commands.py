@@ -57,9 +57,9 @@ def inspect(
     if form == "json":
         write_text(json.dumps(found.inspection.to_dict(), indent=2, ensure_ascii=False), output)
     elif form == "table":
-        from .._report.tables import inspection_view
+        from .._report.tables import IN_THE_SHELL, inspection_view
 
-        write_views(lambda width: [inspection_view(found.inspection, width, verbose)], output)
+        write_views(lambda width: [inspection_view(found.inspection, width, verbose, rest=IN_THE_SHELL)], output)
     elif form == "tree":
         from .._report.tree import tree_view
 
@@ -98,11 +98,11 @@ def show(
     done = work.operated(request, parsed)
     if form in ("diff", "table"):
         from .._report.diff import host_views
-        from .._report.tables import plan_view, sites_table
+        from .._report.tables import IN_THE_SHELL, plan_view, sites_table
 
         write_views(
             lambda width: (
-                [plan_view(done.plan, width, verbose), *host_views(done.hosts)]
+                [plan_view(done.plan, width, verbose, rest=IN_THE_SHELL), *host_views(done.hosts)]
                 if form == "diff"
                 else [sites_table(done.plan.sites, width)]
             ),

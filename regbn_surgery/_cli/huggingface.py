@@ -8,6 +8,8 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,34 @@ if TYPE_CHECKING:
 #: Parameters from which on a model that is only looked at is built without values, on the meta device.
 _LARGE = 20_000_000
 _BATCH = 2
+#: How transformers names weights, whole or in shards; `training_args.bin` and the like are none.
+_WEIGHTS = re.compile(r"(pytorch_)?model([-.].*)?\.(safetensors|bin)")
 _TEXT_LENGTH = 8
+
+
+def unread_weights(spec: str) -> list[str]:
+    """The files of weights that lie beside the configuration that `spec` (after `hf:`) names, and are not read."""
+    path = Path(spec)
+    if not (spec.endswith(".json") or path.is_dir()):
+        return []
+    folder = path if path.is_dir() else path.parent
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return []
+    return [str(folder / name) for name in names if _WEIGHTS.fullmatch(name)]
+
+
+def tell_of_unread_weights(spec: str) -> str | None:
+    """What to say where weights lie beside the configuration, and how they are loaded; None where there are none."""
+    files = unread_weights(spec)
+    if not files:
+        return None
+    remedy = f"--checkpoint {shlex.quote(files[0])}, or " if len(files) == 1 else ""
+    return (
+        f"note: hf:{spec} gives the model random weights; the weights beside its configuration are not read. To load "
+        f"them: {remedy}a function that returns Class.from_pretrained(folder), as MODEL"
+    )
 
 
 def load_pretrained_class(

@@ -132,7 +132,21 @@ def load_checkpoint(model: nn.Module, path: str) -> None:
     try:
         model.load_state_dict(content)
     except RuntimeError as error:  # keys or sizes that differ: torch lists them
-        raise ModelNotLoadedError(f"the checkpoint {path!r} does not fit {type(model).__name__}: {error}") from error
+        raise ModelNotLoadedError(
+            f"the checkpoint {path!r} does not fit {type(model).__name__}: {error}{_from_pretrained(model, error)}"
+        ) from error
+
+
+def _from_pretrained(model: nn.Module, error: BaseException) -> str:
+    """For a model of transformers whose names differ from those of its file: what reads such a file."""
+    if not hasattr(type(model), "from_pretrained") or "key(s) in state_dict" not in str(error):
+        return ""
+    name = type(model).__name__
+    return (
+        "\nFiles of transformers leave out tied weights, and may have names of an older version; "
+        f"`{name}.from_pretrained(folder)` reads them. Write `def build(): return {name}.from_pretrained('FOLDER')` in "
+        "a file and give `that_file.py:build` as MODEL, without --checkpoint"
+    )
 
 
 def _refused(error: BaseException) -> str:

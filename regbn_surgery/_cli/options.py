@@ -143,6 +143,13 @@ def model_options(command: _Command) -> _Command:
     ) -> Any:
         words = click.get_current_context().meta.get(_WORDS, ())
         request = ModelRequest(model, arguments, checkpoint, inputs_from, tensors, tuple(words))
+        if request.checkpoint is None and (request.spec or "").startswith("hf:"):
+            from .huggingface import tell_of_unread_weights
+            from .output import message
+
+            told = tell_of_unread_weights(request.spec.removeprefix("hf:"))
+            if told is not None:
+                message(told)
         return command(*args, request=request, **kwargs)
 
     return wrapped  # type: ignore[return-value]

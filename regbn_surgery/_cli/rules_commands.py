@@ -55,9 +55,9 @@ def plan(
 
     planned = _plan(request, Rules.load(rules).ignoring(ignore), steps)
     if form == "text":
-        from .._report.tables import plan_view
+        from .._report.tables import IN_THE_SHELL, plan_view
 
-        write_views(lambda width: [plan_view(planned, width, verbose)], output)
+        write_views(lambda width: [plan_view(planned, width, verbose, rest=IN_THE_SHELL)], output)
     elif form == "json":
         write_text(planned.to_json(), output)
     else:

@@ -15,6 +15,7 @@ class Facts:
     batch: int | None = None  # samples in the user's example
     steps: int | None = None  # training steps that the user announces
     weights_seen: bool = False
+    has_pretrained_class: bool = False  # a model of transformers or around one: its users load pretrained weights
     trained: str | None = None  # why the weights look trained; None: they look fresh, or nobody looked
     causal: frozenset[str] = frozenset()  # modalities whose positions are predicted one after the other
     streams: frozenset[tuple[str, int, int]] | None = None  # sides (point, site, 0 or 1) with such positions

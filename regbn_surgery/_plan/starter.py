@@ -17,6 +17,7 @@ from .._errors import PlanError, RegBNError
 from .._rules.document import Rules
 from .._rules.matching import spell_homes
 from .._rules.naming import home_name
+from .._rules.presets import preset_names
 from .._types import FusionPoint, Inspection
 from .direction import directed_sites
 from .facts import Facts, with_causality
@@ -47,7 +48,7 @@ def starter(inspection: Inspection, facts: Facts | None = None) -> str:
     """
     facts = facts or Facts()
     head = "\n".join(_modalities(inspection)) + "\n"
-    defaults = "\n".join(_defaults(facts))
+    defaults = "\n".join(_defaults(inspection, facts))
     drafts = _drafts(inspection, facts, head, selected=True)
     if all(draft.trouble for draft in drafts):  # those that are left alone by default are better than an empty file
         drafts += _drafts(inspection, facts, head, selected=False)
@@ -99,7 +100,8 @@ def _title(inspection: Inspection) -> list[str]:
 
 
 def _modalities(inspection: Inspection) -> Iterator[str]:
-    yield "# Which inputs are which modality. With `pairs: all` the first of two is f (normalised), the other g."
+    yield "# Which inputs are which modality. With `pairs: all` the first of two is f (normalised), the other g; but if"
+    yield "# only one of them is causal (a position may not depend on later ones), that one is f, whatever the order."
     yield "modalities:"
     for modality in inspection.modalities:
         parts = []
@@ -115,14 +117,32 @@ def _modalities(inspection: Inspection) -> Iterator[str]:
         yield f"  # not one: {_comment(item.name)} ({_comment(item.reason)})"
 
 
-def _defaults(facts: Facts) -> Iterator[str]:
+def _defaults(inspection: Inspection, facts: Facts) -> Iterator[str]:
     options = ["centre: true"]
     yield "# Means are taken off before the fit, so that no mean of g gets into f, and none uses the constraint up."
     if facts.trained is not None:
         yield f"# The weights look trained ({_comment(facts.trained)}); so they compute the same until the first step."
         options.insert(0, "normalize_output: false")
     yield f"defaults: {{regbn: {{{', '.join(options)}}}}}"
+    if facts.trained is None and facts.has_pretrained_class:
+        yield "# For pretrained weights (`from_pretrained`) put this line in place of the one above. With output norms"
+        yield "# the outputs change at once; without them nothing changes before the first training step."
+        yield "# defaults: {regbn: {normalize_output: false, centre: true}}"
+        kinds = {point.kind for point in inspection.fusion_points}
+        for name in presets_that_keep_outputs(kinds):
+            yield f"# The preset `{name}` has these options, too (docs/presets.md)."
     yield ""
+
+
+def presets_that_keep_outputs(kinds: Collection[str]) -> list[str]:
+    """The presets for points of these kinds that leave what pretrained weights compute unchanged at the start."""
+    found = []
+    for name in preset_names():
+        rules = Rules.load(name)
+        wanted = {kind for rule in rules.rules if rule.match is not None for kind in rule.match.kind or ()}
+        if rules.defaults.regbn.get("normalize_output") is False and wanted & set(kinds):
+            found.append(name)
+    return found
 
 
 def _groups(inspection: Inspection, selected: bool) -> list[tuple[FusionPoint, ...]]:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from .._errors import RegBNError
 from .shapes import home_text
-from .tables import broken_path, notes_view, plain_table
+from .tables import notes_view
 from .words import count_text
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from .._probe import Diagnosis, Measured
 
 SCHEMA_VERSION = 1
-_BAR = 20  # characters for a dependence of 1
+_BAR = 20  # characters for a dependence of 1, fewer where there are few columns
+_LABEL = 27  # characters of the longest label
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 #: What is measured: in words, and how it is had.
 MEASURES: tuple[tuple[str, str, Callable[[Dependence], float]], ...] = (
@@ -34,45 +37,46 @@ class PlotError(RegBNError):
 
 
 def dependence_view(found: Diagnosis, width: int = 80) -> RenderableType:
-    """A row for each site and measure: the figure and its bar, before and, where there was one, after RegBN."""
+    """For each site its name and sides, and below them a line for each measure: its figure and its bar, before and,
+    where there was one, after RegBN. A figure stands beside its own label whatever the names and the width are."""
     samples = max((row.before.samples for row in found.rows), default=0)
     head = Text.assemble(
         (found.model, "bold"),
-        f": how much of f goes with g, on {count_text(samples, 'sample')} in ",
+        f": how well g predicts f, on {count_text(samples, 'sample')} in ",
         count_text(found.batches, "batch", "batches"),
+        "\n0 = independent, 1 = f is g" if found.rows else "",
     )
-    table = plain_table("site", "measure", "0 = independent, 1 = f is g")
+    parts: list[RenderableType] = [head]
+    parts += [part for text in found.alarms for part in (Text(""), Text(text, style="bold red"))]
     for row in found.rows:
-        name = Text(broken_path(row.site, width), style="bold")
+        name = Text(overflow="fold").append(row.site, style="bold")
         name.append(f"\nf {home_text(row.f)}\ng {home_text(row.g)}", style="not bold")
-        words, bars = Text(), Text()
-        for _, word, value in MEASURES:
-            for when, figures in (("before", row.before), ("after", row.after)):
-                if figures is None:
-                    continue
-                words.append(f"{word} {when}\n" if row.after is not None else f"{word}\n")
-                bars.append(f"{value(figures):6.3f} ").append(
-                    _bar(value(figures)) + "\n", style="green" if when == "after" else "cyan"
-                )
-        words.append("shared directions\n")
-        bars.append(_directions(row) + "\n")
-        if row.running_to_batch is not None:
-            words.append("running / batch subtraction\n")
-            bars.append(f"{row.running_to_batch:6.3f}\n")
-        words.rstrip()
-        bars.rstrip()
-        table.add_row(name, words, bars)
-    alarms = [part for text in found.alarms for part in (Text(""), Text(text, style="bold red"))]
-    return Group(head, *alarms, Text(""), table, *notes_view(found.notes, verbose=True))
+        parts += [Text(""), name, Padding(_measures(row, width), (0, 0, 0, 2))]
+    return Group(*parts, *notes_view(found.notes, verbose=True))
 
 
-def _directions(row: Measured) -> str:
-    after = "" if row.after is None else f" before, {row.after.shared_directions} after"
-    return f"{row.before.shared_directions:6d}{after}"
+def _measures(row: Measured, width: int) -> Table:
+    """One line for each measure of a site: as a table, so that a label and its figure cannot come apart."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(min_width=_LABEL, no_wrap=True)
+    table.add_column(no_wrap=True)
+    longest = max(1, min(_BAR, width - _LABEL - 12))  # beside the indent, two gaps and the figure
+    measured = [(figures, f" {when}" if row.after is not None else "", style)
+                for when, figures, style in (("before", row.before, "cyan"), ("after", row.after, "green"))
+                if figures is not None]  # fmt: skip
+    for _, word, value in MEASURES:
+        for figures, when, style in measured:
+            figure = Text(f"{value(figures):6.3f} ").append(_bar(value(figures), longest), style=style)
+            table.add_row(word + when, figure)
+    for figures, when, _ in measured:
+        table.add_row(f"shared directions{when}", f"{figures.shared_directions:6d}")
+    if row.running_to_batch is not None:
+        table.add_row("running / batch subtraction", f"{row.running_to_batch:6.3f}")
+    return table
 
 
-def _bar(value: float) -> str:
-    eighths = round(max(0.0, min(1.0, value)) * _BAR * 8)
+def _bar(value: float, longest: int) -> str:
+    eighths = round(max(0.0, min(1.0, value)) * longest * 8)
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
@@ -116,7 +120,7 @@ def dependence_plot(found: Diagnosis, form: str) -> bytes:
     figure = Figure(figsize=(10, 1.6 + 0.5 * max(1, len(found.rows))), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(MEASURES), sharey=True)
-    figure.suptitle(f"{found.model}: how much of f goes with g")
+    figure.suptitle(f"{found.model}: how well g predicts f")
     for panel, (_, word, value) in zip(panels, MEASURES, strict=True):
         _panel(panel, found.rows, value)
         panel.set_title(word, fontsize=9)

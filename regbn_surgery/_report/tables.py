@@ -21,17 +21,25 @@ from .words import FEW, all_notes, count_text
 _COLLAPSE_FROM = 4
 #: So many pairs of streams are named in the first line.
 _PAIRS = 3
+#: Where notes that are left out can be had: as readers of `print(...)` and of a command need to be told.
+IN_PYTHON = '`to_dict()["notes"]` has'
+IN_THE_SHELL = "`--verbose` shows"
 
 
-def inspection_view(inspection: Inspection, width: int = 80, verbose: bool = False) -> RenderableType:
-    """What was found: the modalities, a table of fusion points, and the first notes (`verbose`: all of them)."""
+def inspection_view(
+    inspection: Inspection, width: int = 80, verbose: bool = False, *, rest: str = IN_PYTHON
+) -> RenderableType:
+    """What was found: the modalities, a table of fusion points, and the first notes (`verbose`: all of them).
+
+    `rest` says where the reader finds the others: `IN_PYTHON` or `IN_THE_SHELL`.
+    """
     points = inspection.fusion_points
     head = Text.assemble((inspection.model, "bold"), f": {count_text(len(points), 'fusion point')}{_who_meet(points)}")
     modalities = [f"{item.name} ({', '.join(item.roots)})" for item in inspection.modalities]
     parts: list[RenderableType] = [head, Text("modalities: " + (", ".join(modalities) or "none"))]
     if points:
         parts += [Text(""), _points_table(points, width)]
-    return Group(*parts, *notes_view(all_notes(inspection), verbose))
+    return Group(*parts, *notes_view(all_notes(inspection), verbose, rest))
 
 
 def _who_meet(points: Sequence[FusionPoint]) -> str:
@@ -121,8 +129,8 @@ def tier_text(tier: int | None) -> str:
     return _TIERS.get(tier or 0, "")
 
 
-def plan_view(plan: Plan, width: int = 80, verbose: bool = False) -> RenderableType:
-    """What will be done: the modules that go in, every decision, and the first notes (`verbose`: all of them)."""
+def plan_view(plan: Plan, width: int = 80, verbose: bool = False, *, rest: str = IN_PYTHON) -> RenderableType:
+    """What will be done: the modules that go in, every decision, and the first notes (`verbose`, `rest`: see above)."""
     normalised = sum(decision.action == "normalize" for decision in plan.decisions)
     head = (
         f"{count_text(len(plan.sites), 'RegBN module')} to put in; "
@@ -141,7 +149,7 @@ def plan_view(plan: Plan, width: int = 80, verbose: bool = False) -> RenderableT
             name = Text(broken_path(decision.point, width))
             table.add_row(name, Text(decision.action, style=style), _why(decision))
         parts += [Text(""), table]
-    return Group(*parts, *notes_view((*plan.warnings, *plan.notes), verbose))
+    return Group(*parts, *notes_view((*plan.warnings, *plan.notes), verbose, rest))
 
 
 def _why(decision: Decision) -> Text:
@@ -186,7 +194,7 @@ def _near(note: str) -> str:
     return note
 
 
-def notes_view(notes: Sequence[str], verbose: bool = False) -> Iterator[RenderableType]:
+def notes_view(notes: Sequence[str], verbose: bool = False, rest: str = IN_PYTHON) -> Iterator[RenderableType]:
     """The notes with their codes; without `verbose` at most the first ten, and none that is minor."""
     shown = list(notes) if verbose else [note for note in notes if not is_minor(note)][:FEW]
     left = len(notes) - len(shown)
@@ -200,5 +208,4 @@ def notes_view(notes: Sequence[str], verbose: bool = False) -> Iterator[Renderab
         yield Padding(grid, (0, 0, 0, 1))
     if left:
         more = count_text(left, "more note" if shown else "note")
-        them = "it" if left == 1 else "them"
-        yield Text(f"\n{more}: `--verbose` shows {them}, `to_dict()` has {them}", style="dim")
+        yield Text(f"\n{more}: {rest} {'it' if left == 1 else 'them'}", style="dim")

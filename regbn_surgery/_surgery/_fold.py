@@ -28,6 +28,13 @@ from ._hoist import HoistHook
 from ._saving import save_recipe_no_more, save_recipe_too
 from ._site import RegBNSite, sites_of
 
+#: What a user can do where nothing could be folded.
+_NEEDS = (
+    "fold needs a RegBN that was trained with `normalize_output: false`, runs once in a forward pass, and returns f' "
+    "and g' into one torch.cat of the two that one nn.Linear alone reads. Otherwise keep RegBN in the model: in "
+    "evaluation it subtracts the running projection as it is, and `freeze(model)` holds it still in training, too"
+)
+
 
 def freeze(model: nn.Module, frozen: bool = True) -> nn.Module:
     """Hold every RegBN of `model` still: in training, too, the running projection is subtracted, and nothing moves it.
@@ -78,7 +85,7 @@ def fold(model: nn.Module, inputs: Inputs) -> list[str]:
         folded.append(name)
         layers.append((linear, new, copy.deepcopy(linear)))
     if not folded:
-        raise RewriteError("No RegBN can be folded exactly. " + " | ".join(kept))
+        raise RewriteError(f"No RegBN can be folded exactly. {' | '.join(kept)}. {_NEEDS}")
     with torch.no_grad():
         for linear, new, _ in layers:
             _become(linear, new)
@@ -169,8 +176,16 @@ class _Watch(TorchFunctionMode):
         Raises:
             RewriteError: where anything else reads f', or the layer.
         """
-        if len(self.results[name]) != 1 or isinstance(self.results[name][0], Tensor):
-            raise RewriteError("it is not called once, with two results")
+        runs = len(self.results[name])
+        if runs == 0:
+            raise RewriteError(
+                "it did not run on these example inputs, so the layer behind it is not known: give inputs in which "
+                "both modalities meet"
+            )
+        if runs > 1:
+            raise RewriteError(
+                f"it runs {runs} times in one forward pass; only one that runs once can become a part of a layer"
+            )
         f, g = self.results[name][0]
         joins = self.reads[id(f)]
         if len(joins) != 1 or joins[0][0] not in ("cat", "concat", "concatenate"):

@@ -77,6 +77,58 @@ def test_a_first_rules_file_for_towers_that_meet_in_their_similarity(run, tmp_pa
     assert "1 of 1 fusion point normalised" in made.stdout
 
 
+def test_the_first_rules_file_says_what_pretrained_weights_need(run, tmp_path):
+    text = run("init", f"hf:{config_file(tmp_path)}").stdout
+    assert "\n# defaults: {regbn: {normalize_output: false, centre: true}}\n" in text
+    assert "The preset `similarity` has these options" in text
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("model.safetensors",), True),
+        (("pytorch_model.bin",), True),
+        (("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"), True),
+        (("training_args.bin", "adapter_model.safetensors", "optimizer.pt"), False),
+    ],
+)
+def test_weights_beside_the_configuration_are_said_to_be_unread(run, tmp_path, form, names, said):
+    path = config_file(tmp_path)
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    result = run("inspect", f"hf:{path if form == 'file' else tmp_path}", "--format", "json")
+    assert json.loads(result.stdout)
+    assert result.stderr.count("random weights") == said
+    assert (f"--checkpoint {tmp_path / names[0]}" in result.stderr) == (said and len(names) == 1)
+    quiet = run("inspect", f"hf:{path}", "--format", "json", "--quiet")
+    assert "random weights" not in quiet.stderr
+
+
+def test_the_checkpoint_that_the_message_names_is_loaded_and_nothing_is_said(run, tmp_path):
+    transformers.CLIPModel(transformers.CLIPConfig(**CLIP)).save_pretrained(tmp_path)
+    told = run("inspect", f"hf:{tmp_path}").stderr
+    result = run("inspect", f"hf:{tmp_path}", "--checkpoint", str(tmp_path / "model.safetensors"))
+    assert result.exit_code == 0, result.stderr
+    assert "random weights" in told
+    assert "random weights" not in result.stderr
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_checkpoint_that_lacks_tied_weights_says_what_reads_it(run, tmp_path, suffix):
+    import torch
+    from safetensors.torch import save_file
+
+    model = transformers.CLIPModel(transformers.CLIPConfig(**CLIP))
+    state = {name: x.clone() for name, x in model.state_dict().items() if "token_embedding" not in name}
+    path = tmp_path / f"model.{suffix}"
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    result = run("inspect", f"hf:{config_file(tmp_path)}", "--checkpoint", str(path))
+    assert result.exit_code == 2
+    assert "Missing key(s)" in result.stderr
+    assert "def build(): return CLIPModel.from_pretrained('FOLDER')" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("spec", "arguments", "says"),
     [

@@ -10,16 +10,19 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 import regbn_surgery
 from regbn_surgery import Rules
 from regbn_surgery._rules import preset_names
+from regbn_surgery._tree import tensors
 from regbn_surgery._types import Plan
 from regbn_surgery.nn import RegBN
 
 from ..zoo import CASES
 
 GOLDEN = Path(__file__).parent / "golden"
+PAGE = (Path(__file__).parents[2] / "docs" / "presets.md").read_text(encoding="utf-8")
 MODELS = {case.name: case for case in CASES}
 PAIRS = [
     ("early", "early_concat"),
@@ -29,6 +32,8 @@ PAIRS = [
     pytest.param("layer-wise", "slowfast", marks=pytest.mark.slow),
     ("cross-attention", "cross_attention_batch_first"),
     ("cross-attention", "hf_whisper"),
+    ("cross-attention-pretrained", "hf_blip_matching"),
+    ("cross-attention-pretrained", "hf_whisper"),
     ("token-concat", "hf_visual_bert"),
     ("scatter", "hf_llava"),
     ("similarity", "hf_clip"),
@@ -57,6 +62,33 @@ def test_the_plan_is_as_agreed(preset: str, name: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "kept"),
+    [
+        ("scatter", "hf_llava", True),
+        ("similarity", "hf_clip", True),
+        ("cross-attention-pretrained", "hf_blip_matching", True),
+        ("cross-attention-pretrained", "hf_whisper", True),
+        ("cross-attention", "hf_blip_matching", False),
+    ],
+)
+def test_which_presets_leave_pretrained_outputs_as_they_are(preset: str, name: str, kept: bool) -> None:
+    """In another batch than the example's, before the first training step."""
+    pytest.importorskip("transformers", reason="the model is one of transformers")
+    case = MODELS[name]
+    torch.manual_seed(0)
+    model = case.model().eval()
+    rewritten = regbn_surgery.regbnify(model, preset, case.example)
+    other = case.inputs(5)
+    with torch.no_grad():
+        before, after = (list(tensors((m(**other),))) for m in (model, rewritten))
+    pairs = list(zip(before, after, strict=True))
+    assert pairs
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs if a.is_floating_point()) == kept
+    rows = [row.split("|") for row in PAGE.splitlines() if f"| `{preset}` |" in row]
+    assert [row[5].startswith(" outputs stay") for row in rows] == [kept], "docs/presets.md says so, too"
 
 
 @pytest.mark.parametrize(("preset", "name"), PAIRS[:2], ids=lambda value: value)

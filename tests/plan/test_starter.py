@@ -98,6 +98,36 @@ def test_trained_weights_are_left_as_they_compute() -> None:
     assert made.options == {"normalize_output": False, "centre": True}
 
 
+@pytest.mark.parametrize(
+    ("kind", "preset"), [("scatter", "scatter"), ("attention", "cross-attention-pretrained"), ("concat", None)]
+)
+def test_fresh_weights_of_a_class_that_has_pretrained_ones_have_the_line_for_those(
+    kind: str, preset: str | None
+) -> None:
+    found = inspection(point("p", side("gray"), side("colored"), kind=kind))
+    text = starter(found, Facts(weights_seen=True, has_pretrained_class=True))
+    (other,) = [line for line in text.splitlines() if line.startswith("# defaults:")]
+    (live,) = [line for line in text.splitlines() if line.startswith("defaults:")]
+    swapped = text.replace(other + "\n", "").replace(live, other.removeprefix("# "))
+    (made,) = planned(swapped, found).sites
+    assert made.options == {"normalize_output": False, "centre": True}
+    named = [line for line in text.splitlines() if line.startswith("# The preset")]
+    assert named == ([] if preset is None else [f"# The preset `{preset}` has these options, too (docs/presets.md)."])
+    for facts in (Facts(weights_seen=True), Facts(has_pretrained_class=True, trained="they come from 'x'")):
+        assert "# defaults:" not in starter(found, facts)
+
+
+def test_which_side_of_pairs_is_f_is_said_as_it_is_done() -> None:
+    found = inspection(point("cat", side("gray", (8, 5, 96), TOKENS), side("colored", (8, 5, 96), TOKENS)))
+    facts = Facts(causal=frozenset({"colored"}))
+    text = starter(found, facts)
+    assert "but if\n# only one of them is causal" in text
+    pairs = Rules.from_text("version: 1\nmodalities: {gray: gray, colored: colored}\n"
+                            "rules: [{id: a, match: {}, pairs: all}]")  # fmt: skip
+    (made,) = decide(pairs, found, None, facts).sites
+    assert (made.f.home, made.g.home) == (("colored",), ("gray",))
+
+
 def test_kinds_that_no_rule_takes_unnamed_are_listed() -> None:
     found = inspection(
         point("cat", side("gray"), side("colored")),

@@ -10,7 +10,7 @@ from regbn_surgery._plan import decide
 from regbn_surgery._report.diff import coloured, diff_of, host_views, unified
 from regbn_surgery._report.jsonout import hosts_to_list
 from regbn_surgery._report.shapes import mib_text, roles_text, side_text
-from regbn_surgery._report.tables import inspection_view, notes_view
+from regbn_surgery._report.tables import IN_THE_SHELL, inspection_view, notes_view
 from regbn_surgery._report.text import inspection_to_text, plain, plan_to_text
 from regbn_surgery._rules import Rules
 from regbn_surgery._types import Layout
@@ -264,7 +264,10 @@ def test_ten_notes_are_shown_and_all_where_someone_asks_for_them():
     found = inspection(point("cat", side("gray"), side("colored")), notes=tuple(f"note {i}" for i in range(15)))
     few, everything = plain(inspection_view(found)), plain(inspection_view(found, verbose=True))
     assert [f"note {i}" in few for i in range(15)] == [True] * 10 + [False] * 5
-    assert "6 more notes: `--verbose` shows them" in few, "with that on the input `mask`"
+    assert '6 more notes: `to_dict()["notes"]` has them' in few, "with that on the input `mask`"
+    assert "--verbose" not in few, "an option is nothing in Python"
+    shell = plain(inspection_view(found, rest=IN_THE_SHELL))
+    assert shell == few.replace('`to_dict()["notes"]` has', "`--verbose` shows")
     assert all(f"note {i}" in everything for i in range(15))
     assert "more note" not in everything
     assert "note 14" in str(found.to_dict()["notes"])

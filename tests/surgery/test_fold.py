@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -174,7 +175,7 @@ class Bent(Plain):
         (Alone, PAIR, "not of the two feature vectors alone"),
         (Stacked, PAIR, "not of the two feature vectors alone"),
         (Tokens, {**LINEAR, "reduce": "flatten"}, "not of the two feature vectors alone"),
-        (CalledTwice, LINEAR, "it is not called once"),
+        (CalledTwice, LINEAR, "it runs 2 times in one forward pass"),
     ],
 )
 def test_what_is_not_exact_is_not_folded(cls: Any, rule: dict[str, Any], match: str) -> None:
@@ -188,6 +189,33 @@ def test_what_is_not_exact_is_not_folded(cls: Any, rule: dict[str, Any], match: 
     with pytest.raises(RewriteError, match=rf"No RegBN can be folded exactly\. (fusion\.)?regbn_x: .*{match}"):
         regbn_surgery.fold(rewritten, vectors(), inplace=True)
     assert everything(rewritten) == before
+
+
+def test_a_refusal_says_what_folding_needs_and_what_to_do_instead() -> None:
+    with pytest.raises(RewriteError, match=r"one nn\.Linear alone reads\. Otherwise keep RegBN.*`freeze\(model\)`"):
+        regbn_surgery.fold(trained(CalledTwice, **LINEAR), vectors())
+
+
+class Skips(nn.Module):
+    """Without b there is nothing to join."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc_a, self.enc_b, self.head = nn.Linear(6, 8), nn.Linear(5, 4), nn.Linear(12, 3)
+        self.alone = nn.Linear(8, 3)
+
+    def forward(self, a: Tensor, b: Tensor | None = None) -> Tensor:
+        if b is None:
+            return self.alone(self.enc_a(a))
+        return self.head(torch.cat([self.enc_a(a), self.enc_b(b)], dim=-1))
+
+
+def test_a_call_in_which_it_did_not_run_is_said_to_be_one() -> None:
+    rewritten, alone = trained(Skips, **LINEAR), {"a": vectors()["a"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RegBNWarning)  # which says the same of the call
+        with pytest.raises(RewriteError, match=r"did not run on these example inputs.*in which both modalities meet"):
+            regbn_surgery.fold(rewritten, alone)
 
 
 def test_what_can_be_folded_is_and_the_rest_stays() -> None:

@@ -230,6 +230,11 @@ _KINDS = (
     NoteKind("RB410", "a batch was not finite and was skipped", "Look for NaN in the data or the loss."),
     NoteKind("RB411", "Python or torch is newer than this release was tried with", "`verify` the rewritten model."),
     NoteKind("RB412", "a model around saves RegBN's weights, but no recipe", "Call `regbnify` on it, or `save_regbn`."),
+    NoteKind(
+        "RB413",
+        "a folder holds the weights of a model with adapters, under names of PEFT's",
+        "Merge the adapters before `save_regbn`; the warning gives the line.",
+    ),
 )
 #: Every kind of note by its code.
 KINDS = MappingProxyType({kind.code: kind for kind in _KINDS})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from .. import _codec
 from .._codec import CodecError
+from .._codes import coded
 from .._copying import Model
-from .._errors import RecipeError, RegBNError
-from .._surgery import KEEP_BESIDE, RECIPE_FILE, Make, adapted_in, undo
+from .._errors import RecipeError, RegBNError, RegBNWarning
+from .._surgery import KEEP_BESIDE, OWN_ADAPTERS, RECIPE_FILE, Make, adapted_in, undo
 from .._untested import tell_untested
 from ._empty import filling
 from ._held import holds
@@ -31,11 +33,11 @@ def save_regbn(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     directory is then also a checkpoint of the original class, which does not know RegBN's weights.
 
     Raises:
-        RecipeError: where the model carries no RegBN or has adapters of PEFT, or the source of its classes is not
-            available. Nothing is written then.
+        RecipeError: where the model carries no RegBN, where its adapters (`add_adapter` of transformers) would be all
+            that is written, or where the source of its classes is not available. Nothing is written then.
     """
     recipe = Recipe.of(model)
-    _refuse_adapters(model)
+    _tell_adapters(model)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     if _pretrains(model):
@@ -100,16 +102,28 @@ def load_regbn(
     return rewritten
 
 
-def _refuse_adapters(model: nn.Module) -> None:
-    """Raises RecipeError where PEFT has renamed weights, or writes others in their place: no class loads them."""
+def _tell_adapters(model: nn.Module) -> None:
+    """Warns where the folder will hold adapters of PEFT, which rename weights.
+
+    Raises:
+        RecipeError: where `save_pretrained` of transformers would write the adapters alone.
+    """
     found = adapted_in(model)
-    if found:
-        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    if not found:
+        return
+    others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    text = f"{type(model).__name__} has adapters of PEFT (`{found[0]}`{others})"
+    if getattr(model, OWN_ADAPTERS, False):
         raise RecipeError(
-            f"{type(model).__name__} has adapters of PEFT (`{found[0]}`{others}), which rename its weights: a fresh "
-            "instance could not load what is saved. Nothing was written. Where `adapted` is the PeftModel around it, "
-            f"save_regbn(copy.deepcopy(adapted).merge_and_unload(), folder); or keep the adapters, and {KEEP_BESIDE}."
+            f"{text}, added by add_adapter: its save_pretrained writes these alone, neither the model nor RegBN. "
+            f"Nothing was written. Save them by save_pretrained, and {KEEP_BESIDE}."
         )
+    text += (
+        ", which rename its weights: load_regbn refuses to load this folder into a model without them. Where `adapted` "
+        "is the PeftModel around it, call save_regbn(copy.deepcopy(adapted).merge_and_unload(), folder); or keep the "
+        f"adapters, and {KEEP_BESIDE}."
+    )
+    warnings.warn(coded("RB413", text), RegBNWarning, stacklevel=3)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

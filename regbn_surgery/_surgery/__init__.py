@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._adapters import KEEP_BESIDE, adapted_in
+from ._adapters import KEEP_BESIDE, OWN_ADAPTERS, adapted_in
 from ._exchange import Make, exchange, made_paths
 from ._fold import fold, freeze
 from ._operations import Operation
@@ -14,6 +14,7 @@ from ._verify import Verification, VerifiedSite, carried_in
 
 __all__ = [
     "KEEP_BESIDE",
+    "OWN_ADAPTERS",
     "RECIPE_FILE",
     "HostReport",
     "Make",

@@ -23,6 +23,8 @@ KEEP_BESIDE = (
 
 #: How the names of a model with adapters begin, where PEFT asks for its state to pick the adapters out of it.
 _ADAPTED = "base_model.model."
+#: What transformers sets where a model has adapters of its own (`add_adapter`): it then saves those alone.
+OWN_ADAPTERS = "_hf_peft_config_loaded"
 
 
 def watch_adapters(root: nn.Module) -> None:
@@ -74,9 +76,25 @@ def tell_left_out(root: nn.Module, first: str = "") -> None:
 
 
 def adapted_in(model: nn.Module) -> list[str]:
-    """Paths of the modules that PEFT has put around others: the weights below have names of PEFT's then."""
-    return [path for path, module in model.named_modules() if any(_is_of_peft(base) for base in type(module).__mro__)]
+    """Paths of the modules that PEFT has put around those of `model` itself, whose weights have names of PEFT's then.
+
+    Those of a PeftModel within `model` do not count: its class makes them, in a fresh instance, too.
+    """
+    return [
+        path
+        for path, module in model.named_modules()
+        if _is_of_peft(module) and not any(_is_a_peft_model(model.get_submodule(above)) for above in _and_above(path))
+    ]
 
 
-def _is_of_peft(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] == "peft"
+def _and_above(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _is_of_peft(module: nn.Module) -> bool:
+    return any(cls.__module__.partition(".")[0] == "peft" for cls in type(module).__mro__)
+
+
+def _is_a_peft_model(module: nn.Module) -> bool:
+    return _is_of_peft(module) and any(cls.__name__ == "PeftModel" for cls in type(module).__mro__)

@@ -22,7 +22,7 @@ from torch import nn
 from .._codes import coded
 from .._errors import RegBNError, RegBNWarning
 from .._trace._subclass import quiet_subclass
-from ._adapters import tell_left_out
+from ._adapters import OWN_ADAPTERS, tell_left_out
 from ._classes import asks_its_class, original_class
 from ._guard import RECORD
 
@@ -30,8 +30,6 @@ RECIPE_FILE = "regbn.json"
 _SAVE, _LOAD = "save_pretrained", "from_pretrained"
 _SAVES = "_regbn_saves_recipe"
 _TOLD = "_regbn_told_part"
-#: What transformers sets where a model has adapters of its own (`add_adapter`): it then saves those alone.
-_OWN_ADAPTERS = "_hf_peft_config_loaded"
 
 
 def save_recipe_too(root: nn.Module) -> None:
@@ -137,7 +135,7 @@ def _write_recipe(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     folder = _folder(args, kwargs, "save_directory")
     if folder is None or RECORD not in root.__dict__ or not kwargs.get("is_main_process", True):
         return
-    if getattr(root, _OWN_ADAPTERS, False):
+    if getattr(root, OWN_ADAPTERS, False):
         tell_left_out(root)
     try:
         Recipe.of(root).write(folder / RECIPE_FILE)

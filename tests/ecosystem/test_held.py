@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import regbn_surgery
@@ -142,3 +143,18 @@ def test_a_model_made_of_the_config_alone_is_refused(name: str, tmp_path: Path) 
         rtol=0,
         atol=0,
     )
+
+
+def test_weights_that_are_split_as_they_are_written_are_found(tmp_path: Path) -> None:
+    """Transformers 5 keeps the experts of a layer in one tensor, and writes each of them under a name of its own."""
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.MixtralConfig(vocab_size=11, num_key_value_heads=1, num_local_experts=3, **sizes)
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path)
+    written = load_file(tmp_path / "model.safetensors")
+    found = transformers.MixtralForCausalLM.from_pretrained(tmp_path)
+    assert not {tuple(value.shape) for value in found.state_dict().values()} <= {
+        tuple(value.shape) for value in written.values()
+    }
+    assert holds(found, found.state_dict(), written)
+    assert not holds(found, transformers.MixtralForCausalLM(config).state_dict(), written)

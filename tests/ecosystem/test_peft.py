@@ -156,16 +156,43 @@ def test_the_watch_goes_with_regbn() -> None:
 
 @pytest.mark.parametrize("cls", [Joined, Nested])
 @pytest.mark.parametrize("config", [{}, {"modules_to_save": ["regbn_x.regbn"]}])
-def test_a_model_with_adapters_is_not_written_and_merged_it_is(config: Any, cls: Any, tmp_path: Path) -> None:
+def test_a_model_with_adapters_is_written_with_a_warning_that_says_how_to_merge(
+    config: Any, cls: Any, tmp_path: Path
+) -> None:
     model = adapted(operate(build(cls), vectors()), init_lora_weights=False, **config)
     step(model, vectors())
     expected = run(model, vectors(3), False)
-    with pytest.raises(RecipeError, match=r"has adapters of PEFT \(`enc_a`.*merge_and_unload\(\)"):
-        save_regbn(model.get_base_model(), tmp_path / "x")
-    assert not (tmp_path / "x").exists()
-    save_regbn(copy.deepcopy(model).merge_and_unload(), tmp_path / "x")
-    torch.testing.assert_close(run(load_regbn(build(cls), tmp_path / "x"), vectors(3), False), expected)
+    with pytest.warns(RegBNWarning, match=r"RB413 .*has adapters of PEFT \(`enc_a`.*merge_and_unload\(\), folder\)"):
+        save_regbn(model.get_base_model(), tmp_path / "with")
+    fresh = build(cls)
+    before = everything(fresh)
+    with pytest.raises(RecipeError, match=r"before adapters are added .*merge_and_unload\(\)"):
+        load_regbn(fresh, tmp_path / "with")
+    assert everything(fresh) == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RegBNWarning)
+        save_regbn(copy.deepcopy(model).merge_and_unload(), tmp_path / "merged")
+    torch.testing.assert_close(run(load_regbn(build(cls), tmp_path / "merged"), vectors(3), False), expected)
     torch.testing.assert_close(run(model, vectors(3), False), expected, rtol=0, atol=0)
+
+
+class MakesItsAdapters(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = adapted(build(Nested))
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return self.inner(a, b)
+
+
+def test_adapters_that_the_class_makes_itself_come_back_without_a_word(tmp_path: Path) -> None:
+    model = regbnify(MakesItsAdapters(), rules("concat"), vectors())
+    step(model, vectors())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RegBNWarning)
+        save_regbn(model, tmp_path)
+    found = load_regbn(MakesItsAdapters(), tmp_path)
+    torch.testing.assert_close(run(found, vectors(3), False), run(model, vectors(3), False), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("cls", [Joined, Nested])
@@ -246,8 +273,9 @@ def test_adapters_of_transformers_own_say_that_they_leave_regbn_out(
     model = copy.deepcopy(_rewritten(name))
     model.add_adapter(_lora(layers))
     training_step(model, case.example(3))
-    with pytest.raises(RegBNError, match="has adapters of PEFT"):
-        save_regbn(model, tmp_path)
+    with pytest.raises(RegBNError, match=r"added by add_adapter.*Nothing was written"):
+        save_regbn(model, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
     with pytest.warns(RegBNWarning, match=r"RB406 .*now, call torch\.save"):
         model.save_pretrained(tmp_path)
     kept = {name: value.clone() for name, value in model.state_dict().items() if "regbn_" in name}

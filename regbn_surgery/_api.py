@@ -31,6 +31,7 @@ from ._surgery import (
     carried_in,
     exchange,
     forward_digests,
+    no_regbn,
     operations_of,
     refuse_changed,
     refuse_second,
@@ -171,9 +172,7 @@ def verify(model: nn.Module, example_inputs: InputsLike, *, training: bool | Non
         InputsError, CaptureError: where the model does not run on the inputs.
     """
     if not operations_of(model):
-        raise RewriteError(
-            f"{type(model).__name__} carries no RegBN put in by regbnify, so there is nothing to verify."
-        )
+        raise RewriteError(no_regbn(model, ", so there is nothing to verify"))
     mode = model.training if training is None else training
     example = find_inputs(model, example_inputs)
     first, *others = (
@@ -205,7 +204,7 @@ def unregbnify(model: Model) -> Model:
     from ._surgery._surgery import RECORD
 
     if RECORD not in model.__dict__:
-        raise RewriteError(f"{type(model).__name__} carries no RegBN put in by regbnify, so there is nothing to undo.")
+        raise RewriteError(no_regbn(model, ", so there is nothing to undo"))
     undo(model)
     return model
 

@@ -219,7 +219,11 @@ _KINDS = (
     NoteKind("RB403", "a RegBN could not be folded", "The warning says why; it stays in the model."),
     NoteKind("RB404", "the recipe could not be written beside the weights", "Call `save_regbn`."),
     NoteKind("RB405", "a checkpoint with RegBN was loaded without it", "Call `load_regbn` after `from_pretrained`."),
-    NoteKind("RB406", "adapters do not save the state of RegBN", "Add the names to `modules_to_save`."),
+    NoteKind(
+        "RB406",
+        "adapters do not save the state of RegBN",
+        "Add the names to `modules_to_save`; the warning says how to keep what is trained already.",
+    ),
     NoteKind("RB407", "a call reaches none of the RegBN of its host", "Nothing, if the call is meant so."),
     NoteKind("RB408", "a new instance of a rewritten class has no RegBN", "Call `load_regbn` or `regbnify`."),
     NoteKind("RB409", "each rank fits its own part of the batch", "Call `convert_sync_regbn(model)`."),
@@ -230,6 +234,11 @@ _KINDS = (
         "RB413",
         "a RegBN subtracted far more than the size of f",
         "g hardly varies, or its size has changed: look at g, or set `normalize_input: true`, or `constraint: fixed`.",
+    ),
+    NoteKind(
+        "RB414",
+        "a folder holds the weights of a model with adapters, under names of PEFT's",
+        "Merge the adapters before `save_regbn`; the warning gives the line.",
     ),
 )
 #: Every kind of note by its code.

@@ -17,7 +17,7 @@ from ._errors import CaptureError, RewriteError
 from ._inputs import Inputs, InputsLike, as_inputs, find_inputs, make_batches
 from ._misfits import refusing_strange_names
 from ._state import preserved, seeded
-from ._surgery import RegBNSite, explain
+from ._surgery import RegBNSite, explain, no_regbn
 from ._surgery._classes import original_class
 from ._undo import guarding
 
@@ -113,9 +113,7 @@ def summary(
     """
     hosts = explain(model)
     if not hosts:
-        raise RewriteError(
-            f"{type(model).__name__} carries no RegBN put in by regbnify, so there is nothing to summarise."
-        )
+        raise RewriteError(no_regbn(model, ", so there is nothing to summarise"))
     seconds: dict[str, float] = {}
     whole = None
     if example_inputs is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 
 from .. import _codec
 from .._codec import CodecError
+from .._codes import coded
 from .._copying import Model
-from .._errors import RecipeError, RegBNError
-from .._surgery import RECIPE_FILE, Make, undo
+from .._errors import RecipeError, RegBNError, RegBNWarning
+from .._surgery import KEEP_BESIDE, OWN_ADAPTERS, RECIPE_FILE, Make, adapted_in, undo
 from .._untested import tell_untested
 from ._empty import filling
+from ._held import holds
 from ._recipe import Recipe
 
 WEIGHTS_FILE = "model.safetensors"
@@ -30,10 +33,11 @@ def save_regbn(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     directory is then also a checkpoint of the original class, which does not know RegBN's weights.
 
     Raises:
-        RecipeError: where the model carries no RegBN, or the source of its classes is not available. Nothing is written
-            then.
+        RecipeError: where the model carries no RegBN, where its adapters (`add_adapter` of transformers) would be all
+            that is written, or where the source of its classes is not available. Nothing is written then.
     """
     recipe = Recipe.of(model)
+    _tell_adapters(model)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     if _pretrains(model):
@@ -66,7 +70,9 @@ def load_regbn(
         `model`.
 
     Raises:
-        RecipeError: where the recipe or the weights do not fit the model, which is then as it was.
+        RecipeError: where the recipe or the weights do not fit the model, which is then as it was. Names that
+            `save_pretrained` has changed fit where the model has the values of the directory, as from_pretrained made
+            it.
     """
     given: object = model
     if not isinstance(given, nn.Module):
@@ -94,6 +100,30 @@ def load_regbn(
     fill()
     rewritten.load_state_dict(weights, strict=False)
     return rewritten
+
+
+def _tell_adapters(model: nn.Module) -> None:
+    """Warns where the folder will hold adapters of PEFT, which rename weights.
+
+    Raises:
+        RecipeError: where `save_pretrained` of transformers would write the adapters alone.
+    """
+    found = adapted_in(model)
+    if not found:
+        return
+    others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    text = f"{type(model).__name__} has adapters of PEFT (`{found[0]}`{others})"
+    if getattr(model, OWN_ADAPTERS, False):
+        raise RecipeError(
+            f"{text}, added by add_adapter: its save_pretrained writes these alone, neither the model nor RegBN. "
+            f"Nothing was written. Save them by save_pretrained, and {KEEP_BESIDE}."
+        )
+    text += (
+        ", which rename its weights: load_regbn refuses to load this folder into a model without them. Where `adapted` "
+        "is the PeftModel around it, call save_regbn(copy.deepcopy(adapted).merge_and_unload(), folder); or keep the "
+        f"adapters, and {KEEP_BESIDE}."
+    )
+    warnings.warn(coded("RB414", text), RegBNWarning, stacklevel=3)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -131,11 +161,16 @@ def _renamed(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> dict
     """The weights by the names of now.
 
     `save_pretrained` writes some models under the names of their published checkpoints (`encoder.layer.0` for
-    `layers.0`) and `from_pretrained` translates back. For a model that `from_pretrained` has made of this directory
-    only RegBN's own weights are left to load; they are found by the ends of their names.
+    `layers.0`) and `from_pretrained` translates back. For a model that holds the values of this directory already,
+    since `from_pretrained` has made it, only RegBN's own weights are left to load; they are found by the ends of their
+    names.
     """
     wanted = model.state_dict()
-    if all(name in wanted for name in weights) or not _made_from(model, folder):
+    if all(name in wanted for name in weights):
+        return weights
+    rest = {name: tensor for name, tensor in wanted.items() if not _is_regbn(name)}
+    packed = getattr(model, "is_quantized", False) and _made_from(model, folder)  # its values are none of the folder's
+    if not packed and not holds(model, rest, {name: value for name, value in weights.items() if not _is_regbn(name)}):
         return weights
     ours = [name for name in wanted if _is_regbn(name)]
     theirs = [name for name in weights if _is_regbn(name)]
@@ -146,7 +181,6 @@ def _renamed(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> dict
             f"({', '.join(theirs[:_NAMED])}); {type(model).__name__} with RegBN has {', '.join(ours[:_NAMED])}. Save "
             "its state_dict with torch.save."
         )
-    rest = {name: tensor for name, tensor in wanted.items() if name not in found}
     return {**rest, **{name: weights[other] for name, other in found.items()}}
 
 
@@ -201,11 +235,29 @@ def _refuse_misfit(model: nn.Module, weights: dict[str, Tensor], folder: Path) -
         raise RecipeError(
             f"The weights in {folder} do not fit {type(model).__name__} with RegBN; nothing was changed. Found "
             + "; ".join(problems)
-            + ". Build the model with the same sizes and options as the one that was saved"
-            + (f", by {type(model).__name__}.from_pretrained({str(folder)!r})." if _pretrains(model) else ".")
+            + f". {_to_do(model, [*missing, *strange], folder)}"
         )
 
 
+def _to_do(model: nn.Module, names: list[str], folder: Path) -> str:
+    """What helps where the weights have other names than the model."""
+    if any(not _OF_PEFT.isdisjoint(name.split(".")) for name in names):
+        return (
+            "Adapters of PEFT rename weights (`base_layer`). Load the model before adapters are added to it, from a "
+            "folder that was written without them: save_regbn(copy.deepcopy(adapted).merge_and_unload(), folder), "
+            "where `adapted` is the PeftModel around the one that was saved."
+        )
+    build = "Build the model with the same sizes and options as the one that was saved"
+    if not _pretrains(model):
+        return f"{build}."
+    return (
+        f"{build}, by {type(model).__name__}.from_pretrained({str(folder)!r}), which also knows under which "
+        "names save_pretrained writes weights; pass what it returns, with the values that it has."
+    )
+
+
+#: Names that PEFT puts between those of a model with adapters.
+_OF_PEFT = {"base_layer", "modules_to_save", "original_module", "lora_A", "lora_B"}
 #: Names of weights that are spelled out.
 _NAMED = 6
 

@@ -20,7 +20,7 @@ from .._analysis import MODEL_ERRORS
 from .._codec import CodecError
 from .._copying import Model
 from .._errors import AlreadyRewrittenError, RecipeError, RegBNError
-from .._surgery import Make, Operation, exchange, explain, made_paths, operations_of, repeat
+from .._surgery import Make, Operation, exchange, explain, made_paths, no_regbn, operations_of, repeat
 from .._surgery._changed import ChangedError
 from .._surgery._classes import original_class
 from .._surgery._guard import ATTRIBUTE, MODALITIES
@@ -82,7 +82,7 @@ class Recipe:
         """
         operations = operations_of(model)
         if not operations:
-            raise RecipeError(f"{type(model).__name__} carries no RegBN put in by regbnify.{_wrapped(model)}")
+            raise RecipeError(no_regbn(model))
         table = Sources(model)
         hosts = []
         for report in explain(model):
@@ -252,12 +252,3 @@ def _opened_by(operations: tuple[Operation, ...]) -> tuple[str, ...]:
         for path in op.graph.across.opened
     )
     return tuple(dict.fromkeys(found))
-
-
-def _wrapped(model: nn.Module) -> str:
-    """What to do instead, where the model is in a wrapper of which the inside does carry RegBN."""
-    inside = [(path, module) for path, module in model.named_modules() if path and operations_of(module)]
-    if not inside:
-        return ""
-    others = f", one of {len(inside)}" if len(inside) > 1 else ""
-    return f" The {type(inside[0][1]).__name__} inside it does{others}: pass `.{inside[0][0]}`."

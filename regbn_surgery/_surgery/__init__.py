@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from ._adapters import KEEP_BESIDE, OWN_ADAPTERS, adapted_in
 from ._exchange import Make, exchange, made_paths
 from ._fold import fold, freeze
 from ._operations import Operation
 from ._saving import RECIPE_FILE
 from ._site import RegBNSite, identity
 from ._source import forward_digests, refuse_changed
-from ._surgery import HostReport, explain, operations_of, perform, refuse_second, repeat, undo
+from ._surgery import HostReport, explain, no_regbn, operations_of, perform, refuse_second, repeat, undo
 from ._verify import Verification, VerifiedSite, carried_in
 
 __all__ = [
+    "KEEP_BESIDE",
+    "OWN_ADAPTERS",
     "RECIPE_FILE",
     "HostReport",
     "Make",
@@ -19,6 +22,7 @@ __all__ = [
     "RegBNSite",
     "Verification",
     "VerifiedSite",
+    "adapted_in",
     "carried_in",
     "exchange",
     "explain",
@@ -27,6 +31,7 @@ __all__ = [
     "freeze",
     "identity",
     "made_paths",
+    "no_regbn",
     "operations_of",
     "perform",
     "refuse_changed",

@@ -27,6 +27,7 @@ from ._guard import ATTRIBUTE, RECORD, Guard
 from ._hoist import HoistHook
 from ._saving import save_recipe_no_more, save_recipe_too
 from ._site import RegBNSite, sites_of
+from ._surgery import no_regbn
 
 #: What a user can do where nothing could be folded.
 _NEEDS = (
@@ -124,7 +125,7 @@ def _become(linear: nn.Linear, other: nn.Linear) -> None:
 def _sites(model: nn.Module) -> list[RegBNSite]:
     sites = sites_of(model)
     if not sites or RECORD not in model.__dict__:
-        raise RewriteError(f"{type(model).__name__} carries no RegBN put in by regbnify.")
+        raise RewriteError(no_regbn(model))
     return sites
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from .._codes import coded
 from .._errors import RegBNError, RegBNWarning
 from .._trace._subclass import quiet_subclass
+from ._adapters import OWN_ADAPTERS, tell_left_out
 from ._classes import asks_its_class, original_class
 from ._guard import RECORD
 
@@ -134,6 +135,8 @@ def _write_recipe(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     folder = _folder(args, kwargs, "save_directory")
     if folder is None or RECORD not in root.__dict__ or not kwargs.get("is_main_process", True):
         return
+    if getattr(root, OWN_ADAPTERS, False):
+        tell_left_out(root)
     try:
         Recipe.of(root).write(folder / RECIPE_FILE)
     except (RegBNError, OSError) as error:

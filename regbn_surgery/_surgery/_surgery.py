@@ -184,6 +184,16 @@ def operations_of(model: nn.Module) -> tuple[Operation, ...]:
     return found
 
 
+def no_regbn(model: nn.Module, so: str = "") -> str:
+    """What to say where `model` is none that `perform` has rewritten, `so` what follows from it: is one inside?"""
+    text = f"{type(model).__name__} carries no RegBN put in by regbnify{so}."
+    inside = [(path, module) for path, module in model.named_modules() if path and operations_of(module)]
+    if not inside:
+        return text
+    others = f", one of {len(inside)}" if len(inside) > 1 else ""
+    return f"{text} The {type(inside[0][1]).__name__} inside it does{others}: pass `.{inside[0][0]}`."
+
+
 def repeat(
     model: nn.Module,
     operations: Sequence[Operation],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,27 @@ from typing import Any
 import pytest
 import torch
 
-from regbn_surgery import CaptureError, Recipe, RecipeError, RegBNWarning, regbnify, statistics, unregbnify
+from regbn_surgery import (
+    CaptureError,
+    Recipe,
+    RecipeError,
+    RegBNError,
+    RegBNWarning,
+    RewriteError,
+    fold,
+    freeze,
+    load_regbn,
+    regbnify,
+    save_regbn,
+    statistics,
+    summary,
+    unregbnify,
+    verify,
+)
+from tests.ecosystem._subject import BY_NAME
 from tests.surgery.models import Joined, Late, Nested, build, everything, operate, rules, run, step, vectors
+from tests.zoo._running import run as run_case
+from tests.zoo._running import training_step
 
 from ._subject import Subject
 
@@ -42,11 +63,27 @@ def test_the_recipe_of_a_model_with_adapters_says_where_the_rewritten_one_is() -
         Recipe.of(adapted(operate(build(Late), vectors())))
 
 
+@pytest.mark.parametrize(
+    "ask", [freeze, unregbnify, summary, lambda m: verify(m, vectors()), lambda m: fold(m, vectors(), inplace=True)]
+)
+@pytest.mark.parametrize("way", [lambda m: m, torch.nn.DataParallel])
+def test_what_asks_for_regbn_says_where_the_rewritten_one_is(way: Any, ask: Any) -> None:
+    model = way(adapted(operate(build(Joined), vectors())))
+    with pytest.raises(RewriteError, match="carries no RegBN") as error:
+        ask(model)
+    path = re.search(r" The Joined inside it does: pass `\.([\w.]+)`", str(error.value))
+    assert path is not None
+    inside = model.get_submodule(path[1])
+    assert unregbnify(freeze(inside)) is inside
+
+
 @pytest.mark.parametrize("cls", [Late, Nested])
 @pytest.mark.parametrize("way", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_saving_adapters_without_the_state_of_regbn_says_so_once(way: Any, cls: Any, tmp_path: Path) -> None:
     model = adapted(way(operate(build(cls), vectors())))
-    with pytest.warns(RegBNWarning, match=r"modules_to_save=\['regbn_x\.regbn'\].*save_regbn\(model\.get_base_model\("):
+    with pytest.warns(
+        RegBNWarning, match=r"modules_to_save=\['regbn_x\.regbn'\].*save_regbn\(copy\.deepcopy\(model\)\.merge_"
+    ):
         model.save_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RegBNWarning)
@@ -159,3 +196,138 @@ def test_a_copy_goes_on_from_a_cache(llava: tuple[Any, dict[str, Any]]) -> None:
     with wrapped.disable_adapter():  # then the untouched RegBN runs, whose W is 0
         assert all(float(x) == 0 for name, x in statistics(wrapped).items() if name.endswith("norm_W"))
         wrapped.generate(**inputs, max_new_tokens=4, do_sample=False)
+
+
+# -- a folder of the whole model --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [Joined, Nested])
+@pytest.mark.parametrize("config", [{}, {"modules_to_save": ["regbn_x.regbn"]}])
+def test_a_model_with_adapters_is_written_with_a_warning_that_says_how_to_merge(
+    config: Any, cls: Any, tmp_path: Path
+) -> None:
+    model = adapted(operate(build(cls), vectors()), init_lora_weights=False, **config)
+    step(model, vectors())
+    expected = run(model, vectors(3), False)
+    with pytest.warns(RegBNWarning, match=r"RB414 .*has adapters of PEFT \(`enc_a`.*merge_and_unload\(\), folder\)"):
+        save_regbn(model.get_base_model(), tmp_path / "with")
+    fresh = build(cls)
+    before = everything(fresh)
+    with pytest.raises(RecipeError, match=r"before adapters are added .*merge_and_unload\(\)"):
+        load_regbn(fresh, tmp_path / "with")
+    assert everything(fresh) == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RegBNWarning)
+        save_regbn(copy.deepcopy(model).merge_and_unload(), tmp_path / "merged")
+    torch.testing.assert_close(run(load_regbn(build(cls), tmp_path / "merged"), vectors(3), False), expected)
+    torch.testing.assert_close(run(model, vectors(3), False), expected, rtol=0, atol=0)
+
+
+class MakesItsAdapters(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = adapted(build(Nested))
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return self.inner(a, b)
+
+
+def test_adapters_that_the_class_makes_itself_come_back_without_a_word(tmp_path: Path) -> None:
+    model = regbnify(MakesItsAdapters(), rules("concat"), vectors())
+    step(model, vectors())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RegBNWarning)
+        save_regbn(model, tmp_path)
+    found = load_regbn(MakesItsAdapters(), tmp_path)
+    torch.testing.assert_close(run(found, vectors(3), False), run(model, vectors(3), False), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cls", [Joined, Nested])
+def test_the_state_of_regbn_is_kept_beside_the_adapters(cls: Any, tmp_path: Path) -> None:
+    base = operate(build(cls), vectors())
+    model = adapted(copy.deepcopy(base), init_lora_weights=False)
+    step(model, vectors())
+    with pytest.warns(RegBNWarning, match="RB406") as told:
+        model.save_pretrained(tmp_path)
+    line = re.search(r"torch\.save\(\{.*?\}, path\)", str(told[0].message))
+    assert line is not None
+    path = tmp_path / "regbn.pt"
+    exec(line[0], {"torch": torch, "model": model, "path": path})
+    found = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    found.load_state_dict(torch.load(path), strict=False)
+    expected, ours = run(model, vectors(3), False), run(found, vectors(3), False)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+def test_adapters_of_a_part_are_told_no_folder_of_the_whole(tmp_path: Path) -> None:
+    """The rewritten model is around the adapters or inside their model: merging does not give it as it was."""
+    inside = adapted(Around(operate(build(Nested), vectors())))
+    around = regbnify(Around(adapted(build(Nested))), rules("concat"), vectors()).inner
+    for model in (inside, around):
+        with pytest.warns(RegBNWarning, match=r"now, call torch\.save"):
+            model.save_pretrained(tmp_path)
+
+
+# -- transformers -----------------------------------------------------------------------------------------------------
+
+HF = [("hf_clip", ["q_proj", "v_proj"]), ("hf_llava", ["q_proj", "v_proj"]), ("hf_blip_captioning", ["query", "value"])]
+
+
+@functools.cache
+def _rewritten(name: str) -> Any:
+    pytest.importorskip("transformers")
+    case = BY_NAME[name]
+    model: Any = regbnify(case.model(), case.rules_dict(), case.example)
+    training_step(model, case.example(3))
+    return model
+
+
+def _lora(layers: list[str]) -> Any:
+    return peft.LoraConfig(r=2, target_modules=layers, init_lora_weights=False)
+
+
+@pytest.mark.parametrize(("name", "layers"), HF)
+def test_a_merged_model_of_transformers_comes_back_from_its_folder(
+    name: str, layers: list[str], tmp_path: Path
+) -> None:
+    case = BY_NAME[name]
+    model = peft.get_peft_model(copy.deepcopy(_rewritten(name)), _lora(layers))
+    training_step(model.get_base_model(), case.example(3))
+    batch = case.example(3)
+    expected = run_case(model.get_base_model(), batch, train=False)
+    save_regbn(model.merge_and_unload(), tmp_path)
+    found = load_regbn(type(case.model()).from_pretrained(tmp_path), tmp_path)  # type: ignore[attr-defined]
+    torch.testing.assert_close(run_case(found, batch, train=False), expected)
+
+
+@pytest.mark.parametrize(("name", "layers"), HF)
+def test_a_folder_with_adapters_in_it_does_not_load_as_random(name: str, layers: list[str], tmp_path: Path) -> None:
+    case = BY_NAME[name]
+    model = peft.get_peft_model(copy.deepcopy(_rewritten(name)), _lora(layers)).get_base_model()
+    model.save_pretrained(tmp_path)
+    fresh: Any = type(case.model()).from_pretrained(tmp_path)  # type: ignore[attr-defined]
+    before = everything(fresh)
+    with pytest.raises(RecipeError, match=r"do not fit .* before adapters are added .*merge_and_unload\(\)"):
+        load_regbn(fresh, tmp_path)
+    assert everything(fresh) == before
+
+
+@pytest.mark.parametrize(("name", "layers"), HF[:2])
+def test_adapters_of_transformers_own_say_that_they_leave_regbn_out(
+    name: str, layers: list[str], tmp_path: Path
+) -> None:
+    case = BY_NAME[name]
+    model = copy.deepcopy(_rewritten(name))
+    model.add_adapter(_lora(layers))
+    training_step(model, case.example(3))
+    with pytest.raises(RegBNError, match=r"added by add_adapter.*Nothing was written"):
+        save_regbn(model, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    with pytest.warns(RegBNWarning, match=r"RB406 .*now, call torch\.save"):
+        model.save_pretrained(tmp_path)
+    kept = {name: value.clone() for name, value in model.state_dict().items() if "regbn_" in name}
+    found = copy.deepcopy(_rewritten(name))
+    found.load_adapter(str(tmp_path))
+    found.load_state_dict(kept, strict=False)
+    batch = case.example(3)
+    torch.testing.assert_close(run_case(found, batch, train=False), run_case(model, batch, train=False))

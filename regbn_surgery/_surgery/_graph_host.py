@@ -157,6 +157,11 @@ class GraphHost:
         Raises:
             RewriteError: where a graph could not do what the forward does.
         """
+        if original_class(host).__module__.startswith("<torch_package"):
+            raise RegBNBypassedError(
+                f"{type(host).__name__} was loaded from a torch.package, which copies its code; the calls of that copy "
+                "cannot be put into another order, which RegBN needs here. Use save_regbn and load_regbn"
+            )
         try:
             self._refuse_too_many(host, role, args, kwargs)
             variant = self._capture(host, role, args, kwargs)

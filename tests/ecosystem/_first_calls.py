@@ -261,6 +261,13 @@ def offloaded(subject: Subject) -> None:
     }
     for name, way in ways.items():
         expected = outputs(fresh(subject), subject.example(3))
+        original = copied(subject.original()).eval()
+        the_original_must(
+            f"compute the same with {name}",
+            lambda way=way, original=original: assert_same(  # type: ignore[misc]
+                way(copied(original)), outputs(original, subject.example(3))
+            ),
+        )
         found = unless_the_original_fails(
             f"bear {name}",
             lambda way=way: way(fresh(subject)),  # type: ignore[misc]

@@ -37,6 +37,11 @@ def test_situation(name: str, situation: str) -> None:
         pytest.skip(str(error))
 
 
+def test_a_host_that_runs_from_a_graph_is_refused_from_a_package() -> None:
+    """Its graph is captured at the first call, and the copied code has no RegBN to be found."""
+    SITUATIONS["first: torch.package"](Subject("show_and_tell"))
+
+
 @pytest.mark.parametrize("situation", ["first: jit.trace", "first: functional_call"])
 def test_a_model_without_its_regbn_would_be_seen(situation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each situation compares with a copy that computes with RegBN: the original in its place fails."""

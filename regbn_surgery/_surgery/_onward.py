@@ -13,7 +13,7 @@ from ._bypass import refuse_going_on
 from ._growing import current_frame
 from ._memory import SPOILT
 from ._operands import among, now_of, put
-from ._table import ATTRIBUTE, Path, SiteTable, Table
+from ._table import ATTRIBUTE, SiteTable, Table
 
 _JOINING = ("cat", "concat", "concatenate")
 
@@ -65,7 +65,6 @@ class GoingOn:
     def _carry_on(
         self,
         entry: SiteTable,
-        path: Path,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         now: list[tuple[Tensor, Tensor]],

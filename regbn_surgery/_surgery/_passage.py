@@ -231,7 +231,7 @@ class Passage(GoingOn):
         """A call that reads a side of the site is about to run: normalise, and note what it is to read instead."""
         entry, site = reading.entry, reading.entry.site
         if reading.onward and self.met_before:
-            self._carry_on(entry, path, args, kwargs, now)
+            self._carry_on(entry, args, kwargs, now)
         if site.scatter is not None:
             return
         f_reads = reading.sides  # identity says which of the two is there

@@ -157,11 +157,13 @@ def _given_to_layer(run: Run, operation: Operation, layer: nn.Module) -> list[di
     found = []
     for node in run.trace.graph.find_nodes(op="call_module", target=operation.host):
         given = inspect.signature(layer.forward).bind(*node.args, **node.kwargs).arguments
-        names = () if operation.hook is None else (operation.hook.f, operation.hook.g)
-        infos = [next((tensor_of(given[name]) for name in some if name in given), None) for some in names]
-        known = [info.uid for info in infos if info is not None]
-        if len(known) == len(("f", "g")):
-            found.append(dict(zip(("f", "g"), known, strict=True)))
+        names = {} if operation.hook is None else {"f": operation.hook.f, "g": operation.hook.g}
+        infos = {
+            side: tensor_of(next((given[name] for name in some if name in given), None)) for side, some in names.items()
+        }
+        known = {side: info.uid for side, info in infos.items() if info is not None}
+        if {"f", "g"} <= set(known):
+            found.append(known)
     return found
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
-from regbn_surgery import PlanError
+from regbn_surgery import PlanError, plan
 from regbn_surgery._plan import Facts, PairSides, decide
 from regbn_surgery._rules import Rules
 from regbn_surgery._types import Inspection, Plan
@@ -190,3 +192,24 @@ class TestPairsByPattern:
                 decide(rules, vectors(), lambda f, g: sides)
         else:
             assert decide(rules, vectors(), lambda f, g: sides).sites
+
+
+def test_several_operands_of_one_modality_at_one_point() -> None:
+    """A RegBN goes in for each; somebody who expects one is told."""
+
+    class Pooled(nn.Module):
+        def __init__(self, further: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+            self.further = further
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self.a(x), self.b(y), *([self.c(x)] if self.further else [])], 1)
+
+    rule = {"id": "r", "match": {"kind": "concat"}, "normalize": "y", "against": "x"}
+    example = torch.randn(8, 4), torch.randn(8, 4)
+    twice, once = (plan(Pooled(further), {"version": 1, "rules": [rule]}, example) for further in (True, False))
+    (note,) = [note for note in twice.notes if note.startswith("RB119")]
+    assert "2 RegBN go in there, one after the other (`regbn_r` and `regbn_r_1`)" in note
+    assert len(twice.sites) == 2
+    assert not [note for note in once.notes if note.startswith("RB119")]

@@ -28,9 +28,7 @@ def keep(model: nn.Module, path: str, name: str, site: RegBNSite) -> None:
     host = model.get_submodule(path)
     if hasattr(host, name):
         raise RewriteError(f"{named_at(type(host), path)} already has an attribute {name!r}; give the rule another id")
-    device = next((tensor.device for tensor in (*host.parameters(), *host.buffers())), torch.device("cpu"))
-    if device.type != "meta":  # the values of RegBN's own start are not to be had again
-        site.to(device)
+    settle(site, _device_of(model, path))  # the self-check shows where f is: there is no such check after loading
     site.train(host.training)
     if not goes_over_children(host):
         host.add_module(name, site)
@@ -53,6 +51,23 @@ def keep(model: nn.Module, path: str, name: str, site: RegBNSite) -> None:
         f"the forward of {named_at(type(host), path)} iterates over its own children, and RegBN would become one "
         "of them. Wrap it in another module, on which RegBN can be registered, and rewrite that one."
     )
+
+
+def settle(site: RegBNSite, device: torch.device) -> None:
+    """Move a site to a device on which there are values."""
+    if device.type != "meta":  # the values of RegBN's own start are not to be had again
+        site.to(device)
+
+
+def _device_of(model: nn.Module, path: str) -> torch.device:
+    """The device of the module at `path`, or of the nearest module around it that has tensors."""
+    while True:
+        module = model.get_submodule(path)
+        for tensor in (*module.parameters(), *module.buffers()):
+            return tensor.device
+        if not path:
+            return torch.device("cpu")
+        path = path.rpartition(".")[0]
 
 
 def forget(module: nn.Module) -> None:

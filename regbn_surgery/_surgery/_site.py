@@ -55,7 +55,7 @@ class RegBNSite(nn.Module):
         if (type(f) is not Tensor or type(g) is not Tensor) and next(symbols_in((f, g)), None) is not None:
             f_new, g_new = as_one_call(self, f, g, f_mask=f_mask, g_mask=g_mask, mask=mask)
             return f_new, (g_new if self.replace_g else g)
-        if self._is_identity():
+        if self._is_identity(f):
             self._note(g, g_mask)
             if not self.folded and _trials.reached[-1].copies:
                 return f.clone(), (g.clone() if self.replace_g else g)
@@ -107,7 +107,7 @@ class RegBNSite(nn.Module):
         Raises:
             RegBNBypassedError: where that is not what these positions would be if they met g now.
         """
-        if self._is_identity():
+        if self._is_identity(f):
             return f
         self._check_rank("f", f, self.f_axes)
         regbn = regbn_in(self.regbn)
@@ -140,10 +140,10 @@ class RegBNSite(nn.Module):
         f_new, _ = self.regbn(_permuted(f, self.f_axes), g, False, zeros_absent=False)
         return _permuted_back(f_new, self.f_axes)
 
-    def _is_identity(self) -> bool:
+    def _is_identity(self, f: Tensor) -> bool:
         if torch.compiler.is_compiling() or not _trials.reached:
             return self.folded
-        _trials.reached[-1].append(self)
+        _trials.reached[-1].setdefault(self, f.device)
         return True
 
     def _note(self, g: Tensor, mask: Tensor | None) -> None:
@@ -214,8 +214,9 @@ def sites_of(model: nn.Module) -> list[RegBNSite]:
     return list(found.values())
 
 
-class _Reached(list[RegBNSite]):
-    """The sites that a trial run has reached. With `copies`, a site returns copies, as RegBN returns new tensors."""
+class Reached(dict[RegBNSite, torch.device]):
+    """The sites that a trial run has reached, in order, and where f was. With `copies`, a site returns copies, as RegBN
+    returns new tensors."""
 
     copies = False
 
@@ -224,20 +225,20 @@ class _Trials(threading.local):
     """The trial runs of this thread."""
 
     def __init__(self) -> None:
-        self.reached: list[_Reached] = []
+        self.reached: list[Reached] = []
 
 
 _trials = _Trials()
 
 
 @contextmanager
-def identity(model: nn.Module | None = None, *, copies: bool = False) -> Iterator[list[RegBNSite]]:
+def identity(model: nn.Module | None = None, *, copies: bool = False) -> Iterator[Reached]:
     """Let every RegBN site pass f and g through as they come, in this thread, for the time of the `with`; with
     `copies`, copies of them, by which a trace tells what a host does with them.
 
-    Gives a list of the sites in the order in which they are reached.
+    Gives the sites in the order in which they are reached.
     """
-    reached = _Reached()
+    reached = Reached()
     reached.copies = copies
 
     def leave() -> None:

@@ -25,7 +25,7 @@ from ._guard import ATTRIBUTE, MODALITIES, Guard
 from ._guard import RECORD as RECORD
 from ._hoist import HoistHook
 from ._host import HostSurgery
-from ._keep import forget
+from ._keep import forget, settle
 from ._operations import Operation, operations_for, put_in
 from ._roles import RoleReset
 from ._saving import save_recipe_no_more, save_recipe_too
@@ -165,6 +165,8 @@ def _checked(model: nn.Module, operations: list[Operation], expected: Sequence[O
     idle = [name for name in idle if model.get_submodule(name) not in reached | ran]
     if idle:
         raise RewriteError(f"self-check failed: RegBN would never run at {', '.join(idle)}")
+    for site, device in (reached | ran).items():
+        settle(site, device)
 
 
 def _as_done(model: nn.Module, operation: Operation) -> Operation:

@@ -20,7 +20,7 @@ from ._graph_host import GraphHost
 from ._guard import ATTRIBUTE, on_the_stack
 from ._host import HostSurgery
 from ._reorder import without_dropout
-from ._site import RegBNSite, identity
+from ._site import Reached, identity
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def observe(model: nn.Module, inputs: Inputs, training: bool, writes: bool) -> O
         return Observed(inputs, training, values_of(model(*args, **kwargs)))
 
 
-def check(model: nn.Module, expected: Sequence[Observed], writes: bool) -> set[RegBNSite]:
+def check(model: nn.Module, expected: Sequence[Observed], writes: bool) -> Reached:
     """Hold the model to what the original gave in these runs, with identity in place of RegBN; gives the sites reached.
 
     Raises:
@@ -60,11 +60,11 @@ def check(model: nn.Module, expected: Sequence[Observed], writes: bool) -> set[R
     coded = [(module, surgery) for module, surgery in hosts if isinstance(surgery, HostSurgery)]
     for _, surgery in coded:
         surgery.returns = {}
-    sites: set[RegBNSite] = set()
+    sites = Reached()
     for number, wanted in enumerate(expected):
         with identity(model) as reached:
             found = observe(model, wanted.inputs, wanted.training, writes)
-        sites.update(reached)
+        sites |= reached
         wrong = difference_of_values(wanted.values, found.values)
         if wrong is not None and wanted.training and reordered(model):
             wrong = _difference_without_dropout(model, wanted.inputs, writes)
@@ -75,7 +75,7 @@ def check(model: nn.Module, expected: Sequence[Observed], writes: bool) -> set[R
             with identity(model) as still_reached:
                 found = observe(model, wanted.inputs, wanted.training, writes)
             wrong = difference_of_values(wanted.values, found.values)
-            if wrong is None and set(reached) - set(still_reached):
+            if wrong is None and reached.keys() - still_reached.keys():
                 wrong = "RegBN does not run any more"
             if wrong is not None:
                 raise RewriteError(f"self-check failed, with f and g taken where helper functions return them: {wrong}")

@@ -23,7 +23,7 @@ from .._visible import visible
 from ._guard import MODALITIES, RECORD
 from ._operations import Operation
 from ._scatter import PositionSite
-from ._site import RegBNSite, identity
+from ._site import Reached, RegBNSite, identity
 from ._woven import writes
 
 
@@ -102,7 +102,7 @@ def carried_in(model: nn.Module, batches: Batches, *, training: bool, writes: bo
 
 def carried_and_given(
     model: nn.Module, batches: Batches, *, training: bool, writes: bool
-) -> tuple[Verification, tuple[Observed, ...], set[RegBNSite]]:
+) -> tuple[Verification, tuple[Observed, ...], Reached]:
     """The same, with what the model gave at both batch sizes, and which RegBN ran at any."""
     modalities: tuple[Modality, ...] = model.__dict__.get(MODALITIES, ())
     operations: tuple[Operation, ...] = model.__dict__[RECORD]
@@ -118,7 +118,7 @@ def carried_and_given(
         sites.append(_verified(run, operation, module, paths[id(module)], host if module in reached else None))
     named = () if batches.given is None else named_leaves(model, batches.given)
     notes = not_finite([run], [(name, leaf) for name, leaf in named if isinstance(leaf, Tensor)])
-    return Verification(type(model).__name__, training, tuple(sites), tuple(notes)), observed, set(reached)
+    return Verification(type(model).__name__, training, tuple(sites), tuple(notes)), observed, reached
 
 
 def _verified(
@@ -240,7 +240,7 @@ def _words(pair: Sequence[Sequence[str]]) -> str:
 
 def refuse_other_streams(
     model: nn.Module, batches: Batches, *, training: bool, writes: bool
-) -> tuple[tuple[Observed, ...], set[RegBNSite]]:
+) -> tuple[tuple[Observed, ...], Reached]:
     """What the model gave in the runs that were looked at, and which RegBN ran in them.
 
     Raises:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -153,8 +153,7 @@ def _fixed(trace: Array, floor: Array, sizes: Sizes, problem: Problem, xp: Any) 
     return xp.where(wanted > floor, wanted, floor), wanted > floor
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):  # a dataclass made in a compiled step is a graph break before torch 2.12
     """What counts as zero. `eps` is the precision of the features that K came from.
 
     `threshold` and `substitute` are the published sigma_THR and sigma_MIN: singular values sqrt(s_i) not above
@@ -170,8 +169,7 @@ class Limits:
 FLOAT32 = Limits(torch.finfo(torch.float32).eps)
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """What of the options decides the fit. `lam`, `relative`: those of "fixed". `centred`: the features have mean 0."""
 
     constraint: Constraint = "smoother"

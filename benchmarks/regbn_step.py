@@ -204,6 +204,38 @@ def check_gpu(device: torch.device) -> None:
     print("no host synchronisation in forward; captured and replayed as a CUDA graph\n")
 
 
+def captured(step: Step, device: torch.device) -> Step:
+    """The same step, replayed from a CUDA graph: what the device computes, without the launches from Python."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def captured_table(rounds: int, device: torch.device) -> None:
+    """A training step as `torch.cuda.CUDAGraph` replays it, against the floor and the norms replayed the same way."""
+    print(header("shape", "captured: train ms", "/ floor", "/ BN+LN", "all norms / floor", "/ their floor"))
+    for shape in SHAPES:
+        layers = {
+            "ours": training_step(make(shape, device).train(), shape, device),
+            "full": training_step(make(shape, device, normalize_input=True, affine=True).train(), shape, device),
+            "floor": floor_training(shape, device),
+            "full floor": floor_training(shape, device, normalized=True),
+            "norms": training_step(PlainNorms(shape).to(device).train(), shape, device),
+        }
+        times = measure({name: captured(step, device) for name, step in layers.items()}, rounds, device)
+        cells = [shape.name, f"{1e3 * statistics.median(times['ours']):.3f}"]
+        cells += [f"{ratio(times, 'ours', base):.2f}" for base in ("floor", "norms")]
+        cells += [f"{ratio(times, 'full', base):.2f}" for base in ("floor", "full floor")]
+        print(row(*cells), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", type=Path, metavar="FILE", help="the published module file, devices set to CPU")
@@ -218,11 +250,16 @@ def main() -> None:
     CLOCK = CLOCKS[arguments.clock]
     device = torch.device(arguments.device)
     machine = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
     print(f"torch {torch.__version__}, {machine}, {arguments.threads} thread(s), {arguments.clock} clock\n")
     print(f"Goals: all norms / floor <= 2.2 on {', '.join(LARGER)}; eval / floor <= 1.3; yardstick / ours > 1.\n")
     if device.type == "cuda":
         check_gpu(device)
     step_table(arguments.rounds, device, arguments.reference)
+    if device.type == "cuda":
+        print("\nReplayed from a CUDA graph\n")
+        captured_table(arguments.rounds, device)
     if arguments.steps_only:
         return
     print("\nPeak memory of a training step beyond inputs and W\n")

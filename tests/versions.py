@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "versions.md"
-CORE: tuple[str, ...] = ("tests/trace", "tests/analysis", "tests/surgery", "tests/rules", "tests/plan")
+CORE: tuple[str, ...] = ("tests/nn", "tests/trace", "tests/analysis", "tests/surgery", "tests/rules", "tests/plan")
 TOOLS = ("pytest", "pytest-xdist", "hypothesis", "jsonschema")
 #: The floors of pyproject.toml, but for numpy, of which torch 2.6 and Python 3.11 want 1.26.
 FLOORS = (

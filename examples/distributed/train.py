@@ -16,6 +16,7 @@ import gc
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -68,7 +69,8 @@ def train(steps: int, batch_size: int, *, fsdp: bool) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     plain = convert_sync_regbn(TwoBranches())
-    model = fully_shard(plain) if fsdp else DistributedDataParallel(plain)
+    mesh = init_device_mesh("cpu", (world,))
+    model = fully_shard(plain, mesh=mesh) if fsdp else DistributedDataParallel(plain)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for step in range(steps):
         image, audio, target = (x[rank::world] for x in make_batch(step, batch_size))

@@ -56,7 +56,9 @@ class Features(NamedTuple):
             f_fit = f_fit - _mean(f_fit, rows, ranks)
         g_fit, f_fit = rows.of(g_fit), rows.of(f_fit)
         g_raw = g_fit if same else rows.of(g_raw)
-        return self._replace(g_raw=g_raw, g_fit=g_fit, f_fit=f_fit, g_mean=None if g_mean is None else g_mean.detach())
+        g_mean = None if g_mean is None else g_mean.detach()
+        # Not `_replace`, at which the compiler of torch 2.6 breaks the graph.
+        return Features(self.f, self.g, self.f_raw, g_raw, f_fit, g_fit, self.moments, g_mean)
 
 
 def _mean(x: Tensor, rows: Rows, ranks: Ranks | None) -> Tensor:

@@ -41,6 +41,7 @@ class Readers:
 
     def __init__(self) -> None:
         self._waiting: WeakSet[_Kept] = WeakSet()
+        self._any = False  # a plain value, which every compiler of torch can ask
 
     def __reduce__(self) -> tuple[type[Readers], tuple[()]]:
         return Readers, ()  # a copy has no readers yet
@@ -56,6 +57,7 @@ class Readers:
                 return saved
             kept = _Kept(saved.detach(), buffer)
             self._waiting.add(kept)
+            self._any = True
             return kept
 
         def unpack(saved: Tensor | _Kept) -> Tensor:
@@ -66,9 +68,12 @@ class Readers:
 
     def before_writing(self) -> None:
         """Copy what is still waited for; to be called before any of the buffers is changed in place."""
+        if not self._any:
+            return
         for kept in list(self._waiting):
             kept.copy()
         self._waiting.clear()
+        self._any = False
 
 
 def is_read_by_autograd(x: Tensor) -> bool:

@@ -125,7 +125,7 @@ def summary(
     for host in hosts:
         held = sum(p.numel() for p in model.get_submodule(host.host).parameters() if id(p) not in inside)
         for site in host.sites:
-            path = f"{host.host}.{site.name}".lstrip(".")
+            path = site.path
             module = model.get_submodule(path)
             buffers = list(module.buffers())
             rows.append(

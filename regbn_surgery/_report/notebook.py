@@ -44,8 +44,7 @@ def plan_to_html(plan: Plan) -> str:
     head = f"<b>{count_text(len(plan.sites), 'RegBN module')}</b> to put in; {normalised} of {points} normalised"
     sites = [
         (
-            f"<b>{escape(f'{site.host}.{site.name}'.lstrip('.'))}</b>"
-            + (f"<br>{_muted('at ' + site.point)}" if site.point is not None else ""),
+            f"<b>{escape(site.path)}</b>" + (f"<br>{_muted('at ' + site.point)}" if site.point is not None else ""),
             escape(side_text(site.f, site.reduce)),
             escape(side_text(site.g, site.reduce)),
             escape(projection_text(site)),
@@ -68,7 +67,7 @@ def surgery_to_html(model: str, hosts: Sequence[HostLike]) -> str:
     parts = [f"<b>{escape(model)}</b>: {count_text(sum(len(h.sites) for h in hosts), 'RegBN module')} in "
              f"{count_text(len(hosts), 'host')}"]  # fmt: skip
     for host in hosts:
-        names = ", ".join(site.name for site in host.sites)
+        names = ", ".join(site.path for site in host.sites)
         title = f"<b>{escape(owner_text(host.host))}</b> ({escape(host.host_class)}), {escape(host.way)}: "
         title += escape("; ".join([names, *whys_of(host)]))
         diff = diff_of(host) if host.before else host.after

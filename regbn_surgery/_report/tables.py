@@ -165,8 +165,7 @@ def sites_table(sites: Iterable[PlannedSite], width: int = 80) -> Table:
     narrow = width * 7 // 8
     table = plain_table("RegBN module", "f (normalised), g", "projection W")
     for site in sites:
-        path = f"{site.host}.{site.name}" if site.host else site.name
-        name = Text(broken_path(path, narrow), style="bold")
+        name = Text(broken_path(site.path, narrow), style="bold")
         if site.point is not None:
             name.append("\n" + broken_path(f"at {site.point}", narrow), style="not bold")
         sides = [f"{letter} {side_text(side, site.reduce)}" for letter, side in (("f", site.f), ("g", site.g))]

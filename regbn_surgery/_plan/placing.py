@@ -117,7 +117,8 @@ class Placer:
     def _no_reference(self, f: str, g: str) -> str:
         pattern = f if references.is_pattern(f) else g
         found = [name for name in self.facts.references if name.startswith("module:")] or self.facts.references
-        near = did_you_mean(pattern[len("re:") :].replace("\\", ""), self.facts.references)
+        literal = re.match(r"[\w:.-]*", pattern.removeprefix("re:").replace("\\", ""))
+        near = did_you_mean(literal[0] if literal else pattern, self.facts.references)
         return f"no input or called module is `{pattern}`{near} (some that are: {listing(found, limit=8)})"
 
     def _pair(self, order: Order, pair: tuple[str, str]) -> None:

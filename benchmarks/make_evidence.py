@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-sys.path.insert(0, str(ROOT / "examples" / "confounder"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "confounder"))
 import confounder
 import evidence
 import what_is_removed
 
+ROOT = Path(__file__).resolve().parents[1]
 ROUGH = "--quick: few seeds and small data. These figures are rough; do not quote them or compare methods by them."
 
 

@@ -8,7 +8,7 @@ from html import escape
 
 from .._types import Inspection, Plan
 from .diff import HostLike, diff_of, whys_of
-from .shapes import axis_names, owner_text, projection_text, side_text, tensor_text
+from .shapes import meeting_texts, owner_text, projection_text, side_text
 from .tables import collapsed, cost_text, tier_text
 from .words import all_notes, count_text
 
@@ -29,7 +29,7 @@ def inspection_to_html(found: Inspection) -> str:
         if not point.selected_by_default:
             kind += f"<br>{_muted('only if a rule names it')}"
         where = f"{os.path.basename(point.source.file)}:{point.source.line}" if point.source else ""
-        meets = "<br>".join(escape(tensor_text(o.home, o.shape, o.layout, axis_names(point))) for o in point.operands)
+        meets = "<br>".join(escape(text) for text in meeting_texts(point))
         costs = "<br>".join(escape(cost) for cost in dict.fromkeys(cost_text(site) for site in point.sites))
         place = f"{escape(where)}<br>{_muted('in ' + point.owner_class)}"
         rows.append((name, kind, place, meets, costs))

@@ -161,8 +161,8 @@ def test_shares_of_nothing() -> None:
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, slow: set[int]) -> None:
-    """Every reading of the clock is a millisecond after the last; in the calls `slow` one takes 5 s longer, as if another
-    program had the processor. A call reads four times: twice around the model, twice around its one RegBN."""
+    """Every reading of the clock is a millisecond after the last; in the calls `slow` one takes 5 s longer, as if
+    another program had the processor. A call reads four times: twice around the model, twice around its one RegBN."""
     readings = itertools.count()
 
     def now(device: torch.device) -> float:

@@ -1,5 +1,5 @@
 # `make demo` and `make test` need Python 3.11 or newer and make, nothing else: they set up .venv on first use and
-# again only when pyproject.toml or constraints.txt change.
+# again only when pyproject.toml or constraints.txt change. `make setup` does only that, for all of them.
 #
 #   make demo PYTHON=python3.12                                        another Python
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu         torch without CUDA (a small download)
@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 TESTS ?= tests
+ARGS ?=
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
@@ -15,16 +16,21 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --c
 MODEL := examples/pmr/model.py:factory
 RULES := examples/pmr/rules/late.yaml
 
-.PHONY: demo test test-all test-versions lint types format docs pictures evidence clean help
+.PHONY: setup demo test test-all test-versions lint types format docs pictures evidence clean help
 
 help:
+	@echo "make setup   set up .venv for all that follows, and nothing else (the others do so on first use)"
 	@echo "make demo    inspect, rewrite and train the example, about 1 minute (no download of data)"
 	@echo "make test    run the tests, 6 to 10 minutes on two cores;  make test-all: the slow ones, too"
 	@echo "make test-versions    the core tests with other versions, floors to newest (SETS=newest: one set)"
 	@echo "make lint    ruff;  make types: mypy;  make format: rewrite in ruff's format;  make clean: remove .venv"
-	@echo "make evidence    the experiments behind docs/results.md and the figure of README.md (minutes)"
+	@echo "make evidence    the experiments behind docs/results.md and the figure of README.md, into a new folder, 3 minutes"
+	@echo "                 (ARGS=--quick: rough figures in less than one; ARGS=--update-docs: over the files of the docs)"
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make pictures    the pictures of docs/ (PICTURES=clip: one of them); needs Chromium"
+
+setup: $(VENV)/.for-demo $(VENV)/.for-development
+	@echo "$(VENV) is set up"
 
 demo: $(VENV)/.for-demo
 	@echo; echo "== Where do the modalities of the example meet?  (regbn-surgery inspect $(MODEL))"
@@ -65,11 +71,10 @@ docs: $(VENV)/.for-development
 pictures: $(VENV)/.for-development
 	@$(BIN)/python docs/make_pictures.py $(PICTURES)
 
-# Both experiments draw their data from seeds; nothing is downloaded. About 3 minutes of processor time.
+# Both experiments draw their data from seeds; nothing is downloaded. Into a new folder, runs/evidence-N, and over the
+# files of the documentation only with ARGS=--update-docs.
 evidence: $(VENV)/.for-demo
-	@$(BIN)/python benchmarks/what_is_removed.py --csv docs/evidence/removed.csv
-	@$(BIN)/python examples/confounder/confounder.py
-	@$(BIN)/python benchmarks/evidence.py docs/evidence/removed.csv examples/confounder/results/confounder.csv docs/evidence.png
+	@$(BIN)/python benchmarks/make_evidence.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The figure of the README, from the values of two experiments; `make evidence` runs these and then this.
+"""The figure of the README, from the values of two experiments; make_evidence.py runs these and then this.
 
 python benchmarks/evidence.py docs/evidence/removed.csv examples/confounder/results/confounder.csv docs/evidence.png
 """
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("removed", "confounder", "picture"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--rough", action="store_true", help="say on the picture that the values are rough")
     arguments = parser.parse_args(argv)
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw_panel(accuracy, outcomes, setting, factors, rho)
     accuracy.set_title(f"Accuracy where the confounder turned useless\n({setting}, {factors} shared factors)")
     accuracy.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    if arguments.rough:
+        figure.suptitle("Rough: a quick run with few seeds", color="#d1495b")
     arguments.picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.picture, dpi=130)
     print(f"wrote {arguments.picture}")

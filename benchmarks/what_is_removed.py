@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -91,6 +93,7 @@ def measured(size: int, steps: int, seeds: int, offset: bool, ways: dict[str, di
     before: list[Left] = []
     after: list[Left] = []
     for name, way in ways.items():
+        print(f"batch {size}{', with a mean' * offset}: {name}", file=sys.stderr, flush=True)
         for factors in FACTORS:
             for seed in range(seeds):
                 r2_before, r2_after = left(way, factors, size, steps, offset, seed)
@@ -118,12 +121,12 @@ def write_csv(found: list[Left], path: Path) -> None:
         writer.writerows({**asdict(item), "r2": f"{item.r2:.4f}"} for item in found)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write every value, too")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     offset = {f"{name}{', centred' * centre}": {**WAYS[name], "centre": centre}
               for name in ("smoother", "gcv") for centre in (False, True)}  # fmt: skip
     tables = [(f"Batch {size}: held-out R2 of f on g", size, False, WAYS) for size in BATCHES]

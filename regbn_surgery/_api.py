@@ -14,6 +14,7 @@ from torch import nn
 
 from ._analysis import Analysis, analyse
 from ._analysis._causal import Streams
+from ._codes import coded, kept
 from ._copying import Model, deep_copy
 from ._errors import RegBNWarning, RewriteError
 from ._facts import find_facts, needs, pair_sides, streams_of
@@ -42,6 +43,10 @@ from ._surgery import freeze as freeze_sites
 from ._types import Modality, Plan
 from ._undo import forget, guarding, later
 from ._untested import tell_untested
+
+_WEIGHTLESS = (
+    "the model has no weights: the surgery was not tried on a copy, and whether a stream is causal is not known"
+)
 
 RulesLike = Rules | str | os.PathLike[str] | Mapping[str, Any]
 
@@ -76,6 +81,8 @@ def plan(
     """
     made, analysis = _planned(model, Rules.load(rules), example_inputs, steps)
     weightless = any(has_no_values(tensor) for tensor in (*model.parameters(), *model.buffers()))
+    if weightless and made.sites:
+        return dataclasses.replace(made, notes=(*kept([coded("RB120", _WEIGHTLESS)], made.ignore), *made.notes))
     if weightless or not rehearse:
         return made
     strict = Rules.load(rules).wants_all

@@ -171,6 +171,11 @@ _KINDS = (
         "one point has several operands of one modality, and a RegBN for each",
         "If one is enough, name the layers that make its operands: `pair: {f: ..., g: ...}`.",
     ),
+    NoteKind(
+        "RB120",
+        "planned for a model without weights: less is known than with them",
+        "Load weights (any values do) before you rely on the plan; `show` and `regbnify` need them anyway.",
+    ),
     # verify
     NoteKind(
         "RB201",

@@ -31,7 +31,7 @@ class SurgeryReport:
         return hosts_to_text(self.hosts)
 
     def __repr__(self) -> str:
-        sites = ", ".join(f"{host.host}.{site.name}".lstrip(".") for host in self.hosts for site in host.sites)
+        sites = ", ".join(site.path for host in self.hosts for site in host.sites)
         return visible(f"<SurgeryReport on {self.model}: RegBN {sites or 'nowhere'}>")
 
     def _repr_html_(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from ._analysis._causal import Streams
 from ._analysis._pairs import Pair
 from ._plan import Facts
 from ._state import has_no_values
+from ._surgery import kept_at
 from ._trace import Trace
 from ._types import Side
 
@@ -28,6 +30,8 @@ def find_facts(model: nn.Module, analysis: Analysis, streams: Streams | None = N
         trained=why_trained(model),
         causal=causal,
         streams=sides,
+        layers={place: recipe.leaf for place, recipe in analysis.recipes.items() if recipe.leaf is not None},
+        kept_at=functools.partial(kept_at, model),
     )
 
 

@@ -10,7 +10,6 @@ from torch import nn
 from ._analysis import Analysis
 from ._codes import coded, kept
 from ._errors import AlreadyRewrittenError, RewriteError
-from ._plan.advice import site_path
 from ._surgery import perform, undo
 from ._types import Plan, PlannedSite
 
@@ -88,4 +87,4 @@ def _bisect(
 def _named(plan: Plan, place: _Place) -> str:
     point, pair = place
     where = f"`{point}`" if point is not None else " with ".join(pair or ())
-    return f"{where} ({', '.join(site_path(site) for site in _at(plan, [place]).sites)})"
+    return f"{where} ({', '.join(site.path for site in _at(plan, [place]).sites)})"

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from . import _tree
 from ._errors import InputsError
-from ._spelling import did_you_mean, listing
+from ._spelling import did_you_mean, is_near, listing
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -38,7 +38,7 @@ def missing_key(error: BaseException, value: Any) -> str:
     given = list(dict.fromkeys(_keys(value)))
     if wanted in given:
         return ""
-    hints = [name for name in given if did_you_mean(name, [wanted])]
+    hints = [name for name in given if is_near(wanted, name)]
     return f" The inputs have no `{wanted}`, but `{hints[0]}`: is it misspelt?" if hints else ""
 
 

@@ -115,7 +115,7 @@ def diagnose(
     batches = given.calls
     rules = None if rules is None else Rules.load(rules)
     rewritten = _rewritten(model, given, example, rules, modalities)
-    sites = {f"{host.host}.{site.name}".lstrip("."): site for host in explain(rewritten) for site in host.sites}
+    sites = {site.path: site for host in explain(rewritten) for site in host.sites}
     places = {path: module for path, module in rewritten.named_modules() if isinstance(module, RegBNSite)}
     plans = {path: sites[path] for path in places}
     rewritten.eval()

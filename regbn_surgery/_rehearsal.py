@@ -16,7 +16,6 @@ from ._codes import coded, kept
 from ._errors import RegBNError
 from ._inputs import InputsLike, as_inputs, is_function, shared_axis
 from ._leaving_out import perform_borne
-from ._plan.advice import site_path
 from ._rules.naming import home_name
 from ._state import preserved, seeded
 from ._surgery import RegBNSite, explain, identity
@@ -60,10 +59,14 @@ def examined(rewritten: nn.Module, plan: Plan, analysis: Analysis, example: Inpu
     its pairs. `plan` and `show` take their notes from here."""
     if not plan.sites:
         return plan
-    tiers = {(site.host, site.name): report.tier for report in explain(rewritten) for site in report.sites}
-    sites = tuple(dataclasses.replace(site, tier=tiers.get((site.host, site.name))) for site in plan.sites)
+    done = {(site.host, site.name): (report.tier, site) for report in explain(rewritten) for site in report.sites}
+    sites = tuple(_done(site, *done.get((site.host, site.name), (None, site))) for site in plan.sites)
     notes = [*plan.notes, *kept(_independent(rewritten, plan, example, analysis.writes_parameters), plan.ignore)]
     return dataclasses.replace(plan, sites=sites, notes=tuple(notes))
+
+
+def _done(site: PlannedSite, tier: int | None, done: PlannedSite) -> PlannedSite:
+    return dataclasses.replace(site, tier=tier, kept_at=done.kept_at)
 
 
 def _independent(twin: nn.Module, plan: Plan, example: InputsLike | None, writes_parameters: bool) -> Iterator[str]:
@@ -92,7 +95,7 @@ def _independent(twin: nn.Module, plan: Plan, example: InputsLike | None, writes
         for handle in handles:
             handle.remove()
     for site in plan.sites:
-        pair = taken.get(site_path(site))
+        pair = taken.get(site.path)
         if pair is not None:
             yield from _judge(site, *pair)
 
@@ -119,7 +122,7 @@ def _judge(site: PlannedSite, f: Tensor, g: Tensor) -> Iterator[str]:
     if chance > _LEVEL:
         yield coded(
             "RB118",
-            f"at {site_path(site)}, {home_name(site.f.home)} and {home_name(site.g.home)} look linearly independent in "
+            f"at {site.path}, {home_name(site.f.home)} and {home_name(site.g.home)} look linearly independent in "
             f"the {samples} samples of the example (permutation test, p = {chance:.2f}): there may be nothing to "
             "remove",
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +17,13 @@ NAMES = ("share", "lambda", "norm_W", "norm_W_batch", "running_to_batch", "remov
 
 
 @torch.no_grad()
-def statistics(model: nn.Module) -> dict[str, Tensor]:
-    """Numbers on each RegBN in `model`, as `{"path/name": tensor}` with the path of the module.
+def statistics(model: nn.Module, *, whole: bool = False) -> dict[str, Tensor]:
+    """Numbers on each RegBN in `model`, as `{"regbn_late/lambda": tensor, ...}`.
+
+    In front of the `/` is the path of the RegBN in the model, as `plan`, `verify`, `summary` and the state dict have
+    it, cut to the shortest end that no other RegBN of the model has: `regbn_cross` where there is one such, else
+    `11.crossattention.regbn_cross`. So a wrapper around the model (DDP, `torch.compile`) does not change it. `whole`
+    keeps the whole path. A RegBN by itself has no path, as in its state dict: `lambda`.
 
     Every value is a 0-dimensional tensor of its own on the device of its RegBN: nothing is read back to the host until
     somebody reads it, and nothing changes with later steps. Loggers take them as they are (TensorBoard's `add_scalar`,
@@ -34,15 +42,26 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
     Works on any module with RegBN inside, rewritten or not; empty where there is none. If PEFT trains a copy of a RegBN
     (`modules_to_save`), these are the numbers of the active copy. Cost: one norm of each W.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, RegBN] = {}
     inside: set[nn.Module] = set()
     for path, module in model.named_modules():  # a wrapper comes before what it holds
         regbn = None if module in inside else regbn_in(module)
         if regbn is not None:
             inside.update(module.modules())
-            where = path.removesuffix(".regbn") or type(regbn).__name__
-            found.update({f"{where}/{name}": value for name, value in _of(regbn).items()})
-    return found
+            found[path.removesuffix(".regbn")] = regbn
+    names = {path: path for path in found} if whole else _ends(found)
+    figures = {names[path]: _of(regbn) for path, regbn in found.items()}
+    return {f"{where}/{name}".lstrip("/"): value for where, row in figures.items() for name, value in row.items()}
+
+
+def _ends(paths: Collection[str]) -> dict[str, str]:
+    """For each path its shortest end, of whole parts, that is the end of no other one; the path itself at worst."""
+    parts = {path: path.split(".") for path in paths}
+    shared = Counter(".".join(whole[-n:]) for whole in parts.values() for n in range(1, len(whole) + 1))
+    return {
+        path: next((end for n in range(1, len(whole) + 1) if shared[end := ".".join(whole[-n:])] == 1), path)
+        for path, whole in parts.items()
+    }
 
 
 def _of(regbn: RegBN) -> dict[str, Tensor]:

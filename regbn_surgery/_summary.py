@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -28,7 +29,8 @@ class RegBNSummary:
 
     `host_parameters` are those of the module whose forward has the fusion, RegBN's left out. `parameters` and
     `buffer_elements` count elements, `state_bytes` is the size of both. `seconds` is the time in it in one call of the
-    model, None where nothing was run.
+    model, the median of all timed calls, None where nothing was run. `spread` is how far its share of a call's time
+    varies from call to call, half of the distance between the quartiles; None with fewer than four calls.
     """
 
     name: str  # path in the model
@@ -39,6 +41,7 @@ class RegBNSummary:
     buffer_elements: int
     state_bytes: int
     seconds: float | None = None
+    spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,10 @@ class HostSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """A rewritten model as a table. `seconds` is the time of one call, of which RegBN has `time_share`.
+    """A rewritten model as a table. `seconds` is the time of one call (median), of which RegBN has `time_share`;
+    `time_spread` is how far that varies from call to call (see `RegBNSummary`).
+
+    On a CPU it is processor time, so that what else runs on the machine does not count; on a GPU it is elapsed time.
 
     What the hosts, the rows and the rest of the model have adds up to the totals: each tensor counts once.
     """
@@ -68,6 +74,7 @@ class Summary:
     calls: int = field(default=0, compare=False)
     hosts: tuple[HostSummary, ...] = ()
     buffer_elements: int = 0  # of the whole model
+    time_spread: float | None = None
 
     @property
     def memory_share(self) -> float:
@@ -97,14 +104,14 @@ class Summary:
 @refusing_strange_names
 @guarding
 def summary(
-    model: nn.Module, example_inputs: InputsLike | None = None, *, calls: int = 3, training: bool = False
+    model: nn.Module, example_inputs: InputsLike | None = None, *, calls: int = 9, training: bool = False
 ) -> Summary:
     """What RegBN adds to a rewritten model; with inputs also its share of the time of a call.
 
     Args:
         model: a model that `regbnify` has rewritten; left as it was.
         example_inputs: as for `inspect`; without them nothing is run.
-        calls: how many calls are timed, after one that is not; the fastest counts. Forward passes without autograd.
+        calls: how many calls are timed, after one that is not; the median counts. Forward passes without autograd.
         training: time them in training mode, in which RegBN also fits; its state is put back.
 
     Raises:
@@ -114,18 +121,17 @@ def summary(
     hosts = explain(model)
     if not hosts:
         raise RewriteError(no_regbn(model, ", so there is nothing to summarise"))
-    seconds: dict[str, float] = {}
-    whole = None
+    timed: list[_Call] = []
     if example_inputs is not None:
         inputs = make_batches(model, find_inputs(model, example_inputs)).first
-        whole, seconds = _timed(model, inputs, max(1, calls), training)
+        timed = _timed(model, inputs, max(1, calls), training)
     sites = {path: module for path, module in model.named_modules() if isinstance(module, RegBNSite)}
     inside = {id(p) for module in sites.values() for p in module.parameters()}
     rows = []
     for host in hosts:
         held = sum(p.numel() for p in model.get_submodule(host.host).parameters() if id(p) not in inside)
         for site in host.sites:
-            path = f"{host.host}.{site.name}".lstrip(".")
+            path = site.path
             module = model.get_submodule(path)
             buffers = list(module.buffers())
             rows.append(
@@ -137,7 +143,8 @@ def summary(
                     sum(p.numel() for p in module.parameters()),
                     sum(b.numel() for b in buffers),
                     _bytes([*module.parameters(), *buffers]),
-                    seconds.get(path, 0.0) if whole is not None else None,
+                    statistics.median(call.within.get(path, 0.0) for call in timed) if timed else None,
+                    _spread([call.share(path) for call in timed]),
                 )
             )
     counted = inside | {id(b) for module in sites.values() for b in module.buffers()}
@@ -146,11 +153,12 @@ def summary(
         sum(p.numel() for p in model.parameters()),
         _bytes([*model.parameters(), *model.buffers()]),
         tuple(rows),
-        whole,
+        statistics.median(call.seconds for call in timed) if timed else None,
         training,
-        0 if whole is None else max(1, calls),
+        len(timed),
         _hosts(model, [(host.host, host.host_class) for host in hosts], counted),
         sum(b.numel() for b in model.buffers()),
+        _spread([call.share(*call.within) for call in timed]),
     )
 
 
@@ -176,27 +184,49 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _timed(model: nn.Module, inputs: Inputs, calls: int, training: bool) -> tuple[float, dict[str, float]]:
-    """Seconds of the fastest call, and in each RegBN in that call."""
+@dataclass(frozen=True)
+class _Call:
+    """Seconds of one call of the model, and within each RegBN."""
+
+    seconds: float
+    within: dict[str, float]
+
+    def share(self, *paths: str) -> float:
+        return sum(self.within.get(path, 0.0) for path in paths) / self.seconds if self.seconds > 0 else 0.0
+
+
+def _spread(shares: Sequence[float]) -> float | None:
+    """Half of the distance between the quartiles; None for too few to have any."""
+    if len(shares) < 4:
+        return None
+    low, _, high = statistics.quantiles(shares, n=4, method="inclusive")
+    return (high - low) / 2
+
+
+def _now(device: torch.device) -> float:
+    """Of the processor on a CPU: other programs do not count."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.get_device_module(device).synchronize()
+    return time.perf_counter()
+
+
+def _timed(model: nn.Module, inputs: Inputs, calls: int, training: bool) -> list[_Call]:
+    """So many calls, one after the other; one before them is left out, since it sets things up."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     spent: dict[str, float] = {}
     started: dict[str, float] = {}
 
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
     def before(path: str) -> Any:
-        return lambda module, args: started.__setitem__(path, now())
+        return lambda module, args: started.__setitem__(path, _now(device))
 
     def after(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            spent[path] = spent.get(path, 0.0) + now() - started[path]
+            spent[path] = spent.get(path, 0.0) + _now(device) - started[path]
 
         return hook
 
-    best: tuple[float, dict[str, float]] | None = None
+    done: list[_Call] = []
     with ExitStack() as stack:
         stack.enter_context(preserved(model))
         stack.enter_context(seeded())
@@ -206,17 +236,14 @@ def _timed(model: nn.Module, inputs: Inputs, calls: int, training: bool) -> tupl
                 stack.callback(module.register_forward_pre_hook(before(path)).remove)
                 stack.callback(module.register_forward_hook(after(path)).remove)
         model.train(training)
-        for call in range(calls + 1):
+        for _ in range(calls + 1):
             ours = as_inputs(inputs)
             args, kwargs = _tree.cloned((ours.args, ours.kwargs))
             spent.clear()
-            start = now()
+            start = _now(device)
             try:
                 model(*args, **kwargs)
             except MODEL_ERRORS as error:
                 raise CaptureError(f"{type(model).__name__} could not be run on {inputs!r}: {error}") from error
-            took = now() - start
-            if call and (best is None or took < best[0]):  # the first call of a model sets things up
-                best = took, dict(spent)
-    assert best is not None, "at least one call is timed"
-    return best
+            done.append(_Call(_now(device) - start, dict(spent)))
+    return done[1:]

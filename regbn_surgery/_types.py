@@ -272,6 +272,12 @@ class PlannedSite:
     missing: Missing = "warn"  # what a call does in which the two sides do not meet
     methods: tuple[str, ...] = ()  # methods of the host beside `forward` in which the site counts, too
     tier: int | None = None  # 1: by a hook, 2: in the host's own code, 3: under a mode; None where not tried
+    kept_at: str = ""  # path of the new submodule where it is not the host that keeps it (a layer with a hook)
+
+    @property
+    def path(self) -> str:
+        """Of the new submodule in the model: its name in the state dict, in statistics and in every report."""
+        return self.kept_at or f"{self.host}.{self.name}".lstrip(".")
 
     @property
     def f_layer_dim(self) -> tuple[int, ...]:
@@ -353,7 +359,7 @@ class Plan:
         from ._report.words import count_text
         from ._visible import visible
 
-        sites = ", ".join(f"{site.host}.{site.name}".lstrip(".") for site in self.sites)
+        sites = ", ".join(site.path for site in self.sites)
         points = count_text(len(self.decisions), "fusion point")
         return visible(f"<Plan for {self.model or 'a model'}: {points}, RegBN {sites or 'nowhere'}>")
 

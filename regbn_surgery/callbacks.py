@@ -25,8 +25,9 @@ def trainer_callback(prefix: str = "regbn/", keys: Sequence[str] | None = None) 
     >>> callback.attach(trainer)      # before `train`, so that TensorBoard, W&B and the like see them
 
     The Trainer logs every `logging_steps`; nothing is read from the device in between. Without `attach` they are in
-    `trainer.state.log_history` alone, since the Trainer calls its reporters first. `keys` chooses among the eight
-    figures of `statistics`, as in `keys=("removed", "skipped")`; default: all. Raises `RegBNError` without
+    `trainer.state.log_history` alone, since the Trainer calls its reporters first. A key is
+    `prefix` and that of `statistics`, as in `regbn/regbn_late/removed`. `keys` chooses among its eight
+    figures, as in `keys=("removed", "skipped")`; default: all. Raises `RegBNError` without
     transformers, or for a key that `statistics` does not have.
     """
     chosen = _chosen(keys)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import time
 
 import pytest
 import torch
 from torch import nn
 
-from regbn_surgery import CaptureError, RewriteError, Summary, regbnify, summary
+from regbn_surgery import CaptureError, RewriteError, Summary, _summary, regbnify, summary
 from regbn_surgery._report.summary import bytes_text
+from regbn_surgery._summary import HostSummary, RegBNSummary
 
 
 class Two(nn.Module):
@@ -87,7 +90,7 @@ def test_the_table_and_the_json() -> None:
     found = summary(rewritten(), example())
     text = str(found)
     assert text.startswith("Outer: 1 RegBN, ")
-    for part in ("inner", "regbn_late", "Two", "parameters", "in evaluation, best of 3"):
+    for part in ("inner", "regbn_late", "Two", "parameters", "in evaluation, median of 9"):
         assert part in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
     content = json.loads(json.dumps(found.to_dict()))
@@ -155,3 +158,55 @@ def test_sizes(size: int, text: str) -> None:
 def test_shares_of_nothing() -> None:
     assert Summary("M", 0, 0, (), 0.0).memory_share == 0.0
     assert Summary("M", 0, 0, (), 0.0).time_share == 0.0
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, slow: set[int]) -> None:
+    """Every reading of the clock is a millisecond after the last; in the calls `slow` one takes 5 s longer, as if
+    another program had the processor. A call reads four times: twice around the model, twice around its one RegBN."""
+    readings = itertools.count()
+
+    def now(device: torch.device) -> float:
+        number = next(readings)
+        late = sum(5.0 for call in slow if number > 4 * call + (1 if call % 2 else 0))
+        return number * 1e-3 + late
+
+    monkeypatch.setattr(_summary, "_now", now)
+
+
+def test_a_few_calls_that_were_interrupted_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = rewritten()
+    clock(monkeypatch, set())
+    quiet = summary(model, example())
+    assert quiet.seconds == pytest.approx(3e-3)
+    assert quiet.time_share == pytest.approx(1 / 3)
+    assert quiet.time_spread == pytest.approx(0.0, abs=1e-9)
+    clock(monkeypatch, {0, 3, 8})
+    busy = summary(model, example())
+    assert busy.seconds == pytest.approx(3e-3)
+    assert busy.time_share == pytest.approx(1 / 3)
+    assert busy.to_dict()["time_spread"] == busy.time_spread
+
+
+def test_processor_time_is_measured_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> float:
+        raise AssertionError("what other programs do changes this clock")
+
+    monkeypatch.setattr(time, "perf_counter", refused)
+    assert _summary._now(torch.device("cpu")) <= _summary._now(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("spread", "says"), [(0.012, "25.0% ± 1.2%"), (0.3, "< noise"), (0.25, "< noise"), (None, "25.0%")]
+)
+def test_a_share_below_its_noise_is_not_given(spread: float | None, says: str) -> None:
+    row = RegBNSummary("late.regbn_x", "late", "Late", 1, 1, 1, 4, 0.01, spread)
+    text = str(Summary("M", 2, 8, (row,), 0.04, False, 9, (HostSummary("late", "Late", 1, 0, 4),), 1, spread))
+    assert f"({says})" in text
+    assert f"{says} of the time of a call" in " ".join(text.split())
+    assert ("25.0%" in text) == (says != "< noise")
+
+
+def test_with_few_calls_nothing_is_said_of_noise() -> None:
+    found = summary(rewritten(), example(), calls=2)
+    assert found.time_spread is None
+    assert "±" not in str(found)

@@ -232,3 +232,65 @@ def test_names_of_ones_own(tmp_path: Path) -> None:
     found = sweep(make, rules=rules, train=lambda *given: 1.0, seeds=[0], out=tmp_path, control=False)
     assert found.variants == ("none", "mine", "yours")
     assert "One seed proves nothing" in str(found)
+
+
+def _rules(name: str, **changes: object) -> dict[str, object]:
+    """Rules as LATE, with another id and other keys; `regbn_options` are those of the module."""
+    regbn = changes.pop("regbn_options", {})
+    return {"version": 1, "rules": [{**LATE["rules"][0], "id": name, **changes, **({"regbn": regbn} if regbn else {})}]}
+
+
+def test_the_same_model_is_trained_once_and_told(tmp_path: Path) -> None:
+    trained: list[tuple[str, int]] = []
+    told: list[tuple[str, int]] = []
+
+    def train(model: nn.Module, seed: int) -> float:
+        trained.append((inside(model), seed))
+        return float(len(trained))
+
+    rules = {
+        "late": LATE,
+        "said": _rules("with_defaults", regbn_options={"constraint": "smoother", "affine": False}),  # the same plan
+        "wider": _rules("any", match={"kind": "concat", "level": "late"}),  # so has another match
+        "momentum": _rules("quick", regbn_options={"momentum": 0.1}),  # another plan, the same norms
+        "round": _rules("round", normalize="b", against="a"),  # f is the other side: another plan, the same norms
+        "affine": _rules("affine", regbn_options={"affine": True}),
+        "bare": _rules("bare", regbn_options={"normalize_output": False}),  # its control has no norm
+        "one": _rules("one", replace="f"),
+    }
+    found = sweep(
+        make,
+        rules=rules,
+        train=train,
+        seeds=(0, 1),
+        out=tmp_path,
+        observe=lambda what, _, total: told.append((what, total)),
+    )
+    kinds = {
+        kind: sum(1 for known, seed in trained if known == kind and seed == 0) for kind in ("nothing", "RegBN", "norms")
+    }
+    assert kinds == {"nothing": 1, "RegBN": 6, "norms": 3}
+    assert len(trained) == 2 * sum(kinds.values())
+    assert len(found.variants) == 1 + 2 * len(rules), "each has its row"
+    assert dict(found.same) == {
+        "said": "late", "wider": "late", "said norms only": "late norms only", "wider norms only": "late norms only",
+        "momentum norms only": "late norms only", "round norms only": "late norms only", "bare norms only": "none",
+    }  # fmt: skip
+    for name, other in found.same:
+        assert found.values(name, "score") == found.values(other, "score")
+        assert f"`{name}` is the same model as `{other}`" in str(found)
+        assert any(f"`{name}` is the same" in what for what, _ in told)
+    assert {total for _, total in told} == {len(trained)}
+    again = sweep(make, rules=dict(reversed(rules.items())), train=train, seeds=(0, 1), out=tmp_path, resume=True)
+    assert len(trained) == 2 * sum(kinds.values()), "in another order the finished runs of either name do"
+    assert again.values("wider", "score") == found.values("late", "score")
+
+
+def test_no_two_different_models_are_taken_for_one(tmp_path: Path) -> None:
+    found = sweep(
+        make,
+        rules={"a": LATE, "b": _rules("late", regbn_options={"centre": True}), "c": _rules("late", missing="error")},
+        train=lambda model, seed: 1.0, seeds=(0,), out=tmp_path, control=False,
+    )  # fmt: skip
+    assert found.same == ()
+    assert "same model" not in str(found)

@@ -16,8 +16,6 @@ from pathlib import Path
 import torch
 from network import end_to_end
 from removing import METHODS, preprocessed
-from rich.console import Console
-from rich.progress import track
 from world import draw as draw_world
 from write_up import Outcome, draw, gains_to_markdown, to_markdown, write_csv
 
@@ -58,7 +56,8 @@ def run(seeds: int, rows: int, epochs: int) -> list[Outcome]:
     """Every method on the same worlds; tables by setting, factors and rho in this order."""
     rows -= rows % 64 if rows % 64 == 1 else 0  # a last batch of one row has no statistics
     found: dict[tuple[str, int, float], list[Outcome]] = {}
-    for seed in track(range(seeds), "seeds", console=Console(stderr=True)):
+    for seed in range(seeds):
+        print(f"seed {seed} ({seed + 1} of {seeds})", file=sys.stderr, flush=True)
         for factors in FACTORS:
             for rho in RHOS:
                 world = draw_world(factors, rho, seed, rows, TEST)

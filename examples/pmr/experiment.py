@@ -24,7 +24,7 @@ from model import factory
 from plots import plot_comparison, plot_curves
 from progress import watch
 from rich.console import Console
-from tables import Result, measures_of, paired, results_of, to_markdown, write_results
+from tables import Result, measures_of, paired, results_of, to_markdown, verdicts, write_results
 from torch import nn
 from train import Run, Settings
 from variants import Variant
@@ -95,8 +95,9 @@ class Experiment:
                 raise error.__cause__ from None
             raise
         results = results_of(swept, self.settings.epochs)
-        curves = [self.draw_curves(seed, [v.name for v in variants]) for seed in seeds]
-        return [*self._write_comparison(results, len(seeds)), *curves]
+        trained = [v.name for v in variants if v.name not in dict(swept.same)]
+        curves = [self.draw_curves(seed, trained) for seed in seeds]
+        return [*self._write_comparison(results, len(seeds), swept.same), *curves]
 
     def _settings_of_a_sweep(self, seeds: Sequence[int]) -> dict[str, object]:
         """What decides its results, beside seeds and rules."""
@@ -135,15 +136,20 @@ class Experiment:
                 self._say(f"{name} is left out of the plot: it was trained with other settings")
         return sorted(names, key=lambda name: (name != "none", name))
 
-    def _write_comparison(self, results: Sequence[Result], seeds: int) -> list[Path]:
+    def _write_comparison(
+        self, results: Sequence[Result], seeds: int, same: Sequence[tuple[str, str]] = ()
+    ) -> list[Path]:
         files = [self.out / f"comparison.{end}" for end in ("csv", "md", "png")]
         write_results(results, files[0])
         table = to_markdown(results)
-        table += f"\n{paired(results)}"
+        compared = replace(paired(results), same=tuple(same))
+        table += f"\n{compared}"
         files[1].write_text(table, encoding="utf-8")
         seed_words = "1 seed" if seeds == 1 else f"{seeds} seeds"
         plot_comparison(results, f"after {self.settings.epochs} epochs, {seed_words}", files[2])
         self._say(f"\nAccuracy in percent after the last epoch, {seed_words}:\n{table}")
+        for line in verdicts(compared):
+            self._say(line)
         if seeds < 2:
             self._say("Give several seeds: --seeds 0 1 2 3 4. Eight seeds on MNIST digits: docs/results.md, section 4")
         return files

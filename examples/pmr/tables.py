@@ -10,8 +10,14 @@ from pathlib import Path
 from measure import MODALITIES, Measurement, write_rows
 
 from regbn_surgery import Sweep, SweepResult
+from regbn_surgery._intervals import mean_and_half
 
 CONTROL = "norms only"
+READ_ON = (
+    "RegBN helps where what the sides share is a confounder, and not the label, and where the head sees f' alone. Here "
+    "colour goes with the label, and the head sees both sides. What was measured: docs/results.md, sections 2 to 4. "
+    "When it helps and when not: README.md."
+)
 
 SPLITS = ("test", "train")
 
@@ -87,6 +93,31 @@ def paired(results: Sequence[Result]) -> Sweep:
         if name != control and "_" in name and f"{name}_control" not in names:
             shown += [(f"{name} {CONTROL}", r) for r in joint if r.variant == control]
     return Sweep(tuple(SweepResult(name, r.seed, "joint test accuracy", 100 * r.accuracy) for name, r in shown))
+
+
+def verdicts(found: Sweep) -> list[str]:
+    """What the differences to the controls mean, a line for each rules file that has one, and where to read on."""
+    (measure,) = found.measures
+    lines = []
+    for variant in found.variants:
+        control = found.control_of(variant)
+        if control is not None:
+            lines.append(_verdict(variant, found.differences(variant, control, measure)))
+    return [*lines, READ_ON] if lines else []
+
+
+def _verdict(variant: str, gains: Sequence[float]) -> str:
+    """`gains` are points of accuracy over the control, one for each seed."""
+    mean, half = mean_and_half(gains)
+    many = len(gains) > 1
+    size = f"{abs(mean):.1f}" + (f" ± {half:.1f}" if many else "") + f" points {'below' if mean < 0 else 'above'}"
+    head = f"{variant} is {size} its control, which has the same norms and subtracts nothing"
+    if not many:
+        return f"{head}: in one seed, which can be chance."
+    if abs(mean) <= half:
+        return f"{head}: {len(gains)} seeds show no effect of the subtraction on these data."
+    effect = "took away more than it gave" if mean < 0 else "helped, beyond what the norms do,"
+    return f"{head}: the subtraction {effect} on these data."
 
 
 def _cell(accuracies: Sequence[float]) -> str:

@@ -55,7 +55,7 @@ class Insertion:
     @property
     def path(self) -> str:
         """Of the new submodule."""
-        return f"{self.planned.host}.{self.planned.name}".lstrip(".")
+        return self.planned.path
 
 
 def insert_all(graph: torch.fx.Graph, insertions: list[Insertion]) -> torch.fx.Graph:

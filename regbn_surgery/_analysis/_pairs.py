@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from .._errors import PlanError
+from .._spelling import nearest
 from .._types import Side
 from ._across import Across, Spot, common_frame, seen_from
 from ._anchors import FrameView, Take
@@ -105,8 +105,8 @@ def _module(run: Run, path: str) -> _Place:
 
 
 def _choices(name: str, names: list[str], lead: str) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, names)
+    hint = "" if near is None else f" Did you mean {near!r}?"
     return f"{lead} {', '.join(map(repr, names[:12]))}.{hint}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from .._errors import InputsError
 from .._ops import Value
 from .._rules.patterns import PatternError, matches
+from .._spelling import nearest
 from .._trace import Trace
 from .._types import ExcludedInput, Modality
 from ._lineage import NOBODY, Lineage, Segments, fuse
@@ -166,8 +166,8 @@ def _named(
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, known)
+    return "" if near is None else f" Did you mean {near!r}?"
 
 
 def _settled(

@@ -207,8 +207,7 @@ class Recipe:
         lines = [f"RegBN in {self.model}"]
         for op in self.operations:
             planned = op.planned
-            where = f"{op.host}.{planned.name}" if op.host else planned.name
-            lines.append(f"  {where}: f is {planned.f.anchor}, g is {planned.g.anchor} (rule {planned.rule!r})")
+            lines.append(f"  {planned.path}: f is {planned.f.anchor}, g is {planned.g.anchor} (rule {planned.rule!r})")
         return visible("\n".join(lines))
 
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 #: Parameters from which on a model that is only looked at is built without values, on the meta device.
-_LARGE = 20_000_000
+LARGE = 20_000_000
+#: The same for `plan`, which with values sees what `show` sees (2 GB of them): causal streams, and a surgery tried out.
+LARGE_FOR_PLANS = 500_000_000
 _BATCH = 2
 #: How transformers names weights, whole or in shards; `training_args.bin` and the like are none.
 _WEIGHTS = re.compile(r"(pytorch_)?model([-.].*)?\.(safetensors|bin)")
@@ -56,12 +58,12 @@ def tell_of_unread_weights(spec: str) -> str | None:
 
 
 def load_pretrained_class(
-    spec: str, arguments: Mapping[str, Any] | tuple[Any, ...], *, weights: bool
+    spec: str, arguments: Mapping[str, Any] | tuple[Any, ...], *, weights: bool, large: int = LARGE
 ) -> tuple[nn.Module, Any]:
     """Build a model from what follows `hf:`; `arguments` change its configuration.
 
     Returns the model and example inputs, or None for these where the configuration does not tell what they are.
-    Large models are built on the meta device unless `weights`. Raises `ModelNotLoadedError`.
+    Models of `large` parameters or more are built on the meta device unless `weights`. Raises `ModelNotLoadedError`.
     """
     import torch
 
@@ -73,7 +75,7 @@ def load_pretrained_class(
     try:
         with torch.device("meta"):
             model = model_class(config)
-        if weights or sum(p.numel() for p in model.parameters()) < _LARGE:
+        if weights or sum(p.numel() for p in model.parameters()) < large:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 model = model_class(config)

@@ -36,20 +36,22 @@ class ModelNotLoadedError(RegBNError):
 
 
 def load_request(
-    request: ModelRequest, *, weights: bool = False, section: Mapping[str, Any] | None = None
+    request: ModelRequest, *, weights: bool = False, section: Mapping[str, Any] | None = None, planning: bool = False
 ) -> tuple[nn.Module, Any]:
     """The model that a command line asks for and its example inputs (None where it gives none).
 
     Runs the user's code. Inputs come from `--inputs`, else from the factory, the rules' `inputs:` (`section`) or the
-    model's `dummy_inputs`; `--input` adds to them, or replaces those of its names. `weights`: see `ModelRequest.load`.
+    model's `dummy_inputs`; `--input` adds to them, or replaces those of its names. `weights` and `planning`: see
+    `ModelRequest.load`.
     Raises `ModelNotLoadedError`, with the file and line where the user's code failed.
     """
     if request.spec.startswith("hf:"):
-        from .huggingface import load_pretrained_class
+        from .huggingface import LARGE, LARGE_FOR_PLANS, load_pretrained_class
 
-        model, inputs = load_pretrained_class(
-            request.spec.removeprefix("hf:"), request.arguments, weights=weights or request.checkpoint is not None
-        )
+        large = LARGE_FOR_PLANS if planning else LARGE
+        weights = weights or request.checkpoint is not None
+        spec = request.spec.removeprefix("hf:")
+        model, inputs = load_pretrained_class(spec, request.arguments, weights=weights, large=large)
     else:
         model, inputs = load_model(request.spec, request.arguments)
     if request.checkpoint is not None:

@@ -50,15 +50,18 @@ class ModelRequest:
         pairs = zip(self.words[::2], self.words[1::2], strict=True)
         return (self.spec, *(word for pair in pairs if pair[0] != "--modality" for word in pair))
 
-    def load(self, *, weights: bool = False, section: Mapping[str, Any] | None = None) -> tuple[nn.Module, Any]:
+    def load(
+        self, *, weights: bool = False, section: Mapping[str, Any] | None = None, planning: bool = False
+    ) -> tuple[nn.Module, Any]:
         """The model and its example inputs (None where nobody gives any). Runs the user's code.
 
-        `weights` asks for values in the parameters, which a large `hf:` model else does without. `section` is the
-        rules' `inputs:`, to which `--input` adds.
+        `weights` asks for values in the parameters, which a large `hf:` model else does without; a plan is of use only
+        with them, so that with `planning` just a very large one does. `section` is the rules' `inputs:`, to which
+        `--input` adds.
         """
         from .loading import load_request
 
-        return load_request(self, weights=weights, section=section)
+        return load_request(self, weights=weights, section=section, planning=planning)
 
 
 _WORDS = f"{__name__}.words"

@@ -75,7 +75,7 @@ def _plan(request: ModelRequest, parsed: Rules, steps: int | None = None) -> Pla
             warnings.simplefilter("ignore", RegBNWarning)  # they are in the plan, from which they are told below
             return make_plan(built, parsed, inputs, steps=steps)
 
-    return looked_at(request, parsed.inputs, "planning for {}", look)
+    return looked_at(request, parsed.inputs, "planning for {}", look, planning=True)
 
 
 #: Editors complete and check by it, once `regbn-surgery schema -o rules.schema.json` has put it beside the file.

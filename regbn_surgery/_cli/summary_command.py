@@ -20,14 +20,15 @@ from .output import debuggable, next_step, progress, quiet_stdout, write_text, w
 )
 @model_options
 @click.argument("rules", shell_complete=complete_rules)
-@click.option("--calls", default=3, show_default=True, type=click.IntRange(1), help="How many calls to time.")
+@click.option("--calls", default=9, show_default=True, type=click.IntRange(1), help="How many calls to time.")
 @click.option("--train", is_flag=True, help="Time forward passes in training mode; without it, in evaluation.")
 @output_options("table", "json")
 @debuggable
 def summary(request: ModelRequest, rules: str, calls: int, train: bool, form: str, output: str | None) -> None:
     """Put RegBN into MODEL where RULES say, and list each RegBN with its host, state, and share of memory and time.
 
-    MODEL is as for `inspect`. Times are of forward passes on the example inputs, the fastest of --calls.
+    MODEL is as for `inspect`. Times are of forward passes on the example inputs, the median of --calls; on a CPU
+    they are processor time.
     """
     from .._rules import Rules
 

@@ -66,18 +66,23 @@ class Operated(Inspected):
 
 
 def looked_at(
-    request: ModelRequest, section: Mapping[str, Any] | None, doing: str, look: Callable[[nn.Module, Any], Found]
+    request: ModelRequest,
+    section: Mapping[str, Any] | None,
+    doing: str,
+    look: Callable[[nn.Module, Any], Found],
+    *,
+    planning: bool = False,
 ) -> Found:
     """`look(model, inputs)` for the model of the request, of which no values are needed as a rule.
 
     `doing` is shown meanwhile, with the model's class for `{}`. `section`: the `inputs:` of the rules. A large `hf:`
-    model is built without values, and again with random ones where it turns out not to run without.
+    model (`planning`: a very large one) is built without values, and again with random ones if it does not run without.
     """
     from .._errors import CaptureError
     from .._fakes import is_weightless
 
     with progress("loading torch and the model"), quiet_stdout():
-        built, inputs = request.load(section=section)
+        built, inputs = request.load(section=section, planning=planning)
     name = type(built).__name__
     try:
         with progress(doing.format(name)), quiet_stdout():

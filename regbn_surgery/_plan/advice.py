@@ -28,13 +28,8 @@ def advise(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint], fact
     yield from _large(sites)
 
 
-def site_path(site: PlannedSite) -> str:
-    """Where the new module will be: `fusion.regbn_late`."""
-    return f"{site.host}.{site.name}" if site.host else site.name
-
-
 def _named(sites: Iterable[PlannedSite]) -> str:
-    return listing((site_path(site) for site in sites), limit=6)
+    return listing((site.path for site in sites), limit=6)
 
 
 def _rescaled(sites: Sequence[PlannedSite], facts: Facts) -> Iterator[str]:
@@ -143,7 +138,7 @@ def _underdetermined(sites: Sequence[PlannedSite], facts: Facts) -> Iterator[str
         return
     wide = [site for site in sites if site.projection_shape[0] > facts.batch]
     if wide:
-        sizes = ", ".join(f"{site.projection_shape[0]} features of g at {site_path(site)}" for site in wide[:6])
+        sizes = ", ".join(f"{site.projection_shape[0]} features of g at {site.path}" for site in wide[:6])
         more = f" and {len(wide) - 6} more" if len(wide) > 6 else ""
         remedy = "`reduce: mean` needs fewer samples"
         if not any(site.reduce == "flatten" and site.g_layer_dim for site in wide):
@@ -162,6 +157,6 @@ def _large(sites: Sequence[PlannedSite]) -> Iterator[str]:
             smaller = "" if site.reduce == "mean" else " or `reduce: mean`"
             yield coded(
                 "RB116",
-                f"W of {site_path(site)} is {m}×{n}, {m * n * _BYTES / 2**20:,.0f} MiB in memory and in every "
+                f"W of {site.path} is {m}×{n}, {m * n * _BYTES / 2**20:,.0f} MiB in memory and in every "
                 f"checkpoint; `regbn: {{projection: low_rank}}`{smaller} makes it small",
             )

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from .._types import FusionPoint, Side
+
+
+def below(path: str, name: str) -> str:
+    """The path of a submodule of the module at `path`."""
+    return f"{path}.{name}".lstrip(".")
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,8 @@ class Facts:
     trained: str | None = None  # why the weights look trained; None: they look fresh, or nobody looked
     causal: frozenset[str] = frozenset()  # modalities whose positions are predicted one after the other
     streams: frozenset[tuple[str, int, int]] | None = None  # sides (point, site, 0 or 1) with such positions
+    layers: Mapping[tuple[str, int], str] = field(default_factory=dict)  # by (point, site): path of a layer with a hook
+    kept_at: Callable[[str, str], str] = field(default=below, compare=False)  # from (host, name) to the RegBN's path
 
 
 def with_causality(point: FusionPoint, facts: Facts) -> FusionPoint:

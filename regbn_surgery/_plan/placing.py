@@ -17,7 +17,7 @@ from .._rules.problems import did_you_mean, listing
 from .._rules.schema import Rule
 from .._types import FusionPoint, PlannedSite, Reduce, Side
 from .direction import directed_sites
-from .facts import Facts, mark_causal
+from .facts import Facts, below, mark_causal
 from .faults import Fault, Order
 from .hindrances import (
     causal_problems,
@@ -70,6 +70,7 @@ class Placer:
             fault = Fault(f"no place for RegBN is known there{note}; leave it out with a rule `action: skip`")
             self._refuse(point.id, self._told(order, at, [fault]))
         for found, f, g in chosen:
+            layer = self.facts.layers.get((point.id, point.sites.index(found)), "")
             site = (found.by_rows() if self._said(order, "samples") == "rows" else None) or found
             gated = gate_problems(site, f, g)
             self.problems += self._told(order, at, gated)
@@ -79,7 +80,7 @@ class Placer:
             if gated or hindered:
                 continue
             reduce = self._said(order, "reduce") or site.reduce
-            self._add(order, site.host, site.sides[f], site.sides[g], reduce, point=point.id, site=site)
+            self._add(order, site.host, site.sides[f], site.sides[g], reduce, layer, point=point.id, site=site)
 
     def _told(self, order: Order, at: str, faults: Iterable[Fault]) -> list[str]:
         """Faults as sentences, each at the key of the rules file that it is about."""
@@ -116,7 +117,8 @@ class Placer:
     def _no_reference(self, f: str, g: str) -> str:
         pattern = f if references.is_pattern(f) else g
         found = [name for name in self.facts.references if name.startswith("module:")] or self.facts.references
-        near = did_you_mean(pattern[len("re:") :].replace("\\", ""), self.facts.references)
+        literal = re.match(r"[\w:.-]*", pattern.removeprefix("re:").replace("\\", ""))
+        near = did_you_mean(literal[0] if literal else pattern, self.facts.references)
         return f"no input or called module is `{pattern}`{near} (some that are: {listing(found, limit=8)})"
 
     def _pair(self, order: Order, pair: tuple[str, str]) -> None:
@@ -147,15 +149,18 @@ class Placer:
         values = (getattr(layer, name) for layer in layers if layer is not None)
         return next((value for value in values if value is not None), None)
 
-    def _add(self, order: Order, host: str, f: Side, g: Side, reduce: Reduce, **place: Any) -> None:
+    def _add(self, order: Order, host: str, f: Side, g: Side, reduce: Reduce, layer: str = "", **place: Any) -> None:
+        """`layer`: the path of the layer that keeps RegBN in place of the host."""
         layers = (self.rules.defaults, order.rule, order.override)
         merged = {name: value for layer in layers if layer is not None for name, value in layer.regbn.items()}
         stated = {name: merged.pop(name) for name in SIZES if name in merged}
         fit = self._said(order, "fit") or ("running" if f.causal else None)
         if fit is not None:
             merged["fit"] = fit
+        name = self._name(host, order.rule.id)
+        path = self.facts.kept_at(layer or host, name)
         site = PlannedSite(
-            name=self._name(host, order.rule.id),
+            name=name,
             host=host,
             rule=order.rule.id,
             f=f,
@@ -165,6 +170,7 @@ class Placer:
             options=merged,
             methods=self._said(order, "methods") or (),
             missing=self._said(order, "missing") or "warn",
+            kept_at="" if path == below(host, name) else path,
             **{"point": None, **place},
         )
         at = f" at `{site.point}`" if site.point is not None else f" for {' with '.join(site.pair or ())}"

@@ -138,7 +138,8 @@ def host_views(hosts: Sequence[HostLike]) -> Iterator[RenderableType]:
         lines.add_column(overflow="fold")
         lines.add_column(overflow="fold")
         for site in host.sites:
-            lines.add_row(Text(f"  {site.name}:"), Text(_flow(site)))
+            inside = site.path.removeprefix(f"{host.host}." if host.host else "")
+            lines.add_row(Text(f"  {inside}:"), Text(_flow(site)))
         for text in whys_of(host):
             what, _, reason = text.partition(": ")
             lines.add_row(Text(f"  why {what}:"), Text(reason))

@@ -13,7 +13,7 @@ from .._ops import Value
 from .._types import FusionPoint, Plan, PlannedSite, Source
 from .graph import Box, Edge, ModelGraph, Node, NodeKind, TensorFact
 from .repeats import with_repeats
-from .shapes import SPATIAL, AxisNames, axis_names, roles_text, shape_text, tensor_text
+from .shapes import SPATIAL, AxisNames, axis_names, meeting_texts, roles_text, shape_text, tensor_text
 from .tables import cost_text
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _point_facts(point: FusionPoint) -> dict[str, Any]:
         "owner_class": point.owner_class,
         "selected_by_default": point.selected_by_default,
         "source": "" if point.source is None else short_place(point.source),
-        "operands": [tensor_text(o.home, o.shape, o.layout, axis_names(point)) for o in point.operands],
+        "operands": meeting_texts(point),
         "costs": list(dict.fromkeys(cost_text(site) for site in point.sites)),
         "note": point.note,
     }

@@ -47,7 +47,7 @@ def hosts_to_list(hosts: Sequence[HostLike]) -> list[dict[str, Any]]:
             "class": host.host_class,
             "tier": host.tier,
             "way": host.way,
-            "modules": [site.name for site in host.sites],
+            "modules": [site.path for site in host.sites],
             "reason": host.reason,
             "unhooked": host.unhooked,
             "before": host.before,

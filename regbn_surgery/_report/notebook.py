@@ -8,7 +8,7 @@ from html import escape
 
 from .._types import Inspection, Plan
 from .diff import HostLike, diff_of, whys_of
-from .shapes import axis_names, owner_text, projection_text, side_text, tensor_text
+from .shapes import meeting_texts, owner_text, projection_text, side_text
 from .tables import collapsed, cost_text, tier_text
 from .words import all_notes, count_text
 
@@ -29,7 +29,7 @@ def inspection_to_html(found: Inspection) -> str:
         if not point.selected_by_default:
             kind += f"<br>{_muted('only if a rule names it')}"
         where = f"{os.path.basename(point.source.file)}:{point.source.line}" if point.source else ""
-        meets = "<br>".join(escape(tensor_text(o.home, o.shape, o.layout, axis_names(point))) for o in point.operands)
+        meets = "<br>".join(escape(text) for text in meeting_texts(point))
         costs = "<br>".join(escape(cost) for cost in dict.fromkeys(cost_text(site) for site in point.sites))
         place = f"{escape(where)}<br>{_muted('in ' + point.owner_class)}"
         rows.append((name, kind, place, meets, costs))
@@ -44,8 +44,7 @@ def plan_to_html(plan: Plan) -> str:
     head = f"<b>{count_text(len(plan.sites), 'RegBN module')}</b> to put in; {normalised} of {points} normalised"
     sites = [
         (
-            f"<b>{escape(f'{site.host}.{site.name}'.lstrip('.'))}</b>"
-            + (f"<br>{_muted('at ' + site.point)}" if site.point is not None else ""),
+            f"<b>{escape(site.path)}</b>" + (f"<br>{_muted('at ' + site.point)}" if site.point is not None else ""),
             escape(side_text(site.f, site.reduce)),
             escape(side_text(site.g, site.reduce)),
             escape(projection_text(site)),
@@ -68,7 +67,7 @@ def surgery_to_html(model: str, hosts: Sequence[HostLike]) -> str:
     parts = [f"<b>{escape(model)}</b>: {count_text(sum(len(h.sites) for h in hosts), 'RegBN module')} in "
              f"{count_text(len(hosts), 'host')}"]  # fmt: skip
     for host in hosts:
-        names = ", ".join(site.name for site in host.sites)
+        names = ", ".join(site.path for site in host.sites)
         title = f"<b>{escape(owner_text(host.host))}</b> ({escape(host.host_class)}), {escape(host.way)}: "
         title += escape("; ".join([names, *whys_of(host)]))
         diff = diff_of(host) if host.before else host.after

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .._rules.naming import home_name
-from .._types import FusionPoint, Layout, PlannedSite, Reduce, Side
+from .._types import FusionPoint, Layout, Operand, PlannedSite, Reduce, Side
 from .words import count_text
 
 AxisNames = Mapping[int, Sequence[str]]
@@ -55,6 +55,30 @@ def home_text(home: Sequence[str]) -> str:
 def tensor_text(home: Sequence[str], shape: Sequence[int], layout: Layout, names_of: AxisNames = SPATIAL) -> str:
     """`gray 8×96 (B×C)`; `names_of` are the axes' names, as `axis_names` gives them."""
     return f"{home_text(home)} {shape_text(shape)} ({roles_text(layout, len(shape), names_of)})"
+
+
+def meeting_texts(point: FusionPoint) -> list[str]:
+    """A line for each stream that meets at a point, in operand order.
+
+    The keys and the values of an attention are one line where they are of one stream, and so is a stream that is scaled
+    first and shifted then; the operands of a concatenation are a line each. What a stream has taken up from other
+    modalities on its way, as queries do in an attention, is said behind it.
+    """
+    names = axis_names(point)
+    texts = [(tensor_text(o.home, o.shape, o.layout, names), _seen(o)) for o in point.operands]
+    if point.kind == "attention" and len(texts) == 3:
+        query, key, value = (operand.home for operand in point.operands)
+        if key == value != query:
+            return ["".join(texts[0]), f"{''.join(texts[2])}, keys and values"]
+    once: dict[str, str] = {}
+    for text, seen in texts:
+        once.setdefault(text, seen)
+    return [text + seen for text, seen in (texts if point.kind == "concat" else once.items())]
+
+
+def _seen(operand: Operand) -> str:
+    others = [name for name in operand.modalities if name not in operand.home]
+    return f", has seen {'+'.join(others)}" if others and operand.home else ""
 
 
 def side_text(side: Side, reduce: Reduce = "flatten") -> str:

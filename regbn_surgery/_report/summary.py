@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 
 def summary_view(found: Summary, width: int = 80) -> RenderableType:
     """A line with the answer; a row for each host with what is its own, below it its RegBN; and the total."""
-    share = "" if found.time_share is None else f", {found.time_share:.1%} of the time of a call"
+    share = "" if found.time_share is None else f", {_share(found.time_share, found.time_spread)} of the time of a call"
     head = Text.assemble(
         (found.model, "bold"),
         f": {count_text(len(found.rows), 'RegBN')}, {found.memory_share:.1%} of the memory of weights and state{share}",
@@ -43,7 +43,7 @@ def summary_view(found: Summary, width: int = 80) -> RenderableType:
     spent = [_ms(found.seconds)] if found.seconds is not None else []
     table.add_row(Text("total"), *total, *spent, style="bold")
     mode = "training" if found.training else "evaluation"
-    run = f"\nTimes of a call in {mode}, best of {found.calls}." if timed else ""
+    run = f"\nTimes of a call in {mode}, median of {found.calls}." if timed else ""
     return Group(head, Text(""), table, *([Text(run, style="dim")] if run else []))
 
 
@@ -63,7 +63,14 @@ def _rest(found: Summary) -> tuple[int, int, int]:
 
 def _time(row: RegBNSummary, found: Summary) -> str:
     spent, whole = row.seconds or 0.0, found.seconds or 0.0
-    return f"{_ms(spent)} ({spent / whole if whole > 0 else 0.0:.1%})"
+    return f"{_ms(spent)} ({_share(spent / whole if whole > 0 else 0.0, row.spread)})"
+
+
+def _share(share: float, spread: float | None) -> str:
+    """`43.0% ± 1.2%`; `< noise` where it varies by more than it is."""
+    if spread is None:
+        return f"{share:.1%}"
+    return "< noise" if share <= spread else f"{share:.1%} ± {spread:.1%}"
 
 
 def _ms(seconds: float) -> str:
@@ -94,6 +101,7 @@ def summary_to_dict(found: Summary) -> dict[str, Any]:
             "buffer_elements": row.buffer_elements,
             "state_bytes": row.state_bytes,
             "seconds": row.seconds,
+            "spread": row.spread,
         }
         for row in found.rows
     ]
@@ -107,6 +115,7 @@ def summary_to_dict(found: Summary) -> dict[str, Any]:
         "training": found.training,
         "seconds": found.seconds,
         "time_share": found.time_share,
+        "time_spread": found.time_spread,
         "hosts": [
             {
                 "path": host.path,

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from .._codes import code_of, is_minor, text_of
 from .._types import Decision, FusionPoint, Inspection, Plan, PlannedSite, Site
-from .shapes import axis_names, home_text, mib_text, projection_text, side_text, tensor_text
+from .shapes import home_text, meeting_texts, mib_text, projection_text, side_text
 from .words import FEW, all_notes, count_text
 
 #: Repeats of one call over layers are shown once from this number on.
@@ -44,13 +44,12 @@ def inspection_view(
 
 def _who_meet(points: Sequence[FusionPoint]) -> str:
     """`, where gray meets colored`: the first pairs of streams."""
-    pairs = dict.fromkeys(
-        f"{home_text(first)} meets {home_text(second)}"
-        for point in points
-        for first, second in itertools.combinations(point.homes, 2)
-    )
+    found = [pair for point in points for pair in itertools.combinations(point.homes, 2)]
+    first_order = {frozenset(pair): pair for pair in reversed(found)}  # who meets whom, in either order
+    once = dict.fromkeys(first_order[frozenset(pair)] for pair in found)
+    pairs = [f"{home_text(first)} meets {home_text(second)}" for first, second in once]
     more = f" and {len(pairs) - _PAIRS} more pairs" if len(pairs) > _PAIRS else ""
-    return f", where {', '.join(list(pairs)[:_PAIRS])}{more}" if pairs else ""
+    return f", where {', '.join(pairs[:_PAIRS])}{more}" if pairs else ""
 
 
 def _points_table(points: Sequence[FusionPoint], width: int) -> Table:
@@ -96,9 +95,7 @@ def collapsed(points: Sequence[FusionPoint]) -> Iterator[tuple[FusionPoint, int]
 
 
 def _meeting(point: FusionPoint) -> Text:
-    names = axis_names(point)
-    lines = [tensor_text(operand.home, operand.shape, operand.layout, names) for operand in point.operands]
-    text = Text("\n".join(lines))
+    text = Text("\n".join(meeting_texts(point)))
     for cost in dict.fromkeys(cost_text(site) for site in point.sites):
         text.append(f"\n{cost}", style="dim")
     return text
@@ -165,8 +162,7 @@ def sites_table(sites: Iterable[PlannedSite], width: int = 80) -> Table:
     narrow = width * 7 // 8
     table = plain_table("RegBN module", "f (normalised), g", "projection W")
     for site in sites:
-        path = f"{site.host}.{site.name}" if site.host else site.name
-        name = Text(broken_path(path, narrow), style="bold")
+        name = Text(broken_path(site.path, narrow), style="bold")
         if site.point is not None:
             name.append("\n" + broken_path(f"at {site.point}", narrow), style="not bold")
         sides = [f"{letter} {side_text(side, site.reduce)}" for letter, side in (("f", site.f), ("g", site.g))]

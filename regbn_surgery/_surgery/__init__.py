@@ -5,6 +5,7 @@ from __future__ import annotations
 from ._adapters import KEEP_BESIDE, OWN_ADAPTERS, adapted_in
 from ._exchange import Make, exchange, made_paths
 from ._fold import fold, freeze
+from ._keep import kept_at
 from ._operations import Operation
 from ._saving import RECIPE_FILE
 from ._site import RegBNSite, identity
@@ -30,6 +31,7 @@ __all__ = [
     "forward_digests",
     "freeze",
     "identity",
+    "kept_at",
     "made_paths",
     "no_regbn",
     "operations_of",

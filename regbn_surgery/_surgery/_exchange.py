@@ -29,7 +29,7 @@ def exchange(model: nn.Module, make: Make, only: Collection[str] | None = None) 
 
 
 def _exchange(model: nn.Module, make: Make, only: Collection[str] | None) -> None:
-    planned = {f"{host.host}.{site.name}".lstrip("."): site for host in explain(model) for site in host.sites}
+    planned = {site.path: site for host in explain(model) for site in host.sites}
     made: list[tuple[RegBNSite, nn.Module]] = []
     for path, site in model.named_modules():
         if isinstance(site, RegBNSite) and (only is None or path in only):

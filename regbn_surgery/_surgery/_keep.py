@@ -33,17 +33,14 @@ def keep(model: nn.Module, path: str, name: str, site: RegBNSite) -> None:
     if not goes_over_children(host):
         host.add_module(name, site)
         return
-    keeper, inner = path, ""
-    while keeper:
-        keeper, _, last = keeper.rpartition(".")
-        inner = f"{last}_{inner}" if inner else last
-        around = model.get_submodule(keeper)
-        if not goes_over_children(around):
-            if hasattr(around, f"{name}_{inner}"):
-                raise RewriteError(f"{named_at(type(around), keeper)} already has an attribute '{name}_{inner}'")
-            around.add_module(f"{name}_{inner}", site)
-            host.__dict__[name] = site
-            return
+    keeper = _keeper(model, path)
+    if keeper is not None:
+        around, inner = model.get_submodule(keeper[0]), f"{name}_{keeper[1]}"
+        if hasattr(around, inner):
+            raise RewriteError(f"{named_at(type(around), keeper[0])} already has an attribute '{inner}'")
+        around.add_module(inner, site)
+        host.__dict__[name] = site
+        return
     if not _is_container(host):  # perhaps it minds no further child: the self-check will tell
         host.add_module(name, site)
         return
@@ -68,6 +65,23 @@ def _device_of(model: nn.Module, path: str) -> torch.device:
         if not path:
             return torch.device("cpu")
         path = path.rpartition(".")[0]
+
+
+def kept_at(model: nn.Module, path: str, name: str) -> str:
+    """The path at which `keep` will register a site."""
+    keeper = _keeper(model, path) if goes_over_children(model.get_submodule(path)) else None
+    return f"{path}.{name}".lstrip(".") if keeper is None else f"{keeper[0]}.{name}_{keeper[1]}".lstrip(".")
+
+
+def _keeper(model: nn.Module, path: str) -> tuple[str, str] | None:
+    """The nearest module around one that does not go over its children, and what is added to a name there."""
+    inner = ""
+    while path:
+        path, _, last = path.rpartition(".")
+        inner = f"{last}_{inner}" if inner else last
+        if not goes_over_children(model.get_submodule(path)):
+            return path, inner
+    return None
 
 
 def forget(module: nn.Module) -> None:

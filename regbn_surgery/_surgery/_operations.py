@@ -57,6 +57,11 @@ class Operation:
         return 1 if self.hook is not None else 2
 
 
+def name_in_host(operation: Operation) -> str:
+    """By which name the host knows the RegBN of a site."""
+    return operation.planned.name if operation.code is None else operation.code.name
+
+
 def operations_for(model: nn.Module, plan: Plan, analysis: Analysis, hooks: bool) -> list[Operation]:
     """The plan's sites with their ways in. Pairs at one call go in sequence, so that all of them have hooks or none.
 
@@ -166,9 +171,10 @@ def _operation(
     if recipe.named:
         site = _at_other_calls(locator, site)
     texts = locator.texts(site.places())
-    if planned.host == path:
+    keeper = recipe.leaf or planned.host  # what a hook would be on keeps RegBN in any case: its path is the same
+    if keeper == path:
         return Operation(planned, path, code=site, roles=roles, ways=ways_of(ways), masking=masking, texts=texts)
-    alias = f"{planned.name}_{_within(path, planned.host)}".replace(".", "_")
+    alias = f"{planned.name}_{_within(path, keeper)}".replace(".", "_")
     renamed = replace(site, name=alias)
     return Operation(
         planned,
@@ -178,7 +184,7 @@ def _operation(
         ways=ways_of(ways),
         masking=masking,
         texts=texts,
-        keeper=planned.host,
+        keeper=keeper,
     )
 
 

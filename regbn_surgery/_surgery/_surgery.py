@@ -26,7 +26,7 @@ from ._guard import RECORD as RECORD
 from ._hoist import HoistHook
 from ._host import HostSurgery
 from ._keep import forget, settle
-from ._operations import Operation, operations_for, put_in
+from ._operations import Operation, name_in_host, operations_for, put_in
 from ._roles import RoleReset
 from ._saving import save_recipe_no_more, save_recipe_too
 from ._site import RegBNSite, sites_of
@@ -118,7 +118,8 @@ def _done_at_once(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
 
 def _keep(model: nn.Module, operations: Sequence[Operation]) -> None:
     """Note what was done, for recipes and reports."""
-    model.__dict__[RECORD] = tuple(_as_done(model, op) for op in operations)
+    paths = {id(module): path for path, module in model.named_modules()}
+    model.__dict__[RECORD] = tuple(_as_done(model, op, paths) for op in operations)
     save_recipe_too(model)
     watch_adapters(model)
 
@@ -169,9 +170,11 @@ def _checked(model: nn.Module, operations: list[Operation], expected: Sequence[O
         settle(site, device)
 
 
-def _as_done(model: nn.Module, operation: Operation) -> Operation:
-    """The operation with its site as the host has it now."""
-    surgery = model.get_submodule(operation.host).__dict__.get(ATTRIBUTE)
+def _as_done(model: nn.Module, operation: Operation, paths: Mapping[int, str]) -> Operation:
+    """The operation with its site as the host has it now, and where its RegBN is."""
+    host = model.get_submodule(operation.host)
+    operation = replace(operation, planned=_where_it_is(operation, host, paths))
+    surgery = host.__dict__.get(ATTRIBUTE)
     if operation.code is None or not isinstance(surgery, HostSurgery):
         return operation
     site = next(site for site in surgery.sites if site.name == operation.code.name)
@@ -263,19 +266,30 @@ def explain(model: nn.Module) -> tuple[HostReport, ...]:
     """What the surgery did to each host of a rewritten model."""
     operations: tuple[Operation, ...] = model.__dict__.get(RECORD, ())
     reports = []
+    paths = {id(module): path for path, module in model.named_modules()}
     for host, tier in dict.fromkeys((op.host, op.tier) for op in operations):
         module = model.get_submodule(host)
-        sites = tuple(op.planned for op in operations if (op.host, op.tier) == (host, tier))
+        members = [op for op in operations if (op.host, op.tier) == (host, tier)]
+        sites = tuple(_where_it_is(op, module, paths) for op in members)
         report = HostReport(host, original_class(module).__name__, tier, sites)
         surgery = module.__dict__.get(ATTRIBUTE)
         if tier == 2 and isinstance(surgery, GraphHost):
             before, after = _code(surgery)
             report = replace(report, way="graph", before=before, after=after)
         elif tier == 2 and isinstance(surgery, HostSurgery):
+            names = {name_in_host(op): site.path for op, site in zip(members, sites, strict=True) if op.keeper}
             report = _code_report(report, module, surgery)
+            report = replace(report, slots=tuple((n, names.get(name, name), how) for n, name, how in report.slots))
         unhooked = next((op.unhooked for op in operations if op.host == host and op.unhooked), "")
         reports.append(replace(report, unhooked=unhooked))
     return tuple(reports)
+
+
+def _where_it_is(operation: Operation, host: nn.Module, paths: Mapping[int, str]) -> PlannedSite:
+    """The planned site with the path that its RegBN has in this very model."""
+    planned = operation.planned
+    path = paths.get(id(getattr(host, name_in_host(operation), None)), planned.path)
+    return replace(planned, kept_at="" if path == replace(planned, kept_at="").path else path)
 
 
 def _code_report(report: HostReport, module: nn.Module, surgery: HostSurgery) -> HostReport:

@@ -21,7 +21,7 @@ from .._trace import Frame, tensor_of
 from .._types import Modality
 from .._visible import visible
 from ._guard import MODALITIES, RECORD
-from ._operations import Operation
+from ._operations import Operation, name_in_host
 from ._scatter import PositionSite
 from ._site import Reached, RegBNSite, identity
 from ._woven import writes
@@ -113,8 +113,7 @@ def carried_and_given(
     sites = []
     for operation in operations:
         host = model.get_submodule(operation.host)
-        name = operation.code.name if operation.code is not None else operation.planned.name
-        module = getattr(host, name)
+        module = getattr(host, name_in_host(operation))
         sites.append(_verified(run, operation, module, paths[id(module)], host if module in reached else None))
     named = () if batches.given is None else named_leaves(model, batches.given)
     notes = not_finite([run], [(name, leaf) for name, leaf in named if isinstance(leaf, Tensor)])

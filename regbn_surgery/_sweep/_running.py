@@ -19,6 +19,7 @@ from .._api import regbnify
 from .._rules import Rules
 from .._user_code import users_own
 from ..nn import NormsOnly
+from ._alike import Does, done_by, groups, words_of
 from ._stored import Stored
 from ._table import CONTROL, NONE, Sweep, SweepError, SweepResult
 
@@ -92,6 +93,9 @@ def sweep(
             that was finished with other settings is trained again.
         observe: called with `(what, done, total)` before each run and at the end.
 
+    Variants that are the same model under two names are trained once: rules that lead to the same plan, controls with
+    the same norms, a control without a norm and the model without RegBN. The table says which.
+
     Returns:
         All results. `print` shows the table with paired differences and 95 % intervals.
 
@@ -106,13 +110,18 @@ def sweep(
         raise SweepError(f"seeds must be different numbers, at least one; found {list(seeds)}.")
     folder = Path(out)
     stored = Stored(folder, settings, resume=resume)
-    _try_out(variants, seeds[0], make_model, example_inputs)
+    trained_as = groups(_try_out(variants, seeds[0], make_model, example_inputs))
+    same = tuple((name, other) for name, other in trained_as.items() if name != other)
     tell = observe or (lambda what, done, total: None)
-    runs = [(seed, variant) for seed in seeds for variant in variants]
+    runs = [(seed, variant) for seed in seeds for variant in variants if trained_as[variant.name] == variant.name]
+    for line in words_of(same):
+        tell(line, 0, len(runs))
     found: dict[tuple[str, int], dict[str, float]] = {}
     for done, (seed, variant) in enumerate(runs):
         tell(f"{variant.name}, seed {seed}", done, len(runs))
-        measured = stored.read(variant.name, seed, variant.fingerprint)
+        alike = [other for other in variants if trained_as[other.name] == variant.name]
+        before = (stored.read(other.name, seed, other.fingerprint) for other in alike)
+        measured = next((measured for measured in before if measured is not None), None)
         if measured is None:
             try:
                 more = {"folder": stored.run_folder(variant.name, seed)} if _takes_folder(train) else {}
@@ -120,7 +129,7 @@ def sweep(
             except SweepError as error:
                 raise SweepError(f"{error}{stored.kept_words(done)}") from error.__cause__
             stored.write(variant.name, seed, variant.fingerprint, measured)
-        found[variant.name, seed] = measured
+        found.update({(other.name, seed): measured for other in alike})
     tell("finished", len(runs), len(runs))
     _check_same_measures(found)
     result = Sweep(
@@ -129,7 +138,8 @@ def sweep(
             for variant in variants
             for seed in seeds
             for measure, value in found[variant.name, seed].items()
-        )
+        ),
+        same,
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.csv").write_text(result.to_csv(), encoding="utf-8")
@@ -137,13 +147,17 @@ def sweep(
     return result
 
 
-def _try_out(variants: Sequence[_Variant], seed: int, make_model: Callable[[], Any], example_inputs: Any) -> None:
-    """Build every variant once, before the first hours of training."""
+def _try_out(
+    variants: Sequence[_Variant], seed: int, make_model: Callable[[], Any], example_inputs: Any
+) -> dict[str, Does]:
+    """Build every variant once, before the first hours of training; returns what each does to the model."""
     plain: list[nn.Module] = []
+    does: dict[str, Does] = {}
     with torch.random.fork_rng():
         for variant in (variants[0], *variants):
             torch.manual_seed(seed)
             built = variant.build(make_model, example_inputs, seed)
+            does[variant.name] = done_by(built, variant.control)
             if variant.rules is None:
                 plain.append(built)
     if plain[0] is plain[1]:
@@ -151,6 +165,7 @@ def _try_out(variants: Sequence[_Variant], seed: int, make_model: Callable[[], A
             "make_model returned the same model twice, so a run would start from the weights of the one before: pass "
             "a function or class that creates a new model."
         )
+    return does
 
 
 def _variants(rules: Sequence[Any] | Mapping[str, Any], control: bool) -> list[_Variant]:

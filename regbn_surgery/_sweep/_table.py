@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .._errors import RegBNError
 from .._intervals import mean_and_half
+from ._alike import words_of
 
 #: The model as it is, and the word behind the name of rules whose projection is left out.
 NONE = "none"
@@ -32,9 +33,13 @@ class SweepResult:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All results of a sweep, in the order of its variants. `str` is the Markdown table."""
+    """All results of a sweep, in the order of its variants. `str` is the Markdown table.
+
+    `same` holds (variant, other) for each variant that is the same model as an earlier one and has its values.
+    """
 
     results: tuple[SweepResult, ...]
+    same: tuple[tuple[str, str], ...] = ()
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -89,6 +94,7 @@ class Sweep:
                 ]
                 lines.append(f"| {variant} | " + " | ".join(cells) + " |")
             lines.append("")
+        lines += words_of(self.same)
         if count < 2:
             lines.append("One seed proves nothing: another one can turn the order round.")
         return "\n".join(lines).rstrip("\n") + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -166,7 +167,46 @@ VILT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "in
 
 @pytest.fixture
 def all_are_large(monkeypatch):
-    monkeypatch.setattr("regbn_surgery._cli.huggingface._LARGE", 0)
+    monkeypatch.setattr("regbn_surgery._cli.huggingface.LARGE", 0)
+    monkeypatch.setattr("regbn_surgery._cli.huggingface.LARGE_FOR_PLANS", 0)
+
+
+def notes_of(text):
+    """The notes of a plan, each as one line, as they stand below the tables."""
+    block = text.partition("\nnotes:\n")[2].partition("\n\n")[0].partition("\nNext")[0]
+    return [" ".join(note.split()) for note in re.split(r"\n (?=RB\d)", "\n" + block) if note.strip()]
+
+
+BLIP = {"text_config": {**TEXT, "encoder_hidden_size": 32, "is_decoder": True}, "vision_config": VISION,
+        "projection_dim": 16}  # fmt: skip
+CROSS = """version: 1
+modalities: {image: [pixel_values], text: [input_ids]}
+rules:
+  - {id: x, match: {kind: attention}, normalize: text, against: image}
+"""
+
+
+def test_plan_and_show_of_a_large_model_say_the_same(run, tmp_path, monkeypatch):
+    """It writes one token after the other, which only a model with values shows."""
+    (tmp_path / "x.yaml").write_text(CROSS)
+    model = ("hf:BlipForConditionalGeneration", "--model-args", json.dumps(BLIP))
+    monkeypatch.setattr("regbn_surgery._cli.huggingface.LARGE", 0)
+    planned, shown = (run(command, *model, "x.yaml", "--verbose") for command in ("plan", "show"))
+    assert planned.exit_code == shown.exit_code == 0, planned.stderr
+    assert notes_of(planned.stdout) == notes_of(shown.stdout)
+    assert any(note.startswith("RB109") for note in notes_of(planned.stdout))
+    assert "RB120" not in planned.stdout
+
+
+def test_a_plan_of_a_very_large_model_says_what_it_could_not_look_at(run, tmp_path, all_are_large):
+    (tmp_path / "x.yaml").write_text(CROSS)
+    planned = run("plan", "hf:BlipForConditionalGeneration", "--model-args", json.dumps(BLIP), "x.yaml")
+    assert planned.exit_code == 0, planned.stderr
+    assert notes_of(planned.stdout)[0].startswith("RB120 the model has no weights")
+    quiet = run(
+        "plan", "hf:BlipForConditionalGeneration", "--model-args", json.dumps(BLIP), "x.yaml", "--ignore", "RB120"
+    )
+    assert "RB120" not in quiet.stdout
 
 
 def test_a_large_model_that_needs_values_is_built_again_with_them(run, all_are_large):

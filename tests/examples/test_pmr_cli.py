@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import matplotlib.image
 import PMR
 import pytest
 import torch
+from tables import verdicts
+
+from regbn_surgery import Sweep, SweepResult
 
 PUBLISHED = "--epochs 75 --learning_rate 0.001 --gpu 0 --train --batch_size 50 --optimizer Adam"
 
@@ -257,3 +261,55 @@ def test_as_a_program(pmr, tmp_path, arguments):
     assert "absent" in done.stderr
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_two_files_that_do_the_same_are_trained_once(here, capsys):
+    (here / "mine.yaml").write_text(
+        "version: 1\nrules:\n  - {id: other, match: {kind: concat}, normalize: gray, against: colored}\n"
+    )
+    (here / "again.yaml").write_text(
+        "version: 1\nrules:\n  - {id: a, match: {kind: [concat]}, normalize: gray, regbn: {constraint: smoother}}\n"
+    )
+    assert call("--compare none mine.yaml again.yaml --epochs 1 --out out") == 0
+    assert "`again` is the same model as `mine`" in capsys.readouterr().out
+    found = {r["variant"]: r["accuracy"] for r in rows(here / "out/comparison.csv")
+             if (r["split"], r["modality"]) == ("test", "joint")}  # fmt: skip
+    assert found["again"] == found["mine"]
+    assert not (here / "out/seed0/again").exists()
+
+
+def swept(late: list[float], control: list[float]) -> Sweep:
+    """A comparison of `late` with its control, by seed."""
+    named = {"none": [50.0] * len(late), "late": late, "late norms only": control}
+    results = [SweepResult(n, seed, "acc", value) for n, many in named.items() for seed, value in enumerate(many)]
+    return Sweep(tuple(results))
+
+
+@pytest.mark.parametrize(
+    ("late", "control", "says"),
+    [
+        ([60.0], [70.0], "late is 10.0 points below its control.*one seed, which can be chance"),
+        ([70.0], [60.0], "late is 10.0 points above its control.*one seed, which can be chance"),
+        ([60.0, 61.0, 60.5], [70.0, 71.5, 70.0], r"10\.0 ± 1\.2 points below.*took away more than it gave"),
+        ([70.0, 71.5, 70.0], [60.0, 61.0, 60.5], r"10\.0 ± 1\.2 points above.*helped, beyond what the norms do"),
+        ([60.0, 71.0, 60.5], [70.0, 61.5, 70.0], "points below.*3 seeds show no effect"),
+        ([60.0, 60.0], [60.0, 60.0], "2 seeds show no effect"),
+    ],
+)
+def test_the_comparison_says_what_its_numbers_mean(late, control, says):
+    line, read_on = verdicts(swept(late, control))
+    assert re.search(says, line)
+    assert "docs/results.md" in read_on
+    assert "README.md" in read_on
+    assert verdicts(Sweep(swept(late, control).results[: len(late)])) == [], "nothing without a control"
+
+
+def test_a_training_ends_with_it(here, capsys):
+    assert call("--compare none late late_control --epochs 1 --out out") == 0
+    said = capsys.readouterr().out
+    found = {r["variant"]: 100 * float(r["accuracy"]) for r in rows(here / "out/comparison.csv")
+             if (r["split"], r["modality"]) == ("test", "joint")}  # fmt: skip
+    gain = found["late"] - found["late_control"]
+    assert f"late is {abs(gain):.1f} points {'below' if gain < 0 else 'above'} its control" in said
+    assert call("--compare none late --epochs 1 --out out") == 0
+    assert "its control" not in capsys.readouterr().out

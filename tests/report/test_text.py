@@ -5,7 +5,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from regbn_surgery import inspect
 from regbn_surgery._plan import decide
 from regbn_surgery._report.diff import coloured, diff_of, host_views, unified
 from regbn_surgery._report.jsonout import hosts_to_list
@@ -271,3 +274,62 @@ def test_ten_notes_are_shown_and_all_where_someone_asks_for_them():
     assert all(f"note {i}" in everything for i in range(15))
     assert "more note" not in everything
     assert "note 14" in str(found.to_dict()["notes"])
+
+
+class Crosses(nn.Module):
+    """Text asks the image, then both are pooled and joined; `written` computes the attention by hand."""
+
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self.cross, self.written = nn.MultiheadAttention(8, 2, batch_first=True), written
+        self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        if self.written:
+            scores = self.q(text) @ self.k(image).transpose(1, 2)
+            text = text + scores.softmax(-1) @ self.v(image)
+        else:
+            text = text + self.cross(text, image, image)[0]
+        return self.head(torch.cat([image.mean(1), text.mean(1)], 1))
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_stream_that_meets_another_once_is_listed_once(written: bool) -> None:
+    found = inspect(Crosses(written), (torch.randn(4, 3, 8), torch.randn(4, 5, 8)))
+    for shown in (plain(inspection_view(found, 200), 200), found._repr_html_()):
+        assert shown.count("image 2×5×8 (B×tokens×C), keys and values") == 1
+        assert shown.count("text 2×3×8") == 1
+        assert "image 2×8×5" not in shown
+        assert shown.count("text 2×8 (B×C), has seen image") == 1
+        assert shown.count("image 2×8 (B×C)") == 1
+    assert "where text meets image\n" in str(found), "in either order they are one pair"
+
+
+def test_a_stream_that_is_scaled_and_shifted_is_listed_once_and_equal_parts_of_a_concatenation_are_not() -> None:
+    class Modulates(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            scale, shift = y[:, :4, None], y[:, 4:, None]
+            return x * (1 + scale) + shift
+
+    class Joins(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x, x.relu(), y], 1)
+
+    found = inspect(Modulates(), (torch.randn(4, 4, 6), torch.randn(4, 8)))
+    assert str(found).count("x 2×4×6") == 1
+    assert str(inspect(Joins(), (torch.randn(4, 4), torch.randn(4, 8)))).count("x 2×4 (") == 2
+
+
+def test_keys_and_values_of_two_streams_stay_two() -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cross = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, text: torch.Tensor, image: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+            return self.cross(text, image, audio)[0]
+
+    found = inspect(Apart(), (torch.randn(4, 3, 8), torch.randn(4, 5, 8), torch.randn(4, 5, 8)))
+    assert "keys and values" not in str(found)
+    assert all(f"{name} 2×5×8" in str(found) for name in ("image", "audio"))

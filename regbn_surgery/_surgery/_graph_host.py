@@ -226,9 +226,9 @@ class GraphHost:
         """A run that nobody asked for, with arguments of its own: it draws from a fixed seed, computes without RegBN
         and leaves nothing behind."""
         keeping = preserved(host, parameters=self.writes_parameters)
-        with keeping, seeded(), saved_as_they_are(), called_with((), {}), identity(host):
-            with outside_transforms(host, (args, kwargs)) as (plain_args, plain_kwargs):
-                yield own_arguments(plain_args, plain_kwargs)
+        plain = outside_transforms(host, (args, kwargs))
+        with keeping, seeded(), saved_as_they_are(), called_with((), {}), identity(host), plain as given:
+            yield own_arguments(*given)
 
     def _refuse_baked(self, host: nn.Module, trace: Trace, drawn: bool) -> None:
         """Raises RewriteError where the run depended on something that a graph would repeat for ever."""

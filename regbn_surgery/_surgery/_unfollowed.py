@@ -20,15 +20,16 @@ from .. import _tree
 @contextmanager
 def unseen_by_jit() -> Iterator[None]:
     """`torch.jit.trace` records nothing of what runs inside, where sizes are numbers again."""
-    tracer = torch._C._get_tracing_state()
+    states: Any = torch._C
+    tracer = states._get_tracing_state()
     if tracer is None:
         yield
         return
-    torch._C._set_tracing_state(None)
+    states._set_tracing_state(None)
     try:
         yield
     finally:
-        torch._C._set_tracing_state(tracer)
+        states._set_tracing_state(tracer)
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def outside_transforms(host: nn.Module, given: Any) -> Iterator[Any]:
                 if tensor is not None:
                     registry[name] = _plain(tensor)
     plain = _tree.rebuild(given, lambda _, leaf: _plain(leaf) if isinstance(leaf, Tensor) else leaf)
-    with temporarily_clear_interpreter_stack():  # type: ignore[no-untyped-call]
+    with temporarily_clear_interpreter_stack():
         yield plain
 
 

@@ -40,9 +40,7 @@ def test_a_trace_by_jit_has_the_calls_of_the_user_alone(positional: bool) -> Non
         if positional:
             traced, again = (torch.jit.trace(m, tuple(given.values()), check_trace=False) for m in (model, known))
         else:
-            traced, again = (
-                torch.jit.trace(m, example_kwarg_inputs=given, check_trace=False) for m in (model, known)
-            )
+            traced, again = (torch.jit.trace(m, example_kwarg_inputs=given, check_trace=False) for m in (model, known))
         for batch, output in expected.items():
             torch.testing.assert_close(traced(**images(batch)), output, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(model(**images(batch)), output, rtol=1e-4, atol=1e-5)

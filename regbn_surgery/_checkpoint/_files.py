@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import _codec
@@ -20,6 +19,7 @@ from .._surgery import KEEP_BESIDE, OWN_ADAPTERS, RECIPE_FILE, Make, adapted_in,
 from .._untested import tell_untested
 from ._empty import filling
 from ._held import holds
+from ._names import by_own_names, tied
 from ._recipe import Recipe
 
 WEIGHTS_FILE = "model.safetensors"
@@ -71,8 +71,8 @@ def load_regbn(
 
     Raises:
         RecipeError: where the recipe or the weights do not fit the model, which is then as it was. Names that
-            `save_pretrained` has changed fit where the model has the values of the directory, as from_pretrained made
-            it.
+            `save_pretrained` has changed fit. Where it has split or joined tensors, the model must have the values of
+            the directory, as from_pretrained made it.
     """
     given: object = model
     if not isinstance(given, nn.Module):
@@ -161,15 +161,19 @@ def _renamed(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> dict
     """The weights by the names of now.
 
     `save_pretrained` writes some models under the names of their published checkpoints (`encoder.layer.0` for
-    `layers.0`) and `from_pretrained` translates back. For a model that holds the values of this directory already,
-    since `from_pretrained` has made it, only RegBN's own weights are left to load; they are found by the ends of their
-    names.
+    `layers.0`) and `from_pretrained` translates back; so do we where each tensor is written as it is. For any other
+    model, one that holds the values of this directory already, since `from_pretrained` has made it, only RegBN's own
+    weights are left to load; they are found by the ends of their names.
     """
     wanted = model.state_dict()
     if all(name in wanted for name in weights):
         return weights
     rest = {name: tensor for name, tensor in wanted.items() if not _is_regbn(name)}
-    packed = getattr(model, "is_quantized", False) and _made_from(model, folder)  # its values are none of the folder's
+    packed = getattr(model, "is_quantized", False)  # then its values are none of the folder's
+    known = None if packed else by_own_names(model, weights)
+    if known is not None:
+        return known
+    packed = packed and _made_from(model, folder)
     if not packed and not holds(model, rest, {name: value for name, value in weights.items() if not _is_regbn(name)}):
         return weights
     ours = [name for name in wanted if _is_regbn(name)]
@@ -215,11 +219,7 @@ def _longest_end(name: str, others: list[str]) -> str | None:
 def _refuse_misfit(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     """Raises RecipeError for weights of other names or shapes. Of tensors that share memory one name is enough."""
     wanted = model.state_dict(keep_vars=True)
-    places: dict[Any, list[str]] = {}
-    for name, tensor in wanted.items():
-        if isinstance(tensor, Tensor):
-            places.setdefault(_place(tensor, name), []).append(name)
-    missing = [names[0] for names in places.values() if not any(name in weights for name in names)]
+    missing = [names[0] for names in tied(model) if not any(name in weights for name in names)]
     strange = [name for name in weights if name not in wanted]
     other = [
         f"{name} {list(tensor.shape)} instead of {list(wanted[name].shape)}"
@@ -260,11 +260,3 @@ def _to_do(model: nn.Module, names: list[str], folder: Path) -> str:
 _OF_PEFT = {"base_layer", "modules_to_save", "original_module", "lora_A", "lora_B"}
 #: Names of weights that are spelled out.
 _NAMED = 6
-
-
-def _place(tensor: Tensor, name: str) -> Any:
-    if tensor.is_meta:
-        return id(tensor)
-    if tensor.numel() == 0:
-        return name
-    return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), torch.typename(tensor))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ._names import as_written
+
 _Key = tuple[tuple[int, ...], torch.dtype, bytes]
 #: Values at the beginning of a tensor by which those that may be equal are found.
 _FIRST = 16
@@ -24,7 +26,7 @@ def holds(model: nn.Module, own: Mapping[str, Tensor], theirs: Mapping[str, Tens
     own = {name: tensor for name, tensor in own.items() if not any(re.search(each, name) for each in ignored)}
     if any(not isinstance(tensor, Tensor) or tensor.is_meta for tensor in own.values()):
         return False
-    return _same(own.values(), theirs.values()) or _same(_as_written(model, own).values(), theirs.values())
+    return _same(own.values(), theirs.values()) or _same(as_written(model, own).values(), theirs.values())
 
 
 def _same(own: Iterable[Tensor], theirs: Iterable[Tensor]) -> bool:
@@ -66,16 +68,3 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _bits(tensor: Tensor) -> Tensor:
     """The values as bytes, by which NaN equals NaN."""
     return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
-
-
-def _as_written(model: nn.Module, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """`own` as `save_pretrained` of transformers 5 would write it; older ones change names alone."""
-    try:
-        from transformers import PreTrainedModel
-        from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:
-        return own
-    if not isinstance(model, PreTrainedModel):
-        return own
-    written: Mapping[str, Tensor] = revert_weight_conversion(model, dict(own))
-    return written

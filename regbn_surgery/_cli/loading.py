@@ -132,11 +132,26 @@ def load_checkpoint(model: nn.Module, path: str) -> None:
     if not isinstance(content, Mapping):
         raise ModelNotLoadedError(f"the checkpoint {path!r} holds a {type(content).__name__}, not a state dict")
     try:
-        model.load_state_dict(content)
+        model.load_state_dict(_as_named_now(model, content))
     except RuntimeError as error:  # keys or sizes that differ: torch lists them
         raise ModelNotLoadedError(
             f"the checkpoint {path!r} does not fit {type(model).__name__}: {error}{_from_pretrained(model, error)}"
         ) from error
+
+
+def _as_named_now(model: nn.Module, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights under the names that the model has for them, all of those of tied ones."""
+    from .._checkpoint._names import by_own_names, tied
+
+    known = set(model.state_dict())
+    found = dict(content)
+    if not found.keys() <= known and hasattr(type(model), "from_pretrained"):
+        found = by_own_names(model, found) or found
+    for names in tied(model):
+        there = next((name for name in names if name in found), None)
+        if there is not None:
+            found.update({name: found[there] for name in names if name not in found})
+    return found
 
 
 def _from_pretrained(model: nn.Module, error: BaseException) -> str:
@@ -145,7 +160,7 @@ def _from_pretrained(model: nn.Module, error: BaseException) -> str:
         return ""
     name = type(model).__name__
     return (
-        "\nFiles of transformers leave out tied weights, and may have names of an older version; "
+        "\nFiles of transformers may have names of an older version, or tensors that it joins; "
         f"`{name}.from_pretrained(folder)` reads them. Write `def build(): return {name}.from_pretrained('FOLDER')` in "
         "a file and give `that_file.py:build` as MODEL, without --checkpoint"
     )

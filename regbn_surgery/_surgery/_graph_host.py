@@ -39,6 +39,7 @@ from ._reorder import without_dropout
 from ._roles import NO_ROLE, Roles
 from ._site import identity
 from ._symbol_passage import NotFollowedError
+from ._unfollowed import outside_transforms, saved_as_they_are, unseen_by_jit
 
 
 class GraphHost:
@@ -128,12 +129,12 @@ class GraphHost:
         return tuple(site for site in self.sites if site.role == role)
 
     def _variant(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
-        key = key_of(host, role, args, kwargs)
-        sizes = sizes_of(args, kwargs)
-        for known in self.variants.get(key, ()):
-            if known.fits(host, sizes):
-                return known.variant
-        if torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
+            with unseen_by_jit():
+                found: Variant = self._known(host, role, args, kwargs) or self.learn(host, role, args, kwargs)
+            return found
+        known = self._known(host, role, args, kwargs)
+        if known is None:
             raise UnseenCallError(
                 type(host).__name__
                 + " at `"
@@ -147,8 +148,14 @@ class GraphHost:
                 "the model itself creates an argument only while it is compiled, as transformers does with the mask "
                 "of a batch without padding, call it once with a batch that needs this argument."
             )
-        learned: Variant = self.learn(host, role, args, kwargs)
-        return learned
+        return known
+
+    def _known(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
+        sizes = sizes_of(args, kwargs)
+        for known in self.variants.get(key_of(host, role, args, kwargs), ()):
+            if known.fits(host, sizes):
+                return known.variant
+        return None
 
     @outside_graphs
     def learn(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
@@ -192,9 +199,8 @@ class GraphHost:
 
     def _capture(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
         original = original_forward(host)
-        with self._trial(host), identity(host):
+        with self._trial(host, args, kwargs) as (own_args, own_kwargs):
             numbers = random_state()
-            own_args, own_kwargs = own_arguments(args, kwargs)
             before = states(host, self.opened)
             leaf = leaf_rule(self.opened)
             trace, output = capture(host, own_args, own_kwargs, leaf=leaf, strict=True, forward=original)
@@ -214,12 +220,15 @@ class GraphHost:
         return self._remember(key_of(host, role, args, kwargs), variant, sizes_of(args, kwargs), kept)
 
     @contextmanager
-    def _trial(self, host: nn.Module) -> Iterator[None]:
-        """A run that nobody asked for: it draws from a fixed seed and leaves nothing behind."""
-        # A checkpoint around us counts what is saved for the backward pass; what a trial saves is none of its business.
-        untouched = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-        with preserved(host, parameters=self.writes_parameters), seeded(), untouched, called_with((), {}):
-            yield
+    def _trial(
+        self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """A run that nobody asked for, with arguments of its own: it draws from a fixed seed, computes without RegBN
+        and leaves nothing behind."""
+        keeping = preserved(host, parameters=self.writes_parameters)
+        plain = outside_transforms(host, (args, kwargs))
+        with keeping, seeded(), saved_as_they_are(), called_with((), {}), identity(host), plain as given:
+            yield own_arguments(*given)
 
     def _refuse_baked(self, host: nn.Module, trace: Trace, drawn: bool) -> None:
         """Raises RewriteError where the run depended on something that a graph would repeat for ever."""
@@ -246,8 +255,7 @@ class GraphHost:
     def _check(
         self, host: nn.Module, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any
     ) -> None:
-        with self._trial(host), identity(host):
-            own_args, own_kwargs = own_arguments(args, kwargs)
+        with self._trial(host, args, kwargs) as (own_args, own_kwargs):
             try:
                 found = variant.function(host, *own_args, **own_kwargs)
             except MODEL_ERRORS as error:
@@ -271,8 +279,7 @@ class GraphHost:
         """What differs beside the order in which dropout draws its numbers."""
         outputs = []
         for forward in (original_forward(host), functools.partial(variant.function, host)):
-            with self._trial(host), identity(host), without_dropout(host):
-                own_args, own_kwargs = own_arguments(args, kwargs)
+            with self._trial(host, args, kwargs) as (own_args, own_kwargs), without_dropout(host):
                 outputs.append(forward(*own_args, **own_kwargs))
         return difference(outputs[0], outputs[1][0] if variant.stores else outputs[1])
 

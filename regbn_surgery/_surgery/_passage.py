@@ -129,11 +129,11 @@ class Passage(GoingOn):
             self._at_reader(reading, path, layer, operands, kwargs, now)
         if now:
             operands, kwargs = self._exchanged(operands, kwargs, now)
-        output = _NOTHING
+        output = NOTHING
         for entry in at.scatters:
-            if output is _NOTHING:
+            if output is NOTHING:
                 output = self._scattered(entry, func, operands, kwargs)
-        if output is not _NOTHING:
+        if output is not NOTHING:
             pass
         elif written is not None and operands[0] is not written:
             # The call would write into what RegBN returned: it writes into a copy, and what it wrote goes where it was.
@@ -380,20 +380,20 @@ class Passage(GoingOn):
     # -- scatter ------------------------------------------------------------------------------------------------------
 
     def _scattered(self, entry: SiteTable, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The writing call with RegBN's results written; `_NOTHING` where this call writes something else."""
+        """The writing call with RegBN's results written; `NOTHING` where this call writes something else."""
         site = entry.site
         assert site.scatter is not None, "asked for scatter sites alone"
         tensors = _tree.tensors((args, kwargs))
         if max(site.scatter.into, site.scatter.source) >= len(tensors):
-            return _NOTHING
+            return NOTHING
         into, source = tensors[site.scatter.into], tensors[site.scatter.source]
         for side, tensor in (("f", into), ("g", source)) if site.into_is_f else (("g", into), ("f", source)):
             known = self.held.get((site.name, side))
             if tensor is source and known is not None and not same(known, source):
-                return _NOTHING
+                return NOTHING
             self.held[site.name, side] = tensor
         if any(place not in self.stretches for place in entry.written):
-            return _NOTHING  # this time a stretch was filled otherwise
+            return NOTHING  # this time a stretch was filled otherwise
         self.reached.append(site.name)
         stretches = tuple([self.stretches[place] for place in entry.written])
         module = getattr(self.host, site.name)
@@ -401,7 +401,7 @@ class Passage(GoingOn):
         return self._out_of_the_way(run_scatter, module, site.scatter, site.into_is_f, write, args, kwargs, stretches)
 
 
-_NOTHING = object()
+NOTHING = object()
 _NOWHERE = At((), (), (), (), (), (), False, False, False, False, False)
 
 

@@ -3,6 +3,8 @@
 `save_pretrained`, which trainers call for their checkpoints, writes the weights, RegBN's among them. Without the recipe
 beside them the folder would load as the original. So the root gets a class that writes both, and that says what
 `from_pretrained` of the same class leaves out. A root that has to keep its very class writes by a method of its own.
+
+A model that does not save itself is saved by a trainer, from its state dict: who asks for that is looked at.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ _TOLD = "_regbn_told_part"
 
 
 def save_recipe_too(root: nn.Module) -> None:
-    """Let a rewritten model write its recipe wherever its own `save_pretrained` writes.
+    """Let a rewritten model write its recipe wherever its own `save_pretrained` writes, or, where it has none, the
+    Trainer of transformers and accelerate's `save_model`.
 
-    Where it is a part of a model that writes, it says that nobody does.
+    Where it is a part of a model that is written, it says that nobody writes the recipe.
     """
     root.register_state_dict_post_hook(_tell_part)  # type: ignore[no-untyped-call]
     if not callable(getattr(root, _SAVE, None)) or getattr(type(root), _SAVES, False):
@@ -129,31 +132,64 @@ def _make_saving(make: Callable[..., nn.Module], args: tuple[Any, ...]) -> nn.Mo
 
 
 def _write_recipe(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Beside what has just been saved. A recipe that cannot be written must not cost a checkpoint: it is a warning."""
-    from .._checkpoint import Recipe
-
+    """Beside what `save_pretrained` has just saved."""
     folder = _folder(args, kwargs, "save_directory")
     if folder is None or RECORD not in root.__dict__ or not kwargs.get("is_main_process", True):
         return
     if getattr(root, OWN_ADAPTERS, False):
         tell_left_out(root)
+    _write_into(folder, root, 5)
+
+
+def _write_into(folder: Path, root: nn.Module, stacklevel: int) -> None:
+    """A recipe that cannot be written must not cost a checkpoint: it is a warning."""
+    from .._checkpoint import Recipe
+
     try:
-        Recipe.of(root).write(folder / RECIPE_FILE)
+        recipe = Recipe.of(root)
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe.write(folder / RECIPE_FILE)
     except (RegBNError, OSError) as error:
-        warnings.warn(
-            coded(
-                "RB404", f"The weights were written to {folder}, but RegBN's recipe ({RECIPE_FILE}) was not: {error}"
-            ),
-            RegBNWarning,
-            stacklevel=4,
-        )
+        text = f"The weights are written to {folder}, but RegBN's recipe ({RECIPE_FILE}) was not: {error}"
+        warnings.warn(coded("RB404", text), RegBNWarning, stacklevel=stacklevel)
 
 
-def _tell_part(root: nn.Module, state: Any, prefix: str, _: Any) -> None:
-    """The state of a rewritten model is asked for as a part of another one's: is that one about to be saved?"""
-    if not prefix or RECORD not in root.__dict__ or _TOLD in root.__dict__:
+def _tell_part(root: nn.Module, state: Any, prefix: str, _: Any) -> None:  # pickles know it by this name
+    """The state of a rewritten model is asked for: is it about to be saved, by itself or as a part of another one?"""
+    if RECORD not in root.__dict__:
         return
-    frame: FrameType | None = sys._getframe(1)
+    if not prefix:
+        folder = None if callable(getattr(root, _SAVE, None)) else _folder_of_trainer()
+        if folder is not None:
+            _write_into(folder, root, 4)
+    elif _TOLD not in root.__dict__:
+        _tell_of_part(root, prefix)
+
+
+def _folder_of_trainer() -> Path | None:
+    """Where a trainer is about to write the state dict that it asks for; None where nobody does, or another rank."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        name = _TRAINERS.get((frame.f_globals.get("__name__"), frame.f_code.co_name))
+        if name is not None:
+            given, trainer = frame.f_locals.get(name), frame.f_locals.get("self")
+            writes = getattr(
+                getattr(trainer, "args", trainer), "should_save", getattr(trainer, "is_main_process", True)
+            )
+            return Path(given) if writes and isinstance(given, str | os.PathLike) else None
+        frame = frame.f_back
+    return None
+
+
+#: Who saves models that do not save themselves, and which of its variables is the folder.
+_TRAINERS: dict[tuple[Any, str], str] = {
+    ("transformers.trainer", "_save"): "output_dir",
+    ("accelerate.accelerator", "save_model"): "save_directory",
+}
+
+
+def _tell_of_part(root: nn.Module, prefix: str) -> None:
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name != _SAVE:
         frame = frame.f_back
     parent = frame.f_locals.get("self") if frame is not None else None
@@ -166,7 +202,7 @@ def _tell_part(root: nn.Module, state: Any, prefix: str, _: Any) -> None:
         f"{whole}.from_pretrained will give the original. Call regbnify on the {whole} itself, or save the part as "
         f"well: save_regbn(model.{part}, another_folder)."
     )
-    warnings.warn(coded("RB412", text), RegBNWarning, stacklevel=3)
+    warnings.warn(coded("RB412", text), RegBNWarning, stacklevel=4)
 
 
 def _tell_original(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from .. import _tree
 from .._analysis._scatter import Scatter
 from .._errors import RewriteError
 from .._types import PlannedSite
+from ..nn._symbols import as_one_call, symbols_in
 from ._record import Stretches
 from ._site import RegBNSite, is_identity
 
@@ -34,6 +35,9 @@ class PositionSite(RegBNSite):
         self.into_is_f = into_is_f
 
     def forward(self, into: Tensor, full: Tensor, chosen: Tensor) -> Tensor:  # type: ignore[override]
+        if type(into) is not Tensor and next(symbols_in((into, full, chosen)), None) is not None:
+            written: Tensor = as_one_call(self, into, full, chosen)
+            return written
         by_channel = chosen.permute(self.f_axes)
         new = by_channel.any(dim=1)
         if is_identity() and not torch.compiler.is_compiling() and not torch.equal(new, by_channel.all(dim=1)):
@@ -152,14 +156,25 @@ def run_scatter(
             write_back(into, scatter.axis, kept, *stretches)
         args, kwargs = _with(args, kwargs, {scatter.source: put})
         return func(*args, **kwargs)
+
+    def write(into: Tensor, source: Tensor) -> Any:
+        own_args, own_kwargs = _with(args, kwargs, {scatter.into: into, scatter.source: source})
+        return func(*own_args, **own_kwargs)
+
+    return write_between(module, into, source, write, scatter.inplace)
+
+
+def write_between(
+    module: nn.Module, into: Tensor, source: Tensor, write: Callable[[Tensor, Tensor], Any], inplace: bool
+) -> Any:
+    """What `write(into, source)`, a call that writes one tensor into another, gives with RegBN between the two."""
     made = []
     for value in (source, torch.ones_like(source)):
         zeros = torch.zeros_like(into)
-        own_args, own_kwargs = _with(args, kwargs, {scatter.into: zeros, scatter.source: value})
-        output = func(*own_args, **own_kwargs)
-        made.append(zeros if scatter.inplace else output)
-    result = module(into.clone() if scatter.inplace else into, made[0], made[1] != 0)
-    return into.copy_(result) if scatter.inplace else result
+        output = write(zeros, value)
+        made.append(zeros if inplace else output)
+    result = module(into.clone() if inplace else into, made[0], made[1] != 0)
+    return into.copy_(result) if inplace else result
 
 
 def _with(args: tuple[Any, ...], kwargs: dict[str, Any], new: dict[int, Tensor]) -> tuple[Any, dict[str, Any]]:

@@ -17,7 +17,7 @@ from .._types import PlannedSite, Side
 from .._undo import later, undone
 from ..nn import RegBN
 from ..nn._checks import refuse_script
-from ..nn._symbols import as_one_call, symbols_in
+from ..nn._symbols import as_one_call_for_two, symbols_in
 from ._growing import refuse_growing_g
 from ._memory import SPOILT, Met, note
 
@@ -53,7 +53,7 @@ class RegBNSite(nn.Module):
         self, f: Tensor, g: Tensor, f_mask: Tensor | None = None, g_mask: Tensor | None = None, mask: Any = None
     ) -> tuple[Tensor, Tensor]:
         if (type(f) is not Tensor or type(g) is not Tensor) and next(symbols_in((f, g)), None) is not None:
-            f_new, g_new = as_one_call(self, f, g, f_mask=f_mask, g_mask=g_mask, mask=mask)
+            f_new, g_new = as_one_call_for_two(self, f, g, f_mask=f_mask, g_mask=g_mask, mask=mask)
             return f_new, (g_new if self.replace_g else g)
         if self._is_identity(f):
             self._note(g, g_mask)

@@ -19,9 +19,11 @@ from torch.fx import Node, Proxy
 from .. import _tree
 from .._errors import RegBNBypassedError
 from ..nn._symbols import symbols_in
+from ._here import run_positional
 from ._operands import among, now_of, same
-from ._passage import Passage
+from ._passage import NOTHING, Passage
 from ._record import CodeSite
+from ._scatter import write_between
 from ._table import At, Path, SiteTable, Table
 
 #: A value: the node that it is a part of, and the keys that lead to the part.
@@ -172,7 +174,27 @@ class SymbolPassage(Passage):
         return super()._mask(name, layer, args, kwargs)
 
     def _scattered(self, entry: SiteTable, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        raise NotFollowedError(f"{entry.name} writes one side into the other, which needs their values")
+        """See `Passage`. Which positions are written is asked of the call in the traced model, as it is here."""
+        scatter = entry.site.scatter
+        assert scatter is not None, "asked for scatter sites alone"
+        if entry.written:
+            raise NotFollowedError(f"{entry.name} gathers what earlier calls have written, which needs their values")
+        tensors = self._tensors((args, kwargs))
+        if max(scatter.into, scatter.source) >= len(tensors):
+            return NOTHING
+        into, source = tensors[scatter.into], tensors[scatter.source]
+        known = self.held.get((entry.name, "g" if entry.site.into_is_f else "f"))
+        if known is not None and not self._same(known, source):
+            return NOTHING
+        self.reached.append(entry.name)
+
+        def write(new_into: Any, new_source: Any) -> Any:
+            new = {id(into): new_into, id(source): new_source}
+            own_args, own_kwargs = _tree.rebuild((args, kwargs), lambda _, leaf: new.get(id(leaf), leaf))
+            return run_positional(func, *own_args, **own_kwargs)
+
+        module = getattr(self.host, entry.name)
+        return self._out_of_the_way(write_between, module, into, source, write, scatter.inplace)
 
     def _see_join(self, entry: SiteTable, output: Any) -> None:
         """Nothing: symbols are no cache."""

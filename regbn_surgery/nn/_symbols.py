@@ -20,8 +20,8 @@ def symbols_in(value: Any, depth: int = 0) -> Iterator[Proxy]:
             yield from symbols_in(child, depth + 1)
 
 
-def as_one_call(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """A call of `module`, which returns two tensors, in the graph that the symbols among the arguments belong to.
+def as_one_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What a call of `module` gives, in the graph that the symbols among the arguments belong to.
 
     The traced model holds the very module, so that its state moves there as it does in the model that was traced.
 
@@ -39,7 +39,12 @@ def as_one_call(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]
             "that holds it. Trace a module that has it as a submodule."
         )
     given = {name: value for name, value in kwargs.items() if value is not None}
-    pair = tracer.create_proxy("call_module", path, args, given)
+    return tracer.create_proxy("call_module", path, args, given)
+
+
+def as_one_call_for_two(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """The same of a module that returns two tensors."""
+    pair = as_one_call(module, *args, **kwargs)
     return pair[0], pair[1]
 
 

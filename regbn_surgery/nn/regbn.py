@@ -21,7 +21,7 @@ from ._norms import input_norm, output_norm
 from ._presence import Rows, present_rows, taking_part
 from ._ranks import Ranks, conversion_of, joined
 from ._running import RunningState, Step, Update
-from ._symbols import as_one_call, symbols_in
+from ._symbols import as_one_call_for_two, symbols_in
 from .options import (
     Constraint,
     Fit,
@@ -209,7 +209,7 @@ class RegBN(RunningState):
         if (type(f) is not Tensor or type(g) is not Tensor) and next(symbols_in((f, g)), None) is not None:
             more = {"f_mask": f_mask, "g_mask": g_mask, "present": present, "multiplier": multiplier}
             given = {"is_training": is_training, "n_epoch": n_epoch, **more}
-            return as_one_call(self, f, g, **given, zeros_absent=zeros_absent)
+            return as_one_call_for_two(self, f, g, **given, zeros_absent=zeros_absent)
         training = self.training if is_training is None else is_training
         ranks = joined(self.options.sync, self.process_group) if training else None
         any_length = self.options.reduce == "mean"

@@ -115,8 +115,25 @@ def test_the_checkpoint_that_the_message_names_is_loaded_and_nothing_is_said(run
     assert "random weights" not in result.stderr
 
 
+@pytest.mark.parametrize("name", ["hf_trocr", "hf_blip_captioning"])
+def test_a_checkpoint_of_save_pretrained_has_names_of_its_own_and_one_of_tied_weights(tmp_path, name):
+    """As one has in `hf:folder --checkpoint folder/model.safetensors`."""
+    import torch
+    from safetensors.torch import load_file
+
+    from tests.zoo import CASES
+
+    (case,) = (case for case in CASES if case.name == name)
+    model = case.model()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    assert set(load_file(path)) != set(model.state_dict())
+    found, _ = ModelRequest(f"hf:{tmp_path}", checkpoint=str(path)).load()
+    torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_a_checkpoint_that_lacks_tied_weights_says_what_reads_it(run, tmp_path, suffix):
+def test_a_checkpoint_that_lacks_weights_says_what_reads_it(run, tmp_path, suffix):
     import torch
     from safetensors.torch import save_file
 

@@ -23,6 +23,7 @@ from tests.zoo._running import call, copied, tensors_of
 
 from ._in_training import through_onnx
 from ._subject import (
+    SEED,
     DoesNotApplyError,
     Subject,
     assert_same,
@@ -58,7 +59,7 @@ def first(subject: Subject, what: str, run: Runs, rtol: float = 1e-4, atol: floa
 
     def same(model: nn.Module, alike: nn.Module) -> None:
         with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(SEED)
             found = [out.clone() for out in tensors_of(run(model, copy.deepcopy(args), copy.deepcopy(kwargs)))]
         assert_same(found, outputs(alike, subject.example(3)), rtol=rtol, atol=atol)
 
@@ -177,7 +178,9 @@ def differentiated(subject: Subject) -> None:
             named = {f"model.{name}": value for name, value in {**rest, **parameters}.items()}
             return loss_of(torch.func.functional_call(whole, named, (example,)))
 
-        found = torch.func.grad(loss)(state)
+        with torch.random.fork_rng():
+            torch.manual_seed(SEED)  # for models that draw numbers: negatives of a batch, say
+            found = torch.func.grad(loss)(state)
         loss_of(seeded_call(alike, example)).backward()
         expected = gradients(alike)
         scale = max((float(value.abs().max()) for value in expected.values()), default=1.0)
@@ -260,20 +263,24 @@ def offloaded(subject: Subject) -> None:
         ),
     }
     for name, way in ways.items():
-        expected = outputs(fresh(subject), subject.example(3))
-        original = copied(subject.original()).eval()
-        the_original_must(
-            f"compute the same with {name}",
-            lambda way=way, original=original: assert_same(  # type: ignore[misc]
-                way(copied(original)), outputs(original, subject.example(3))
-            ),
-        )
         found = unless_the_original_fails(
             f"bear {name}",
             lambda way=way: way(fresh(subject)),  # type: ignore[misc]
             lambda way=way: way(copied(subject.original()).eval()),  # type: ignore[misc]
         )
-        assert_same(found, expected)
+        try:
+            assert_same(found, outputs(fresh(subject), subject.example(3)))
+        except AssertionError:
+            the_original_must(f"compute the same with {name}", lambda way=way: _offloaded_often(subject, way))  # type: ignore[misc]
+            raise
+
+
+def _offloaded_often(subject: Subject, way: Callable[[nn.Module], Any]) -> None:
+    """accelerate knows tensors by their addresses, and leaves some of them out: which, is another one every time."""
+    kept = []
+    for _ in range(5):
+        kept.append(copied(subject.original()).eval())
+        assert_same(way(copied(kept[-1])), outputs(kept[-1], subject.example(3)))
 
 
 def _called(model: nn.Module, subject: Subject) -> list[Tensor]:

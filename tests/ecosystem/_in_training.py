@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.checkpoint import checkpoint
 
-from regbn_surgery import RegBNBypassedError
+from regbn_surgery import RegBNBypassedError, explain
 from regbn_surgery._surgery import identity
 from tests.zoo._running import call, copied, tensors_of
 
@@ -37,7 +37,8 @@ from ._subject import (
 
 
 def compiled(subject: Subject) -> None:
-    """`torch.compile` in evaluation and in training: no more graph breaks than the original has, the eager results."""
+    """`torch.compile` in evaluation and in training: the eager results, and no more graph breaks than the original has,
+    or has with a function around each host that only calls it."""
     example = subject.example()
     for train in (False, True):
         eager = warmed(subject.rewritten(), example).train(train)
@@ -54,10 +55,32 @@ def compiled(subject: Subject) -> None:
                 assert regbns(model)[name].num_steps == module.num_steps > 0, name
         if breaks:
             allowed, _ = the_original_must("compile", original)
+            if len(breaks) > len(allowed):
+                allowed, _ = _breaks(_called_around(subject.original(), eager).train(train), example)
             mode = "training" if train else "evaluation"
             assert len(breaks) <= len(allowed), (
                 f"{len(breaks)} graph breaks in {mode}, where the original has {len(allowed)}: {breaks[0]}"
             )
+
+
+def _called_around(original: nn.Module, rewritten: nn.Module) -> nn.Module:
+    """The original with a function around each host of `rewritten`, as a subclass or a hook of the user's would be.
+
+    Where a graph breaks, dynamo counts a break in each function around the place, so the same places are counted once
+    more with one more function; a frame that is given up as a whole is counted with a function around it alone.
+    """
+    for report in explain(rewritten).hosts:
+        host = original.get_submodule(report.host)
+        if report.tier == 1:
+            host.register_forward_pre_hook(lambda module, args, kwargs: (args, kwargs), with_kwargs=True)
+            continue
+        cls: Any = type(host)
+
+        def forward(self: nn.Module, *args: Any, cls: Any = cls, **kwargs: Any) -> Any:
+            return cls.forward(self, *args, **kwargs)
+
+        host.__class__ = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
+    return original
 
 
 def _breaks(model: nn.Module, example: Any) -> tuple[list[str], list[torch.Tensor]]:

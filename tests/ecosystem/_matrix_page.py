@@ -30,8 +30,9 @@ _WHAT_IT_MEANS = {
     "torch.compile": (
         "The compiled model computes what the eager one does in these cells, too: results are compared before breaks "
         "are counted. Where the original breaks its graph already (a recurrent layer, a value that is read, a scripted "
-        "module), dynamo meets the same break once more in each frame between the model's call and the host's "
-        "forward. A host that runs under a mode is a break of its own; `explain(model)` says which one, and why."
+        "module), dynamo counts the same break once more in each function around it: the original is counted with one "
+        "around each host, too. A host that runs under a mode is a break of its own; `explain(model)` says which one, "
+        "and why. A recurrent layer that RegBN's own functions call is a break in each of them."
     ),
     "torch.export": (
         "An `UnseenCallError` says that the host is called in another way while it is traced than before, for one with "

@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -160,14 +160,36 @@ def with_uneven_weights(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def assert_regbn_learned(model: nn.Module, steps: int | None = None) -> None:
-    """Every RegBN of the model has been trained, and what it learned is finite."""
+def assert_regbn_learned(model: nn.Module, steps: int | None = None, except_for: Collection[str] = ()) -> None:
+    """Every RegBN of the model has been trained, and what it learned is finite; of `except_for`, each was skipped."""
     for name, module in regbns(model).items():
-        if steps is None:
+        if name in except_for:
+            assert module.num_skipped > 0, f"{name} was not even skipped"
+        elif steps is None:
             assert module.num_steps > 0, f"{name} was never trained"
         else:
             assert module.num_steps == steps, f"{name} took {module.num_steps} steps instead of {steps}"
         assert all(factor.isfinite().all() for factor in module.factors), name
+
+
+@contextmanager
+def vanishing(model: nn.Module) -> Iterator[set[str]]:
+    """The RegBN that are given a side of zeros alone: the model's own weights are too small for its type."""
+    found: set[str] = set()
+
+    def look(name: str) -> Callable[..., None]:
+        def see(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if not all(side.any() for side in args[:2]):
+                found.add(name)
+
+        return see
+
+    handles = [module.register_forward_pre_hook(look(name)) for name, module in regbns(model).items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

@@ -37,6 +37,30 @@ def test_situation(name: str, situation: str) -> None:
         pytest.skip(str(error))
 
 
+@pytest.mark.parametrize("seed", [0, 6])
+def test_random_numbers_are_drawn_alike(seed: int) -> None:
+    """ALBEF draws the negatives of a batch: the gradients are compared of the same ones, wherever torch stands."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        SITUATIONS["first: torch.func.grad"](Subject("albef"))
+
+
+@pytest.mark.parametrize("name", ["without_modules", "hf_layoutlmv3"])
+def test_a_model_that_offloading_breaks_is_told_by_its_original(name: str) -> None:
+    """Once, both computed garbage, and the original by chance that of before."""
+    with pytest.raises(DoesNotApplyError, match="compute the same with cpu_offload"):
+        SITUATIONS["first: offload"](Subject(name))
+
+
+@pytest.mark.parametrize("situation", ["first: jit.trace", "first: torch.func.grad"])
+def test_a_host_that_runs_from_a_graph_bears_tools_that_follow_calls(situation: str) -> None:
+    SITUATIONS[situation](Subject("show_and_tell"))
+
+
+def test_symbols_are_followed_through_masked_scatter() -> None:
+    SITUATIONS["first: symbolic_trace"](Subject("masked_scatter"))
+
+
 def test_a_host_that_runs_from_a_graph_is_refused_from_a_package() -> None:
     """Its graph is captured at the first call, and the copied code has no RegBN to be found."""
     SITUATIONS["first: torch.package"](Subject("show_and_tell"))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import regbn_surgery
@@ -18,6 +17,7 @@ from regbn_surgery._checkpoint._held import holds
 from tests.ecosystem._subject import BY_NAME
 from tests.ecosystem.test_recipe import Published, published
 from tests.surgery.models import everything
+from tests.zoo._running import training_step
 
 
 def zeros_and_ones() -> dict[str, Tensor]:
@@ -124,25 +124,57 @@ def test_packed_weights_are_those_of_the_folder_that_they_were_made_of(tmp_path:
 # -- transformers -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["hf_llava", "hf_altclip"])  # both are written under other names
-def test_a_model_made_of_the_config_alone_is_refused(name: str, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+#: All are written under other names; `hf_trocr` of tied weights but one.
+RENAMED = ["hf_llava", "hf_altclip", "hf_trocr"]
+
+
+def _folder(name: str, folder: Path) -> tuple[Any, Any]:
+    """A rewritten model, trained and saved, and its class."""
     case = BY_NAME[name]
-    cls: Any = type(case.model())
     model: Any = regbn_surgery.regbnify(case.model(), case.rules_dict(), case.example)
-    save_regbn(model, tmp_path)
+    training_step(model, case.example(3))
+    save_regbn(model, folder)
+    return model, type(case.model())
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_a_model_made_of_the_config_alone_gets_the_values_of_the_folder(name: str, tmp_path: Path) -> None:
+    """The library says under which name it writes each tensor; so does a model whose values are on the meta device."""
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    model, cls = _folder(name, tmp_path)
+    written = load_file(tmp_path / "model.safetensors")
+    assert not set(written) <= set(model.state_dict())
     fresh = cls(transformers.AutoConfig.from_pretrained(tmp_path))
-    before = copy.deepcopy(fresh.state_dict())
-    with pytest.raises(RecipeError, match=rf"{cls.__name__}\.from_pretrained\("):
-        load_regbn(fresh, tmp_path)
-    torch.testing.assert_close(fresh.state_dict(), before, rtol=0, atol=0)
-    found = load_regbn(cls.from_pretrained(tmp_path, dtype=torch.bfloat16), tmp_path)
+    torch.testing.assert_close(load_regbn(fresh, tmp_path).state_dict(), model.state_dict(), rtol=0, atol=0)
+    half = load_regbn(cls.from_pretrained(tmp_path, dtype=torch.bfloat16), tmp_path)
     torch.testing.assert_close(
-        {name: value.to(torch.bfloat16) for name, value in found.state_dict().items()},
+        {name: value.to(torch.bfloat16) for name, value in half.state_dict().items()},
         {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()},
         rtol=0,
         atol=0,
     )
+
+
+@pytest.mark.parametrize("name", RENAMED)
+@pytest.mark.parametrize("change", ["lost", "strange", "sized"])
+def test_a_folder_of_other_names_that_does_not_fit_is_refused(change: str, name: str, tmp_path: Path) -> None:
+    model, cls = _folder(name, tmp_path)
+    written = load_file(tmp_path / "model.safetensors")
+    other = next(key for key in written if key not in model.state_dict() and key.endswith("weight"))
+    if change == "strange":
+        written["of.another.weight"] = torch.zeros(3)
+    elif change == "sized":
+        written[other] = torch.zeros(3, 2)
+    else:
+        del written[other]
+    save_file(written, tmp_path / "model.safetensors", {"format": "pt"})
+    fresh = BY_NAME[name].model()
+    for parameter in fresh.parameters():
+        nn.init.normal_(parameter)
+    before = everything(fresh)
+    with pytest.raises(RecipeError, match=rf"do not fit .*{cls.__name__}\.from_pretrained\("):
+        load_regbn(fresh, tmp_path)
+    assert everything(fresh) == before
 
 
 def test_weights_that_are_split_as_they_are_written_are_found(tmp_path: Path) -> None:

@@ -46,6 +46,12 @@ def test_situation(name: str, situation: str) -> None:
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
+def test_a_side_that_its_model_rounds_to_nothing_is_not_held_against_regbn() -> None:
+    """In half precision all image features of this BLIP-2 are zero: such a batch is skipped, and counted."""
+    SITUATIONS["other dtypes"](Subject("hf_blip2"))
+
+
 def test_a_parameter_group_of_its_own() -> None:
     """RegBN's parameters by name, for an optimizer that treats them apart."""
     model = operate(build(Late), vectors(), regbn={"affine": True})

@@ -312,6 +312,22 @@ def test_a_folder_with_adapters_in_it_does_not_load_as_random(name: str, layers:
     assert everything(fresh) == before
 
 
+@pytest.mark.parametrize(("name", "layers"), HF)
+def test_a_folder_with_adapters_in_it_loads_into_a_model_with_the_same(
+    name: str, layers: list[str], tmp_path: Path
+) -> None:
+    """Also where transformers writes the weights of the class under other names."""
+    case = BY_NAME[name]
+    model = peft.get_peft_model(copy.deepcopy(_rewritten(name)), _lora(layers)).get_base_model()
+    with pytest.warns(RegBNWarning, match="RB414"):
+        save_regbn(model, tmp_path)
+    fresh = peft.get_peft_model(case.model(), _lora(layers)).get_base_model()
+    found = load_regbn(fresh, tmp_path)
+    torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=0, atol=0)
+    batch = case.example(3)
+    torch.testing.assert_close(run_case(found, batch, train=False), run_case(model, batch, train=False))
+
+
 @pytest.mark.parametrize(("name", "layers"), HF[:2])
 def test_adapters_of_transformers_own_say_that_they_leave_regbn_out(
     name: str, layers: list[str], tmp_path: Path

@@ -165,9 +165,7 @@ def test_a_rank_that_does_not_write_writes_no_recipe(tmp_path: Path) -> None:
 def test_a_recipe_that_cannot_be_written_does_not_cost_the_weights(tmp_path: Path) -> None:
     model = trained(HasHost)
     (tmp_path / "regbn.json").mkdir()
-    with pytest.warns(
-        RegBNWarning, match=r"The weights were written to .*, but RegBN's recipe \(regbn\.json\) was not"
-    ):
+    with pytest.warns(RegBNWarning, match=r"The weights are written to .*, but RegBN's recipe \(regbn\.json\) was not"):
         model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
 
@@ -268,3 +266,93 @@ def test_a_model_of_transformers_comes_back_from_its_own_folder(tmp_path: Path) 
 def test_a_class_in_place_of_a_model_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(RegBNError, match="found the class Linear"):
         regbn_surgery.load_regbn(nn.Linear, tmp_path)
+
+
+# -- trainers that save a model which does not save itself -------------------------------------------------------------
+
+
+def by_trainer(model: nn.Module, folder: Path, **options: Any) -> Any:
+    """The Trainer of transformers, with a checkpoint at its second step in `folder`."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+
+    class Training(transformers.Trainer):  # type: ignore[name-defined, misc]
+        def compute_loss(self, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Any:
+            return model(**inputs).square().mean()
+
+    arguments = transformers.TrainingArguments(
+        str(folder), max_steps=2, save_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True,
+        disable_tqdm=True, logging_strategy="no", remove_unused_columns=False, label_names=[], **options,
+    )  # fmt: skip
+    rows = [{name: value[0] for name, value in vectors(1, seed).items()} for seed in range(8)]
+    trainer = Training(model, arguments, train_dataset=rows)
+    trainer.train()
+    return trainer
+
+
+class Wrapper(nn.Module):
+    """Of the user's own around a model that saves itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = HasHost()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.inner(a, b)
+
+
+@pytest.mark.parametrize("cls", [Late, Wrapper])
+def test_a_trainer_that_saves_a_plain_module_writes_its_recipe(cls: Any, tmp_path: Path) -> None:
+    model = trained(cls)
+    trainer = by_trainer(model, tmp_path / "run")
+    trainer.save_model(str(tmp_path / "by name"))
+    for folder in (tmp_path / "run" / "checkpoint-2", tmp_path / "by name"):
+        assert_comes_back(model, build(cls), folder)
+    unregbnify(model)
+    trainer.save_model(str(tmp_path / "without"))
+    assert (tmp_path / "without" / "model.safetensors").exists()
+    assert not (tmp_path / "without" / "regbn.json").exists()
+    assert not model._state_dict_hooks
+
+
+def test_so_does_accelerate(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = trained(Late)
+    accelerate.Accelerator(cpu=True).save_model(model, str(tmp_path))
+    assert_comes_back(model, build(Late), tmp_path)
+
+
+def test_a_rank_of_the_trainer_that_does_not_write_writes_no_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    trainer = by_trainer(trained(Late), tmp_path / "run")
+    monkeypatch.setattr(transformers.TrainingArguments, "should_save", property(lambda self: False))
+    trainer.save_model(str(tmp_path / "other rank"))
+    assert not (tmp_path / "other rank").exists()
+
+
+def test_a_state_dict_alone_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = trained(Late)
+
+    def _save(output_dir: str) -> None:
+        torch.save(model.state_dict(), Path(output_dir) / "own.pt")
+
+    _save(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["own.pt"]
+
+
+def test_a_recipe_that_cannot_be_written_does_not_cost_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regbn_surgery import Recipe
+
+    def fails(*_: Any) -> None:
+        raise RecipeError("on purpose")
+
+    model = trained(Late)
+    monkeypatch.setattr(Recipe, "of", fails)
+    with pytest.warns(RegBNWarning, match=r"RB404 .* are written to .*checkpoint-2, but .* was not: on purpose"):
+        by_trainer(model, tmp_path)
+    assert (tmp_path / "checkpoint-2" / "model.safetensors").exists()

@@ -315,3 +315,27 @@ def test_a_call_that_adds_is_refused() -> None:
 
 def test_reduce_flatten_is_refused() -> None:
     refuse(Functional.write, RewriteError, "has reduce: flatten.*use `reduce: mean`", reduce="flatten")
+
+
+# -- symbols ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("rule", [{}, {"normalize": "a", "against": "b"}, {"replace": "f"}])
+@pytest.mark.parametrize("cls", [Functional, InPlace])
+def test_symbols_are_followed_through_the_call_that_writes(cls: type[nn.Module], rule: Any, train: bool) -> None:
+    """The graph calls RegBN once; the original in its place would compute something else."""
+    original, model = operate(cls, **rule)
+    for seed in range(3):
+        step(model, example(6, seed, ragged=False))
+    model.train(train)
+    alike = copy.deepcopy(model)
+    traced: Any = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if "regbn" in str(node.target)] == ["regbn_x"]
+    for batch in (5, 3):
+        inputs = example(batch, seed=7)
+        found, expected = traced(**inputs), run(alike, inputs, train)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(found, original.train(train)(**inputs))
+    named = {name: value for name, value in traced.state_dict().items() if "regbn_" in name}
+    torch.testing.assert_close(named, {name: alike.state_dict()[name] for name in named}, rtol=1e-5, atol=1e-6)

@@ -1,6 +1,7 @@
 """The running projection kept whole: its change is measured tile by tile, never beside a second W.
 
-One workspace of fixed size holds the tiles in turn. Whatever it still holds when the size of the change is known
+One workspace of fixed size holds the tiles in turn (on the host: other devices and compilers have their own ways with
+memory that is free again). Whatever it still holds when the size of the change is known
 (the last tile) need not be formed again for the update; for a W no larger than the workspace that is all of it.
 """
 
@@ -56,14 +57,14 @@ class DenseUpdate:
         elif self.kept_from:
             top.mul_(1.0 - share).addmm_(left, self.right * share)
         if self.workspace is not None:
-            if values_at_hand(self.W):
-                give_back(self.workspace)
-            self.workspace = self.kept = None
+            give_back(self.workspace)
+        self.workspace = self.kept = None
 
-    def neutralise_unless(self, finite: Tensor) -> None:
-        """Before a `move` by 0: keep what is not finite from reaching W."""
-        self.left, self.right = torch.where(finite, self.left, 0.0), torch.where(finite, self.right, 0.0)
-        self.kept = None if self.kept is None else torch.where(finite, self.kept, 0.0)
+    def neutralise_if(self, skipped: Tensor) -> None:
+        """Before a `move` by 0, after `change`: keep what is not finite from reaching W."""
+        if self.kept_from:
+            self.left, self.right = self.left.masked_fill(skipped, 0.0), self.right.masked_fill(skipped, 0.0)
+        self.kept = None if self.kept is None else self.kept.masked_fill(skipped, 0.0)
 
     def _widest(self, columns: int) -> int:
         return min(columns, TILE_COLUMNS)
@@ -71,9 +72,9 @@ class DenseUpdate:
     def _sum_over_tiles(self) -> Tensor:
         """The sum of `_measure` over all of W. The tile that is kept comes last."""
         rows, columns = self.W.shape
-        size = self.height * self.width + self.at_once
-        workspace = borrow(size, self.W.dtype) if values_at_hand(self.W) else self.W.new_empty(size)
-        self.workspace = workspace
+        workspace = None
+        if values_at_hand(self.W):
+            workspace = self.workspace = borrow(self.height * self.width + self.at_once, self.W.dtype)
         totals: list[Tensor] = []
         for top in range(0, self.kept_from, self.height):
             bottom = min(top + self.height, self.kept_from)
@@ -87,9 +88,9 @@ class DenseUpdate:
             totals += self._measure(self.kept, tile)
         return totals[0] if len(totals) == 1 else torch.stack(totals).sum()
 
-    def _fill(self, workspace: Tensor, tile: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """`tile - left @ right`, in the workspace (a compiler has its own ideas of memory)."""
-        if torch.compiler.is_compiling():
+    def _fill(self, workspace: Tensor | None, tile: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """`tile - left @ right`, in the workspace where there is one."""
+        if workspace is None:
             return torch.addmm(tile, left, right, alpha=-1.0)
         out = _room(workspace, self.at_once, tile)
         torch.addmm(tile, left, right, alpha=-1.0, out=out)
@@ -97,8 +98,8 @@ class DenseUpdate:
 
     def _measure(self, filled: Tensor, tile: Tensor) -> list[Tensor]:
         """The sums of the absolute values of the parts of `filled`, whose own values stay."""
-        if torch.compiler.is_compiling() or self.workspace is None:
-            return [filled.abs().sum()]
+        if self.workspace is None:
+            return [torch.linalg.vector_norm(filled, 1)]
         parts = torch.split(filled.view(-1), self.at_once)
         return [torch.abs(part, out=self.workspace[: len(part)]).sum() for part in parts]
 
@@ -107,7 +108,7 @@ class DenseUpdate:
         if isinstance(share, float):
             rows.sub_(kept, alpha=share)
         else:
-            rows.sub_(kept.mul_(share))
+            rows.addcmul_(kept, share, value=-1.0)
 
 
 def _room(workspace: Tensor, after: int, tile: Tensor) -> Tensor:
@@ -133,9 +134,9 @@ class RmsUpdate(DenseUpdate):
     def _widest(self, columns: int) -> int:
         return columns  # whole rows, which lie one after the other
 
-    def _fill(self, workspace: Tensor, tile: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def _fill(self, workspace: Tensor | None, tile: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """`left @ right`: these rows of W_batch."""
-        if torch.compiler.is_compiling():
+        if workspace is None:
             return left @ right
         out = _room(workspace, self.at_once, tile)
         torch.mm(left, right, out=out)
@@ -143,6 +144,8 @@ class RmsUpdate(DenseUpdate):
 
     def _measure(self, filled: Tensor, tile: Tensor) -> list[Tensor]:
         """The inner product with W."""
+        if self.workspace is None:
+            return [torch.bmm(filled[:, None], tile[..., None]).sum(dtype=accumulation_dtype(tile.device))]  # by rows
         pairs = zip(*(torch.split(x.view(-1), self.at_once) for x in (filled, tile)), strict=True)
         return [torch.dot(batch, running).to(accumulation_dtype(tile.device)) for batch, running in pairs]
 
@@ -162,8 +165,8 @@ class PrimalUpdate:
             return (difference / math.sqrt(self.W.numel())).to(self.W.dtype)
         return (self.W - self.target).abs_().mean()
 
-    def neutralise_unless(self, finite: Tensor) -> None:
-        self.target = torch.where(finite, self.target, 0.0)
+    def neutralise_if(self, skipped: Tensor) -> None:
+        self.target = self.target.masked_fill(skipped, 0.0)
 
     def move(self, share: Tensor | float) -> None:
         self.W.lerp_(self.target, share)

@@ -91,10 +91,11 @@ class Preparation(NamedTuple):
         moments: list[tuple[ChannelNorm, Moments]] = []
         fitted = []
         for side, (norm, x) in enumerate(zip(self.norms, pooled, strict=True)):
-            if rows is not None and (side == 1 or not self.normalized_residual):
-                x = rows.of(x)  # whatever stands in an absent row: no NaN of it gets into a gradient
+            counted = x if rows is None else rows.of(x)
+            if side == 1 or not self.normalized_residual:
+                x = counted  # whatever stands in an absent row: no NaN of it gets into a gradient
             if isinstance(norm, ChannelNorm):
-                y, seen = norm.normalize(x, self.training, ranks, rows)
+                y, seen = norm.normalize(x, self.training, ranks, rows, counted)
                 if seen is not None:
                     moments.append((norm, seen))
             else:

@@ -56,33 +56,44 @@ def exporting() -> bool:
 ORDINARY = (-40, 40)
 
 
-def unit_of(size: Tensor) -> float | Tensor:
-    """A power of two near the 0-dimensional `size` > 0; 1 where that is ordinary, so that nothing changes there.
+#: And between which a unit is looked for where the host may not know whether one is needed.
+BOUNDS = (2.0**-120, 2.0**120)
+#: The bits of a number's exponent, with which it is read as an integer: they are the power of two below it.
+_EXPONENT = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
 
-    A plain 1.0 where the host may know. What is 0 or not finite has no size: 1. Without gradient.
+
+def unit_of(size: Tensor) -> float | Tensor:
+    """A power of two near the 0-dimensional `size` >= 0, so that dividing by it is exact. Without gradient.
+
+    A plain number where the host may know: 1.0 for what is ordinary, so that nothing changes there, or is 0 or not
+    finite and has no size. Elsewhere it is within `BOUNDS`, and not finite where `size` is NaN.
     """
     size = size.detach()
+    if not values_at_hand(size):
+        return power_of_2_below(size.clamp(*BOUNDS))
     low, high = ORDINARY
-    if values_at_hand(size):
-        value = float(size)
-        if value == 0.0 or not math.isfinite(value) or 2.0**low <= value <= 2.0**high:
-            return 1.0
-        return 2.0 ** round(math.log2(value))
-    ordinary = (size == 0) | ~torch.isfinite(size) | ((size >= 2.0**low) & (size <= 2.0**high))
-    return torch.where(ordinary, 1.0, torch.where(ordinary, 1.0, size).log2().round().exp2())
+    value = float(size)
+    if value == 0.0 or not math.isfinite(value) or 2.0**low <= value <= 2.0**high:
+        return 1.0
+    return 2.0 ** round(math.log2(value))
+
+
+def power_of_2_below(x: Tensor) -> Tensor:
+    """The largest power of two that is no larger than each x > 0, in one operation; infinity for what is not finite."""
+    if torch.compiler.is_compiling():  # which makes one of these, too, and may write what cannot read a number's bits
+        return x.log2().floor().exp2()
+    whole, mask = _EXPONENT[x.dtype]
+    return (x.view(whole) & mask).view(x.dtype)
 
 
 def narrow_product(wide: Tensor, x: Tensor) -> Tensor:
     """`wide @ x` in the precision of `x`, where entries of `wide` alone may be beyond its range."""
     if wide.dtype == x.dtype or wide.numel() == 0:
         return wide.to(x.dtype) @ x
-    root = unit_of(wide.abs().amax().sqrt())
-    if isinstance(root, float):
-        if root == 1.0:
-            return wide.to(x.dtype) @ x
-        return (wide / root**2).to(x.dtype) @ x * root * root
-    narrow = root.to(x.dtype)
-    return (wide / root**2).to(x.dtype) @ x * narrow * narrow
+    root = unit_of(torch.linalg.vector_norm(wide, math.inf).sqrt())
+    if isinstance(root, float) and root == 1.0:
+        return wide.to(x.dtype) @ x
+    return (wide / root**2).to(x.dtype) @ x * root * root
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -178,15 +189,25 @@ def gram(a: Tensor) -> Tensor:
     return cast(Tensor, _Gram.apply(a))  # type: ignore[no-untyped-call]
 
 
-def shifted_inverse(matrix: Tensor, shift: Tensor) -> Tensor:
+def shifted(matrix: Tensor, shift: Tensor, identity: Tensor) -> Tensor:
+    """`matrix + shift I`, [..., k, k] for `shift` [...] and the identity [k, k]."""
+    return torch.addcmul(matrix, shift[..., None, None], identity)
+
+
+def solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """`matrix^-1 @ right` for one matrix [k, k] or many, with no error flag read back from the device."""
+    # As a vector for each of k matrices torch would take a `right` that has fewer axes.
+    return cast(Tensor, torch.linalg.solve_ex(matrix, right.expand(matrix.shape), check_errors=False).result)
+
+
+def shifted_inverse(matrix: Tensor, shift: Tensor, identity: Tensor | None = None) -> Tensor:
     """`(matrix + shift I)^-1`, differentiable, with no error flag read back from the device.
 
     A singular or non-finite matrix gives non-finite entries instead of an exception.
     """
-    size = matrix.shape[-1]
-    identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-    shifted = matrix + shift[..., None, None] * identity
-    return cast(Tensor, torch.linalg.inv_ex(shifted, check_errors=False).inverse)
+    if identity is None:
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return cast(Tensor, torch.linalg.inv_ex(shifted(matrix, shift, identity), check_errors=False).inverse)
 
 
 class _KnownInverse(Function):
@@ -204,7 +225,7 @@ class _KnownInverse(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         inverse: Tensor = ctx.saved_tensors[0]  # an output: differentiating this again is right as well
-        grad_matrix = -(inverse.mT @ grad @ inverse.mT)
+        grad_matrix = torch.addmm(grad, inverse.mT @ grad, inverse.mT, beta=0.0, alpha=-1.0)
         grad_shift = grad_matrix.diagonal().sum() if ctx.needs_input_grad[1] else None
         return grad_matrix, grad_shift, None
 

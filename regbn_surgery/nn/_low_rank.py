@@ -33,9 +33,9 @@ class LowRankUpdate:
         square = (self.gram_left * signs[:, None] * signs * self.gram_right).sum()
         return square.clamp_min(0.0).sqrt() / math.sqrt(self.left.shape[0] * self.right.shape[1])
 
-    def neutralise_unless(self, finite: Tensor) -> None:
-        """Before a `move` by 0: keep what is not finite from reaching the factors."""
-        self.rows, self.columns = torch.where(finite, self.rows, 0.0), torch.where(finite, self.columns, 0.0)
+    def neutralise_if(self, skipped: Tensor) -> None:
+        """Before a `move` by 0, after `change`: keep what is not finite from reaching the factors."""
+        self.rows, self.columns = self.rows.masked_fill(skipped, 0.0), self.columns.masked_fill(skipped, 0.0)
         self.gram_left = torch.where(torch.isfinite(self.gram_left), self.gram_left, 0.0)
         self.gram_right = torch.where(torch.isfinite(self.gram_right), self.gram_right, 0.0)
 

@@ -11,15 +11,15 @@ with T = K^2 for the smoother (`||K R||_F = 1`, what the published code solves) 
 
 The left side falls monotonically. Its inverse square root is concave and nearly linear (the secular equation of
 trust-region methods, Moré and Sorensen 1983), so a bracket and a few Newton steps from the left find the root to
-machine precision from any spectrum, in a fixed number of operations and without asking the device for a value.
+machine precision from any spectrum, in a fixed number of operations and without asking the device for a value. Where
+there is no spectrum at hand, `_inverses` finds it.
 
 Two more need no equation: "fixed", lambda = lam tr(K) / min(b, m), or lam itself, and "gcv", which is in `_gcv`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,8 +32,6 @@ from .options import Constraint, LambdaGrad
 
 GRID = 128  # points of the bracketing grid; neighbours differ by a factor of about 1.15 over the whole range
 NEWTON_STEPS = 3  # quadratic from there, to about 1e-12
-INVERSE_NEWTON_STEPS = 5  # from a bracket of a factor of 1.4
-COARSE_GRID = 8  # per round of two, where each point costs a matrix inverse
 
 Array = Any  # a torch.Tensor or a numpy.ndarray
 _EXPONENTS = np.linspace(0.0, 1.0, GRID)
@@ -132,7 +130,7 @@ def _shrink(values: Array, own: Array | None, sizes: Sizes, problem: Problem, gi
         replaced = xp.where(kept, values, xp.where(spanned, limits.substitute**2, 0.0))
     floor = xp.where(largest > 0.0, zero_level, 1.0)
     if problem.constraint == "fixed":
-        multiplier, active = _fixed(values.sum(), floor, sizes, problem, xp)
+        multiplier, active = fixed(values.sum(), floor, sizes, problem, xp)
     elif own is not None and problem.constraint == "gcv":
         energies = xp.where(spanned & (own > 0.0), own / safe, 0.0)
         rest, left = sizes.energy - energies.sum(), sizes.degrees - spanned.sum()
@@ -148,7 +146,7 @@ def _shrink(values: Array, own: Array | None, sizes: Sizes, problem: Problem, gi
     return _Shrunk(values, kept, weights, multiplier, active)
 
 
-def _fixed(trace: Array, floor: Array, sizes: Sizes, problem: Problem, xp: Any) -> tuple[Array, Array]:
+def fixed(trace: Array, floor: Array, sizes: Sizes, problem: Problem, xp: Any) -> tuple[Array, Array]:
     wanted = problem.fixed(trace, sizes)
     return xp.where(wanted > floor, wanted, floor), wanted > floor
 
@@ -197,14 +195,15 @@ class Problem(NamedTuple):
 class Sizes:
     """The numbers beside K and T. Counts are of the host, or 0-dimensional where it may not know them.
 
-    `zero`: eigenvalues up to so many times the rounding unit, relative to the largest, count as 0. `shared`: how many
-    eigenvalues K can have above 0. `degrees`: rows that take part, less 1 where they are centred. For "gcv" `energy`,
-    ||F||^2, and in the dual form `outer`, F F^T.
+    `rows` samples take part, of `features` features of g; `dual`, `scored` ("gcv") and `centred`: how they are fitted.
+    For "gcv" `energy`, ||F||^2, and in the dual form `outer`, F F^T.
     """
 
-    zero: int | Tensor
-    shared: int | Tensor
-    degrees: int | Tensor
+    rows: int | Tensor
+    features: int
+    dual: bool
+    scored: bool
+    centred: bool
     energy: Any = 0.0
     outer: Tensor | None = None
 
@@ -218,22 +217,42 @@ class Sizes:
         energy: Any = 0.0,
         outer: Tensor | None = None,
     ) -> Sizes:
-        """Those of `rows` samples of `features` features of g."""
-        some = rows.clamp_min(1) if isinstance(rows, Tensor) else max(rows, 1)
-        shared = some.clamp_max(features) if isinstance(some, Tensor) else min(some, features)
-        if problem.constraint == "gcv":
-            zero = shared  # the score may have its minimum at the floor, which then is to be the same in both forms
-        else:
-            zero = some if dual else features
-        return cls(zero, shared, rows - int(problem.centred), energy, outer)
+        """Those of a problem. No batch without rows is moved by, so what is reckoned from 0 of them is of no use."""
+        return cls(rows, features, dual, problem.constraint == "gcv", problem.centred, energy, outer)
+
+    @property
+    def zero(self) -> int | Tensor:
+        """Eigenvalues up to so many times the rounding unit, relative to the largest, count as 0."""
+        if self.scored:
+            return (
+                self.shared
+            )  # the score may have its minimum at the floor, which then is to be the same in both forms
+        return _at_least_1(self.rows) if self.dual else self.features
+
+    @property
+    def shared(self) -> int | Tensor:
+        """How many eigenvalues K can have above 0."""
+        some = _at_least_1(self.rows)
+        return some.clamp_max(self.features) if isinstance(some, Tensor) else min(some, self.features)
+
+    @property
+    def degrees(self) -> int | Tensor:
+        """Rows that take part, less 1 where they are centred."""
+        return self.rows - 1 if self.centred else self.rows
 
     def on_host(self) -> Sizes:
-        """With numbers of numpy in place of tensors."""
+        """With numbers of the host in place of tensors."""
+        energy = self.energy.detach().numpy() if isinstance(self.energy, Tensor) else self.energy
+        return replace(self, rows=int(self.rows), energy=energy, outer=None)
 
-        def number(x: Any) -> Any:
-            return x.detach().numpy() if isinstance(x, Tensor) else x
 
-        return Sizes(number(self.zero), number(self.shared), number(self.degrees), number(self.energy))
+def _at_least_1(rows: int | Tensor) -> int | Tensor:
+    return rows.clamp_min(1) if isinstance(rows, Tensor) else max(rows, 1)
+
+
+def gcv_matrices(K: Tensor, T: Tensor, sizes: Sizes) -> _gcv.Matrices:
+    """What "gcv" is reckoned from without a spectrum."""
+    return _gcv.Matrices(K, T, sizes.energy, sizes.degrees - K.shape[-1], sizes.outer)
 
 
 def solve_by_eigenvectors(
@@ -264,82 +283,6 @@ def solve_by_eigenvectors(
     in_span = (vectors * small.weights) @ vectors.mT
     spectrum = Spectrum(small.values, vectors, small.kept, small.weights)
     return Ridge(small.multiplier, inverse, in_span, small.active, finite, spectrum)
-
-
-def solve_by_inverses(
-    K: Tensor, T: Tensor | None, sizes: Sizes, problem: Problem, given: Tensor | None = None
-) -> Ridge:
-    """Solve for lambda with matrix inverses alone, for devices on which a decomposition would make the host wait."""
-    largest = _largest_eigenvalue(K)
-    floor = torch.where(largest > 0, sizes.zero * problem.limits.eps * largest, 1.0)
-    span = _span(K, floor)
-
-    def spanned(shift: Tensor) -> Tensor:
-        """(K + shift I)^-1 in the span of K alone: elsewhere T is rounding, which a small shift would lift."""
-        return shifted_inverse(K, shift) @ span
-
-    if problem.constraint == "fixed":
-        root, active = _fixed(K.diagonal().sum(), floor, sizes, problem, torch)
-    elif problem.constraint == "gcv" and T is not None:
-        root, active = _gcv.by_inverses(gcv_matrices(K, T, sizes), floor, largest)
-    else:
-        T = K @ K if problem.constraint == "smoother" or T is None else span @ T @ span  # K F F^T is not symmetric
-        root, active = _root_by_inverses(spanned, T, floor)
-    multiplier = root if given is None else given
-    finite = torch.isfinite(K.diagonal().sum())
-    return Ridge(multiplier, shifted_inverse(K, multiplier), spanned(multiplier), active, finite)
-
-
-def gcv_matrices(K: Tensor, T: Tensor, sizes: Sizes) -> _gcv.Matrices:
-    """What "gcv" is reckoned from without a spectrum."""
-    return _gcv.Matrices(K, T, sizes.energy, sizes.degrees - K.shape[-1], sizes.outer)
-
-
-def _root_by_inverses(spanned: Callable[[Tensor], Tensor], T: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """The root of `tr(R^2 T) = 1` or the floor, and whether the constraint binds."""
-    low, high = floor, torch.maximum(T.diagonal().sum().clamp_min(0.0).sqrt(), floor)
-    exponents = torch.linspace(0.0, 1.0, COARSE_GRID, dtype=T.dtype, device=T.device)
-    active = torch.zeros((), dtype=torch.bool, device=T.device)
-    for _ in range(2):
-        grid = low * (high / low) ** exponents
-        inverses = spanned(grid)
-        reached = ((inverses @ inverses) * T.mT).sum((-2, -1)).gt(1.0).sum()
-        low = grid.gather(0, (reached - 1).clamp(0, COARSE_GRID - 1)[None])[0]
-        high = grid.gather(0, reached.clamp(0, COARSE_GRID - 1)[None])[0]
-        active = active | (reached > 0)
-    root = low
-    for _ in range(INVERSE_NEWTON_STEPS):
-        inverse = spanned(root)
-        weighted = inverse @ T
-        value = (weighted * inverse.mT).sum()
-        slope = ((inverse @ weighted) * inverse.mT).sum()
-        step = value * (value.sqrt() - 1.0) / slope
-        root = torch.minimum(torch.maximum(root + step, low), high)
-    return torch.where(active, root, floor), active
-
-
-def _span(K: Tensor, floor: Tensor) -> Tensor:
-    """The projector onto the eigenvectors of K above `floor`, to 1e-5; of those a thousand times lower little is left.
-
-    K (K + mu I)^-1 with mu far below the floor and far above the noise of a float64 K is near to it; a step of
-    McWeeny's purification, 3 P^2 - 2 P^3, squares what is missing.
-    """
-    near = K @ shifted_inverse(K, floor * 1e-3)
-    square = near @ near
-    return 3.0 * square - 2.0 * (square @ near)
-
-
-def _largest_eigenvalue(K: Tensor) -> Tensor:
-    """An upper bound on the largest eigenvalue of K >= 0, at most k^(1/64) times it, by squaring five times."""
-    scale = K.diagonal().sum()
-    power = K / torch.where(scale > 0, scale, 1.0)
-    log_norm = torch.zeros((), dtype=K.dtype, device=K.device)
-    for _ in range(5):
-        power = power @ power
-        norm = torch.linalg.vector_norm(power)
-        power = power / torch.where(norm > 0, norm, 1.0)
-        log_norm = 2.0 * log_norm + norm.clamp_min(torch.finfo(K.dtype).tiny).log()
-    return torch.where(scale > 0, scale * (log_norm / 32.0).exp(), 0.0)
 
 
 def attach_gradient(multiplier: Tensor, K: Tensor, T: Tensor, active: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._linalg import ORDINARY, accumulation_dtype, exporting, values_at_hand
+from ._linalg import accumulation_dtype, exporting, power_of_2_below, values_at_hand
 from ._no_gradient import without_gradient
 from ._presence import Rows
 from ._ranks import Ranks
@@ -29,9 +30,6 @@ def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(x.dtype)
 
 
-SHRUNK_TO = 10  # power of two: eps is below rounding beside its square, and products with gradients stay in range
-
-
 def _layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """`F.layer_norm`, with the right result for values whose squares are beyond their precision, too."""
     if values_at_hand(x):
@@ -46,10 +44,9 @@ def _layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Te
 
 def _within_range(x: Tensor) -> Tensor:
     """`x` [b, ...] divided by a power of two for each sample where it is large, by far not so much that eps counts."""
-    size = x.detach().abs().flatten(1).amax(1)
-    large = torch.isfinite(size) & (size > 2.0 ** ORDINARY[1])
-    shrunk = torch.where(large, (SHRUNK_TO - torch.where(large, size, 1.0).log2().ceil()).exp2(), 1.0)
-    return x * shrunk.view(-1, *[1] * (x.dim() - 1))
+    size = torch.linalg.vector_norm(x.detach(), math.inf, dim=tuple(range(1, x.dim())), keepdim=True)
+    largest = 2.0 ** (math.log2(torch.finfo(x.dtype).max) // 4)
+    return x / power_of_2_below((size * (1.0 / largest)).clamp_min(1.0))
 
 
 class SampleNorm(nn.LayerNorm):
@@ -98,11 +95,17 @@ class ChannelNorm(nn.Module):
         return self.normalize(input, training)[0]
 
     def normalize(
-        self, x: Tensor, training: bool | None = None, ranks: Ranks | None = None, rows: Rows | None = None
+        self,
+        x: Tensor,
+        training: bool | None = None,
+        ranks: Ranks | None = None,
+        rows: Rows | None = None,
+        counted: Tensor | None = None,
     ) -> tuple[Tensor, Moments | None]:
         """The normalised x, and in training the moments that it was normalised with (of all `ranks` together).
 
-        With `rows` the moments are those of the rows that take part; the others are normalised with them, too.
+        With `rows` the moments are those of the rows that take part; the others, which are zero in `counted` (x
+        otherwise), are normalised with them, too.
         """
         weight, bias = _like(self.weight, x), _like(self.bias, x)
         if not (self.training if training is None else training):
@@ -110,44 +113,51 @@ class ChannelNorm(nn.Module):
             if is_read_by_autograd(x):  # a later step changes them in place
                 mean, var = mean.clone(), var.clone()
             return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps), None
+        counted = x if counted is None else counted
         if ranks is not None or (rows is not None and rows.present is not None):
-            return self._normalize_over(x, weight, bias, ranks, rows)
+            return self._normalize_over(x, counted, ranks, rows)
         y, mean, inverse_std = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, self.eps)
         if values_at_hand(x) and not bool((inverse_std.detach() > 0).all()):  # squares beyond the precision of x
-            return self._normalize_over(x, weight, bias, ranks, rows)
+            return self._normalize_over(x, counted, ranks, rows)
         var = inverse_std.detach().square().reciprocal() - self.eps
         return y, Moments(mean.detach(), var, float(x.numel() // x.shape[1]))
 
     def _normalize_over(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, ranks: Ranks | None, rows: Rows | None
+        self, x: Tensor, counted: Tensor, ranks: Ranks | None, rows: Rows | None
     ) -> tuple[Tensor, Moments]:
         """Over the rows that take part, of all ranks."""
-        counted = x if rows is None else rows.of(x)
-        own: Tensor | int = len(x) if rows is None or rows.present is None else rows.present.sum()
-        wide = counted.transpose(0, 1).flatten(1).to(accumulation_dtype(x.device))
-        count = wide.new_ones(1) * own * (x.numel() // max(len(x) * x.shape[1], 1))
-        sums = torch.cat([wide.sum(1), wide.square().sum(1), count])
-        sums = sums if ranks is None else ranks.sum(sums)
-        total, squares, count = sums[: len(wide)], sums[len(wide) : -1], sums[-1].detach().clamp_min(1.0)
+        wide = counted.to(accumulation_dtype(x.device))
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        total, squares = wide.sum(axes), wide.square().sum(axes)
+        count: Tensor | float = len(x) if rows is None else rows.count
+        if ranks is not None:
+            own: Tensor | int = len(x) if rows is None or rows.present is None else rows.present.sum()
+            sums = ranks.sum(torch.cat([total, squares, total.new_ones(1) * own]))
+            total, squares, count = sums[: len(total)], sums[len(total) : -1], sums[-1].detach()
+        values = math.prod(x.shape[2:])  # of a channel in a row
+        count = count.clamp_min(1) * values if isinstance(count, Tensor) else float(max(count, 1) * values)
         mean = total / count
-        var = (squares / count - mean.square()).clamp_min(0.0)
+        var = (squares / count - mean * mean).relu()
         scale = (var + self.eps).rsqrt()
-        if weight is not None:
-            scale = scale * weight
-        shift = -mean * scale if bias is None else bias - mean * scale
+        if self.weight is not None:
+            scale = scale * self.weight
         shape = (1, -1) + (1,) * (x.dim() - 2)
-        y = (x.to(wide.dtype) * scale.view(shape) + shift.view(shape)).to(x.dtype)
-        return y, Moments(mean.detach(), var.detach(), count)
+        given = wide if x is counted else x.to(wide.dtype)
+        y = (given - mean.view(shape)) * scale.view(shape)
+        if self.bias is not None:
+            y = y + self.bias.view(shape)
+        return y.to(x.dtype), Moments(mean.detach(), var.detach(), count)
 
     @without_gradient
     def track(self, seen: Moments, finite: Tensor) -> None:
         """Move the running statistics towards those of a batch, if `finite`."""
         count = seen.count
         unbiased = seen.var * (count / (count - 1.0)) if not isinstance(count, float) or count > 1 else seen.var
+        share = finite.to(self.running_mean.dtype) * self.momentum
         for running, new in ((self.running_mean, seen.mean), (self.running_var, unbiased)):
-            new = new.to(running.dtype)
-            moves = finite & torch.isfinite(new)  # a variance may be beyond float32 where the batch is not
-            running.add_(torch.where(moves, self.momentum * (new - running), 0.0))
+            towards = new.to(running.dtype) - running
+            # A variance may be beyond float32 where the batch is not.
+            running.add_(towards.nan_to_num(0.0, 0.0, 0.0) * share)
         self.num_batches_tracked.add_(finite)
 
     def extra_repr(self) -> str:

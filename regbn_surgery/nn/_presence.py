@@ -19,29 +19,40 @@ ENOUGH = 2  # rows: with one of them any f is explained by any g
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that take part. `present` [b] bool is None where the host knows that all of them do.
+    """The rows that take part. `present` [b] bool is None where the host knows that all of them do; `absent` is not it.
 
     `count` is their number, over all ranks where these are joined (`sizes`: the batch of each); a 0-dimensional
-    tensor where the host must not ask for it. With fewer than two there are none: `present` is then false everywhere.
+    tensor where the host must not ask for it. With fewer than two there is not `enough` to fit: `present` is then false
+    everywhere.
     """
 
     present: Tensor | None
+    absent: Tensor | None
     count: int | Tensor
+    enough: bool | Tensor
     sizes: list[int] | None = None
 
-    @property
-    def enough(self) -> bool | Tensor:
-        """Whether there is anything to fit."""
-        return self.count >= ENOUGH
+    @classmethod
+    def those(cls, present: Tensor | None, count: int | Tensor, sizes: list[int] | None = None) -> Rows:
+        """The rows that are `present`, unless they are too few."""
+        enough = count >= ENOUGH
+        if present is not None:
+            present = present & enough
+        return cls(present, None if present is None else ~present, count, enough, sizes)
 
     def of(self, x: Tensor) -> Tensor:
-        """`x` [b, ...] with zeros in the rows that do not take part."""
-        return keep_rows(x, self.present)
+        """`x` [b, ...] with zeros in the rows that do not take part, whatever stood there."""
+        return x if self.absent is None else x.masked_fill(_beside(self.absent, x), 0.0)
 
 
 def keep_rows(x: Tensor, present: Tensor | None) -> Tensor:
     """`x` [b, ...] with zeros where `present` is false, whatever stood there (no NaN passes, in either direction)."""
-    return x if present is None else torch.where(present.view(-1, *[1] * (x.dim() - 1)), x, 0.0)
+    return x if present is None else torch.where(_beside(present, x), x, 0.0)
+
+
+def _beside(rows: Tensor, x: Tensor) -> Tensor:
+    """[b] -> [b, 1, ...], to go with `x` [b, ...]."""
+    return rows.view(-1, *[1] * (x.dim() - 1))
 
 
 def present_rows(sides: tuple[Tensor, ...], given: Tensor | None) -> Tensor | None:
@@ -53,7 +64,7 @@ def present_rows(sides: tuple[Tensor, ...], given: Tensor | None) -> Tensor | No
             return None
     found = given
     for x in sides:
-        nonzero = x.detach().abs().flatten(1).sum(1) != 0  # true for what is not finite, too
+        nonzero = x.detach().flatten(1).any(1)  # true for what is not finite, too
         found = nonzero if found is None else found & nonzero
     return found
 
@@ -71,15 +82,10 @@ def taking_part(f: Tensor, g: Tensor, given: Tensor | None, ranks: Ranks | None)
     if ranks is not None:
         own = len(f) if present is None else present.sum()
         sizes, count = ranks.batch_sizes(len(f), own, f.device)
-        return Rows(_none_of(f) if count < ENOUGH else present, count, sizes)
+        if present is None and count < ENOUGH:
+            present = torch.zeros(len(f), dtype=torch.bool, device=f.device)
+        return Rows.those(present, count, sizes)
     if present is None:
-        return Rows(None, len(f))
+        return Rows.those(None, len(f))
     total = present.sum()
-    if not values_at_hand(total):
-        return Rows(present & (total >= ENOUGH), total)
-    count = int(total)
-    return Rows(_none_of(f) if count < ENOUGH else present, count)
-
-
-def _none_of(x: Tensor) -> Tensor:
-    return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    return Rows.those(present, int(total) if values_at_hand(total) else total)

@@ -174,7 +174,7 @@ class RunningState(nn.Module):
             return
         self._readers.before_writing()
         change = step.update.change()
-        finite = torch.isfinite(change + step.solution.multiplier) & step.solution.finite
+        finite = (change + step.solution.multiplier < math.inf) & step.solution.finite  # both are 0 or more, or NaN
         on_host = values_at_hand(change) and not isinstance(step.rows.count, Tensor)
         if on_host:
             # The host waits for this device anyway: branch, and reckon with plain numbers.
@@ -215,27 +215,36 @@ class RunningState(nn.Module):
     def _advance_unseen(self, step: Step, change: Tensor, moves: Tensor | bool) -> None:
         """The same where no value may be read back to the host (another device, a compiler)."""
         moves = torch.as_tensor(moves, device=change.device)
+        skips = ~moves
         self.num_steps.add_(moves)
-        self.num_skipped.add_(~moves)
-        count = self.num_steps.clamp_min(1)
-        exponent = count if step.n_epoch is None else step.n_epoch + 1
-        change = torch.where(moves, change, 0.0)
-        state = (self.change_mean, self.change_square)
-        limit = torch.finfo(self.change_square.dtype).max
-        mean, square, share = adaptive_share(self.options, *state, change, exponent, limit)
+        self.num_skipped.add_(skips)
+        exponent = self.num_steps if step.n_epoch is None else step.n_epoch + 1
+        share = self._unseen_share(change.masked_fill(skips, 0.0), moves, exponent)
         if self.options.correct_start:
             left, share = corrected_share(self.zero_weight, share)
             self.zero_weight.copy_(torch.where(moves, left, self.zero_weight))
-        step.update.neutralise_unless(moves)
-        step.update.move(torch.where(moves, share, 0.0))
-        self.change_mean.copy_(torch.where(moves, mean, self.change_mean))
-        self.change_square.copy_(torch.where(moves, square, self.change_square))
+        share = share.masked_fill(skips, 0.0)
+        step.update.neutralise_if(skips)
+        step.update.move(share)
         if step.g_mean is not None:
             towards = step.g_mean.to(self.mean_g.dtype) - self.mean_g
-            self.mean_g.add_(torch.where(moves, towards * (1.0 / count).clamp_min(MEAN_MOMENTUM), 0.0))
+            count = self.num_steps.clamp_min(1)
+            self.mean_g.add_((towards * (1.0 / count).clamp_min(MEAN_MOMENTUM)).masked_fill(skips, 0.0))
         self.multiplier.copy_(torch.where(moves, step.solution.multiplier, self.multiplier))
-        seen = torch.stack([x.to(self.observed.dtype) for x in (share, step.batch_norm, step.removed)])
+        seen = torch.stack((share, step.batch_norm, step.removed))
         self.observed.copy_(torch.where(moves, seen, self.observed))
+
+    def _unseen_share(self, change: Tensor, moves: Tensor, exponent: int | Tensor) -> Tensor:
+        """`adaptive_share` in as few operations as may be, the moments moved in place where the step `moves`."""
+        options, mean, square = self.options, self.change_mean, self.change_square
+        limit = torch.finfo(square.dtype).max
+        change = as_dtype(change, mean.dtype)
+        own = change.square().clamp_max(limit)
+        mean.lerp_(change, (moves * (1.0 - options.beta1)).to(mean.dtype))
+        square.lerp_(own, (moves * (1.0 - options.beta2)).to(square.dtype))
+        corrected = (square / (1.0 - options.beta2**exponent)).sqrt() + 1e-8
+        share = mean / (1.0 - options.beta1**exponent) / corrected
+        return share.masked_fill(own >= limit, 1.0) * options.momentum
 
     def _warn_of_skipping(self) -> None:
         if not self._warned:
@@ -316,8 +325,8 @@ def _residual(f: Tensor, g: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
 
 
 def adaptive_share(
-    options: RegBNOptions, mean: Number, square: Number, change: Number, exponent: int | Tensor, limit: float = math.inf
-) -> tuple[Number, Number, Number]:
+    options: RegBNOptions, mean: float, square: float, change: float, exponent: int, limit: float = math.inf
+) -> tuple[float, float, float]:
     """The two moments of the change's size with `change` taken in, and the share of the batch's projection.
 
     `share = momentum * (mean / (1 - beta1^t)) / (sqrt(square / (1 - beta2^t)) + 1e-8)`, t the exponent. Where the mean
@@ -325,11 +334,8 @@ def adaptive_share(
     """
     mean = options.beta1 * mean + (1.0 - options.beta1) * change
     square = options.beta2 * square + (1.0 - options.beta2) * change * change
-    corrected: Any = (square / (1.0 - options.beta2**exponent)) ** 0.5
-    share: Any = options.momentum * (mean / (1.0 - options.beta1**exponent)) / (corrected + 1e-8)
-    if isinstance(square, Tensor):
-        beyond = square >= limit
-        return mean, torch.where(beyond, limit, square), torch.where(beyond, options.momentum, share)
+    corrected = (square / (1.0 - options.beta2**exponent)) ** 0.5
+    share = options.momentum * (mean / (1.0 - options.beta1**exponent)) / (corrected + 1e-8)
     return (mean, square, share) if square < limit else (mean, limit, options.momentum)
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from . import _gcv
-from ._linalg import cross_gram, gram, unit_of, with_inverse_gradient
+from ._inverses import solve_by_inverses
+from ._linalg import cross_gram, gram, unit_of, values_at_hand, with_inverse_gradient
 from ._multiplier import (
     Problem,
     Ridge,
@@ -19,7 +20,6 @@ from ._multiplier import (
     attach_gradient,
     gcv_matrices,
     solve_by_eigenvectors,
-    solve_by_inverses,
 )
 from ._no_gradient import without_gradient
 from ._ranks import Ranks
@@ -82,12 +82,12 @@ def primal_in_units(
     inverse, solution = _regularised_inverse(S, moment, sizes, problem, multiplier)
     square = unit**2
     W = _with_value((inverse * square).to(F.dtype) @ Q, (solution.spanned * square).to(F.dtype) @ Q)
-    return W, unit if isinstance(unit, float) else unit.to(F.dtype), solution
+    return W, unit, solution
 
 
 def in_units(x: Tensor, unit: float | Tensor) -> Tensor:
     """`x / unit`, and `x` itself where that is 1."""
-    return x / unit.to(x.dtype) if isinstance(unit, Tensor) else x if unit == 1.0 else x / unit
+    return x if isinstance(unit, float) and unit == 1.0 else x / unit
 
 
 def _summed(S: Tensor, Q: Tensor, energy: Tensor | None, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -127,11 +127,12 @@ def factors_in_units(G: Tensor, F: Tensor, K: Tensor, solution: Ridge) -> tuple[
     unit = unit_of(K.diagonal().amax().sqrt())
     spanned = solution.spanned
     if isinstance(unit, Tensor) or unit != 1.0:
-        spanned, K = spanned * unit, K / unit**2
+        spanned = spanned * unit
     columns = spanned.to(F.dtype) @ F
-    size = unit_of(torch.linalg.vector_norm(columns, dtype=K.dtype))
-    small = in_units(columns, size)
-    norm = (K * (small @ small.mT)).sum().clamp_min(0.0).sqrt() * size
+    size: Tensor = torch.linalg.vector_norm(columns, dtype=K.dtype)
+    divisor = unit_of(size) if values_at_hand(size) else size.clamp_min(torch.finfo(F.dtype).tiny)
+    small = in_units(columns, divisor)  # whose squares are in range
+    norm = (K * (small @ small.mT)).sum().clamp_min(0.0).sqrt() * (divisor / unit)
     return in_units(G.detach(), unit), columns, norm
 
 

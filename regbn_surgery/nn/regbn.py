@@ -327,7 +327,8 @@ def _share_removed(f: Tensor, residual: Tensor) -> Tensor:
     wide = accumulation_dtype(f.device)
     whole = torch.linalg.vector_norm(f, dtype=wide)
     taken: Tensor = torch.linalg.vector_norm(f - residual, dtype=wide)
-    return taken / torch.where(whole > 0, whole, 1.0)
+    share: Tensor = taken / whole.clamp_min(torch.finfo(f.dtype).tiny)
+    return share
 
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -46,13 +46,13 @@ def test_what_is_not_finite_does_not_reach_w(workspace: int) -> None:
     before = W.clone()
     with mock.patch.object(_dense, "WORKSPACE", {"cpu": workspace}):
         update = DenseUpdate(W, left, right)
-        finite = torch.isfinite(update.change())
-        assert not finite
-        update.neutralise_unless(finite)
+        skipped = ~torch.isfinite(update.change())
+        assert skipped
+        update.neutralise_if(skipped)
         update.move(torch.tensor(0.0))
     assert torch.equal(W, before)
     primal = PrimalUpdate(W, torch.full((9, 6), float("nan")))
-    primal.neutralise_unless(torch.isfinite(primal.change()))
+    primal.neutralise_if(~torch.isfinite(primal.change()))
     primal.move(torch.tensor(0.0))
     assert torch.equal(W, before)
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from regbn_surgery.nn import functional
-from regbn_surgery.nn._multiplier import Limits, Sizes, solve_by_eigenvectors, solve_by_inverses, solve_root
+from regbn_surgery.nn._inverses import solve_by_inverses
+from regbn_surgery.nn._multiplier import Limits, Sizes, solve_by_eigenvectors, solve_root
 from regbn_surgery.nn.functional import Problem
 
 from . import oracle

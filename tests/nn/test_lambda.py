@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from regbn_surgery import RegBN
 from regbn_surgery.nn import functional
-from regbn_surgery.nn._multiplier import Sizes, solve_by_eigenvectors, solve_by_inverses
+from regbn_surgery.nn._inverses import solve_by_inverses
+from regbn_surgery.nn._multiplier import Sizes, solve_by_eigenvectors
 from regbn_surgery.nn.functional import Problem
 
 from . import oracle

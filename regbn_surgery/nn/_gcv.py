@@ -25,7 +25,12 @@ TOP = 1e4  # lambda up to so many times the largest eigenvalue: beyond it W is n
 TIE = 1e-9  # relative difference of scores that counts as none
 ROUNDS = 2  # grids after each other
 NEWTON_STEPS = 4
-COARSE_ROUNDS = (32, 8, 8, 8)  # points of grids where each costs a matrix inverse
+RANGE = 26.0  # of the logarithm of lambda, from its floor to TOP
+CLOSE = 0.03  # of the same, near enough for Newton steps
+#: Points of a grid where each costs a matrix inverse: of the first one at least, of others at least, and of all at
+#: most; between these as many as AT_ONCE elements of matrices allow.
+FIRST, FEWEST, MOST = 32, 8, 64
+AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -127,14 +132,18 @@ class Matrices:
 
 
 def by_inverses(matrices: Matrices, floor: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with matrix inverses alone, to about a thousandth of lambda before the Newton steps."""
+    """The same with matrix inverses alone, to a few hundredths of lambda before the Newton steps."""
+    K = matrices.K
+    identity = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
     low, high = floor, torch.maximum(largest, floor) * TOP
     bottom, top = low, high
-    for points in COARSE_ROUNDS:
-        exponents = torch.linspace(0.0, 1.0, points, dtype=matrices.K.dtype, device=matrices.K.device)
-        grid = low * (high / low) ** exponents
-        residual, degrees = matrices.terms(shifted_inverse(matrices.K, grid), grid)
+    width, points = RANGE, max(FEWEST, min(MOST, AT_ONCE // K.shape[-1] ** 2))
+    while width > CLOSE:
+        tried = max(points, FIRST) if width == RANGE else points
+        grid = low * (high / low) ** torch.linspace(0.0, 1.0, tried, dtype=K.dtype, device=K.device)
+        residual, degrees = matrices.terms(shifted_inverse(K, grid, identity), grid)
         best, low, high = _around_best(grid, residual.clamp_min(0.0) / (degrees * degrees), torch)
+        width *= 2.0 / (tried - 1)
     active = (best > bottom) & (best < top)
     root = best
     for _ in range(2):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from regbn_surgery import RegBN, RegBNWarning
-from regbn_surgery.nn import _linalg, _norms, _presence, _running, functional
+from regbn_surgery.nn import _dense, _linalg, _norms, _presence, _running, functional
 
 OPTIONS = [
     {},
@@ -64,7 +64,7 @@ def test_what_other_devices_compute(options: dict[str, object], monkeypatch: pyt
     with pytest.warns(RegBNWarning, match="not finite"):
         want = run(here)
     monkeypatch.setattr(functional, "solve_by_eigenvectors", functional.solve_by_inverses)
-    for room in (_running, _presence, _linalg, _norms):
+    for room in (_dense, _linalg, _norms, _presence, _running, functional):
         monkeypatch.setattr(room, "values_at_hand", lambda x: False)
     for ours, theirs in zip(run(there), want, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
@@ -72,6 +72,33 @@ def test_what_other_devices_compute(options: dict[str, object], monkeypatch: pyt
         torch.testing.assert_close(value, here.state_dict()[name], atol=1e-7, rtol=1e-4, msg=name)
     assert int(there.num_skipped) == 1
     assert int(there.num_steps) == 2
+
+
+@pytest.mark.parametrize("scales", [(1e-30, 1.0), (1.0, 1e-18), (1e30, 1.0), (1.0, 1e18), (1e18, 1e18), (1e-18, 1e-18)])
+@pytest.mark.parametrize("options", [{}, {"normalize_input": True, "affine": True}, {"form": "primal"}])
+def test_scales_elsewhere(
+    options: dict[str, object], scales: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features near the ends of float32, with a missing row, as on the CPU; and their gradients."""
+    here, f, g = make(options, "cpu")
+    there = copy.deepcopy(here)
+    f, g = f * scales[0], g * scales[1]
+    g[3] = 0.0
+
+    def run(module: RegBN) -> list[torch.Tensor]:
+        leaves = f.clone().requires_grad_(), g.clone().requires_grad_()
+        outputs = module(*leaves)
+        gradients = torch.autograd.grad(outputs[0].pow(3).sum() + outputs[1].pow(3).sum(), leaves)
+        return [*outputs, *(gradient * scale for gradient, scale in zip(gradients, scales, strict=True))]
+
+    want = run(here)
+    monkeypatch.setattr(functional, "solve_by_eigenvectors", functional.solve_by_inverses)
+    for room in (_dense, _linalg, _norms, _presence, _running, functional):
+        monkeypatch.setattr(room, "values_at_hand", lambda x: False)
+    for ours, theirs in zip(run(there), want, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+    assert int(there.num_steps) == int(here.num_steps) == 1
+    torch.testing.assert_close(there.W, here.W, atol=0.0, rtol=1e-3)
 
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -9,7 +9,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from regbn_surgery.nn import functional
+from regbn_surgery.nn import _inverses, functional
 from regbn_surgery.nn._inverses import solve_by_inverses
 from regbn_surgery.nn._multiplier import Limits, Sizes, solve_by_eigenvectors, solve_root
 from regbn_surgery.nn.functional import Problem
@@ -134,6 +134,24 @@ def test_inverses_find_what_eigenvectors_find(constraint: str, shape: tuple) -> 
         torch.testing.assert_close(product, want, rtol=0, atol=1e-5 * float(want.abs().max()))
     else:
         assert float(ours.multiplier) <= 100 * max(floor, 1e6 * len(G) * EPS32 * (not G.any()))
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 22])
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_lambda_by_inverses_is_that_by_eigenvectors(constraint: str, at_once: int, monkeypatch) -> None:
+    """To 1e-9 where every direction counts, at any scale, however few matrices are solved at once."""
+    monkeypatch.setattr(_inverses, "AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    for k, decades, scale in [(2, 0.3, 1e-30), (7, 2.0, 1.0), (12, 1.0, 1e30), (32, 2.0, 1e15), (40, 2.4, 1e-15)]:
+        basis = np.linalg.qr(rng.standard_normal((k, k)))[0]
+        K = torch.from_numpy((basis * np.logspace(0.0, -2.0 * decades, k)) @ basis.T) * scale**2
+        L = torch.from_numpy(np.cov(rng.standard_normal((k, 50)))) * 10.0 ** rng.uniform(0.0, 30.0)
+        problem = Problem(constraint)
+        sizes = Sizes.of(k, k, True, problem)
+        ours, theirs = (solve(K, K @ L, sizes, problem) for solve in (solve_by_inverses, solve_by_eigenvectors))
+        assert bool(ours.active) == bool(theirs.active)
+        if theirs.active:
+            assert float(ours.multiplier) == pytest.approx(float(theirs.multiplier), rel=1e-9, abs=0.0)
 
 
 @pytest.mark.parametrize("form", ["dual", "primal"])

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._linalg import shifted_inverse
+from ._linalg import shifted, shifted_inverse, solved
 
 Array = Any  # a torch.Tensor or a numpy.ndarray
 TOP = 1e4  # lambda up to so many times the largest eigenvalue: beyond it W is nearly 0
@@ -141,7 +141,7 @@ def by_inverses(matrices: Matrices, floor: Tensor, largest: Tensor) -> tuple[Ten
     while width > CLOSE:
         tried = max(points, FIRST) if width == RANGE else points
         grid = low * (high / low) ** torch.linspace(0.0, 1.0, tried, dtype=K.dtype, device=K.device)
-        residual, degrees = matrices.terms(shifted_inverse(K, grid, identity), grid)
+        residual, degrees = matrices.terms(solved(shifted(K, grid, identity), identity), grid)
         best, low, high = _around_best(grid, residual.clamp_min(0.0) / (degrees * degrees), torch)
         width *= 2.0 / (tried - 1)
     active = (best > bottom) & (best < top)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _gcv
-from ._linalg import shifted, shifted_inverse, solved
+from ._linalg import shifted, solved
 from ._multiplier import Problem, Ridge, Sizes, fixed, gcv_matrices
 
 #: Elements of all matrices that are solved at once, and how many there are of them at least and at most.
@@ -44,7 +44,7 @@ def solve_by_inverses(
         top = T.diagonal().sum().clamp_min(0.0).sqrt()
         root, active = _root(_moment(K, T, span, identity), top, largest, floor, K.shape[-1])
     multiplier = root if given is None else given
-    inverse = shifted_inverse(K, multiplier, identity)
+    inverse = solved(shifted(K, multiplier, identity), identity)
     return Ridge(multiplier, inverse, inverse @ span, active, norm < math.inf)
 
 
@@ -116,7 +116,8 @@ def _span(K: Tensor, floor: Tensor, identity: Tensor) -> Tensor:
     (K + mu I)^-1 K with mu far below the floor and far above the noise of a float64 K is near to it; a step of
     McWeeny's purification, 3 P^2 - 2 P^3, squares what is missing.
     """
-    near = solved(torch.addcmul(K, identity, floor, value=1e-3), K)
+    below = 1e-3 if K.dtype == torch.float64 else 1.0  # else it would be below the noise of K
+    near = solved(torch.addcmul(K, identity, floor, value=below), K)
     square = near @ near
     return torch.addmm(square, square, near, beta=3.0, alpha=-2.0)
 

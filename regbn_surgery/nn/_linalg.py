@@ -195,9 +195,14 @@ def shifted(matrix: Tensor, shift: Tensor, identity: Tensor) -> Tensor:
 
 
 def solved(matrix: Tensor, right: Tensor) -> Tensor:
-    """`matrix^-1 @ right` for one matrix [k, k] or many, with no error flag read back from the device."""
-    # As a vector for each of k matrices torch would take a `right` that has fewer axes.
-    return cast(Tensor, torch.linalg.solve_ex(matrix, right.expand(matrix.shape), check_errors=False).result)
+    """`matrix^-1 @ right` for one symmetric, positive definite matrix [k, k] or many, with no error flag read back.
+
+    By Cholesky and two triangular solves: of torch's ways this is the quickest on a GPU, and the only one that a CUDA
+    graph takes for many matrices of any size.
+    """
+    factor = torch.linalg.cholesky_ex(matrix, check_errors=False).L
+    half = torch.linalg.solve_triangular(factor, right.expand(matrix.shape), upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 def shifted_inverse(matrix: Tensor, shift: Tensor, identity: Tensor | None = None) -> Tensor:

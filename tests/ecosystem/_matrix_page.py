@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ._matrix import Cell
 
+WIDTH = 120  # characters of a line, as far as it can be divided
 MARKS = {"pass": "✓", "fail": "**✗**", "n/a": "·"}
 
 _HEAD = """\
@@ -108,7 +110,11 @@ def _does_not_apply(cells: Sequence[Cell]) -> str:
             reasons.setdefault((cell.situation, cell.reason), []).append(cell.model)
     lines = ["\n## Where a situation does not apply\n"]
     for (situation, reason), models in sorted(reasons.items()):
-        lines.append(f"- {situation}: {_code(reason)} ({', '.join(models)})")
+        first, names = f"- {situation}: {_code(reason)}", f"({', '.join(models)})"
+        if len(names) <= WIDTH:
+            lines.append(f"{first} {names}")
+        else:
+            lines += [first, textwrap.fill(names, WIDTH, initial_indent="  ", subsequent_indent="  ")]
     return "\n".join(lines if reasons else [*lines, "None."])
 
 

@@ -108,6 +108,14 @@ def test_the_page_counts_what_was_measured() -> None:
     assert "never" not in text
 
 
+def test_many_models_are_no_single_line() -> None:
+    cells = [Cell(f"model_{number}", "one", "n/a", "why") for number in range(100)]
+    text = page(cells, {"one": page}, {"torch": "9"})
+    told = text[text.index("- one: `why`") :]
+    assert max(map(len, told.splitlines())) <= 120
+    assert all(f"model_{number}" in told for number in range(100))
+
+
 def test_results_are_kept_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     assert _matrix.read(path) == []

@@ -48,7 +48,7 @@ def runs_plainly() -> bool:
 
 def exporting() -> bool:
     """Whether this is traced for evaluation elsewhere (torch 2.6 cannot say)."""
-    exporting = getattr(torch.compiler, "isexporting", None)
+    exporting = getattr(torch.compiler, "is_exporting", None)
     return exporting is not None and bool(exporting())
 
 

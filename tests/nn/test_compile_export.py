@@ -196,3 +196,14 @@ def test_later_options_compile_and_export(options: dict[str, object]) -> None:
     absent[1] = 0.0
     for given in (g, absent):
         torch.testing.assert_close(exported(f, given)[0], plain(f, given)[0])
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="this torch does not say that it exports")
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_holds_the_residual_and_the_norms_alone(strict: bool) -> None:
+    """Neither what keeps large values in range nor what keeps a later step away from this call."""
+    module, f, g = make({})
+    program = torch.export.export(module.eval(), (f, g), strict=strict)
+    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert names.count("aten.addmm.default") == 1
+    assert not {name for name in names if any(word in name for word in ("clone", "exp2", "log2", "amax", "bitwise"))}

@@ -1,6 +1,6 @@
 """RegBN fitted on the joined batch of several processes, on one machine without a GPU:
 
-    torchrun --nproc-per-node 2 examples/distributed/train.py
+    torchrun --standalone --nproc-per-node 2 examples/distributed/train.py
     accelerate launch --multi_gpu --num_processes 2 examples/distributed/train.py
 
 Each process sees half of every batch of a small two-branch regression in which the second modality leaks into the

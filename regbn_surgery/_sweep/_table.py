@@ -78,9 +78,10 @@ class Sweep:
         """Means over the seeds, and paired differences to no RegBN and to the control, with 95 % intervals."""
         count = len({result.seed for result in self.results})
         lines: list[str] = []
+        over = "of one seed" if count == 1 else f"mean ± half of the 95 % interval over {count} seeds"
         for measure in self.measures:
             lines += [
-                f"**{measure}**, mean ± half of the 95 % interval over {count} seed{'s' * (count != 1)}",
+                f"**{measure}**, {over}",
                 "",
                 f"| rules | {measure} | minus {NONE} | minus {CONTROL} |",
                 "| --- | ---: | ---: | ---: |",

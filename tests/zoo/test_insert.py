@@ -46,7 +46,7 @@ def test_the_inserted_graph_runs(case: ZooCase) -> None:
 
     model.eval()
     expected = outputs(model)
-    stands_in = {f"{site.host}.{site.name}".lstrip("."): Same() for site in plan.sites}
+    stands_in = {site.path: Same() for site in plan.sites}
     for path, module in stands_in.items():
         host, _, name = path.rpartition(".")
         model.get_submodule(host).add_module(name, module)

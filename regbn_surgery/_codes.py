@@ -245,6 +245,11 @@ _KINDS = (
         "a folder holds the weights of a model with adapters, under names of PEFT's",
         "Merge the adapters before `save_regbn`; the warning gives the line.",
     ),
+    NoteKind(
+        "RB416",
+        "`update_regbn` could not fit a RegBN on any batch",
+        "Give batches that are finite and have two or more samples in which both modalities are there.",
+    ),
 )
 #: Every kind of note by its code.
 KINDS = MappingProxyType({kind.code: kind for kind in _KINDS})

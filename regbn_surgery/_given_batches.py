@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from . import _tree
+from ._analysis import MODEL_ERRORS
 from ._diagnosis import MINIMUM
-from ._errors import InputsError
+from ._errors import InputsError, RegBNError
 from ._inputs import Inputs, as_inputs, shared_axis
 from ._misfits import misfit
 from ._report.words import count_text
@@ -47,16 +48,40 @@ class GivenBatches:
 
 def read_batches(model: nn.Module, data: Iterable[Any]) -> GivenBatches:
     """The batches as calls, empty ones left out. Raises InputsError where nothing is left."""
-    calls = [call_of(model, batch) for batch in drawn(data, InputsError)]
-    if not calls:
+    filled = list(filled_calls(model, data))
+    return GivenBatches(tuple(call for call, _ in filled), tuple(size for _, size in filled))
+
+
+def filled_calls(model: nn.Module, data: Iterable[Any]) -> Iterator[tuple[Inputs, int | None]]:
+    """The batches as calls with their numbers of samples, one at a time, empty ones left out.
+
+    Raises InputsError at the end where there was none.
+    """
+    count, empty = 0, 0
+    for batch in drawn(data, InputsError):
+        call = call_of(model, batch)
+        count, size = count + 1, _samples(model, call)
+        if size == 0:
+            empty += 1
+            continue
+        yield call, size
+    if not count:
         raise InputsError(
             "the data gave no batch; `--data` must name an iterable of batches, or a function that returns one"
         )
-    sizes = [_samples(model, call) for call in calls]
-    filled = [(call, size) for call, size in zip(calls, sizes, strict=True) if size != 0]
-    if not filled:
-        raise InputsError(f"all {len(calls)} batches of the data are empty; {MINIMUM} samples are needed")
-    return GivenBatches(tuple(call for call, _ in filled), tuple(size for _, size in filled))
+    if empty == count:
+        raise InputsError(f"all {count} batches of the data are empty; {MINIMUM} samples are needed")
+
+
+def run_on(model: nn.Module, inputs: Inputs, number: int) -> None:
+    """Call the model. Raises InputsError with the number of the batch where it does not run."""
+    try:
+        model(*inputs.args, **inputs.kwargs)
+    except RegBNError:
+        raise
+    except MODEL_ERRORS as error:
+        name = type(model).__name__
+        raise InputsError(f"{name} could not be run on batch {number} of the data, {inputs!r}: {error}") from error
 
 
 def _samples(model: nn.Module, call: Inputs) -> int | None:

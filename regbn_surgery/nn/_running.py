@@ -91,6 +91,8 @@ class RunningState(nn.Module):
     zero_weight: Tensor
     multiplier: Tensor
     observed: Tensor
+    #: Batches of which W is the plain average so far, while `update_regbn` forms it (a number of `change_mean`'s kind).
+    averaged: Tensor | None = None
 
     def __init__(self, options: RegBNOptions, projection: str, m: int, n: int) -> None:
         super().__init__()
@@ -175,6 +177,9 @@ class RunningState(nn.Module):
         self._readers.before_writing()
         change = step.update.change()
         finite = (change + step.solution.multiplier < math.inf) & step.solution.finite  # both are 0 or more, or NaN
+        if self.averaged is not None:
+            self._take_into(self.averaged, step, finite & step.rows.enough)
+            return
         on_host = values_at_hand(change) and not isinstance(step.rows.count, Tensor)
         if on_host:
             # The host waits for this device anyway: branch, and reckon with plain numbers.
@@ -234,6 +239,19 @@ class RunningState(nn.Module):
         seen = torch.stack((share, step.batch_norm, step.removed))
         self.observed.copy_(torch.where(moves, seen, self.observed))
 
+    def _take_into(self, averaged: Tensor, step: Step, moves: Tensor) -> None:
+        """Move W, the mean of g and the moments of the input norms by 1 / number of batches, where the step `moves`."""
+        skips = ~moves
+        averaged.add_(moves)
+        share = averaged.clamp_min(1.0).reciprocal().masked_fill(skips, 0.0)
+        step.update.neutralise_if(skips)
+        step.update.move(share)
+        if step.g_mean is not None:
+            towards = step.g_mean.to(self.mean_g.dtype) - self.mean_g
+            self.mean_g.add_((towards * share).masked_fill(skips, 0.0))
+        for norm, seen in step.moments:
+            norm.track(seen, moves, share)
+
     def _unseen_share(self, change: Tensor, moves: Tensor, exponent: int | Tensor) -> Tensor:
         """`adaptive_share` in as few operations as may be, the moments moved in place where the step `moves`."""
         options, mean, square = self.options, self.change_mean, self.change_square
@@ -292,7 +310,7 @@ class RunningState(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_before": None, "_readers": Readers()}
+        return {**self.__dict__, "_before": None, "_readers": Readers(), "averaged": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take pickles of older versions too, which lack what is not part of the state dict."""

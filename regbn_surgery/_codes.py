@@ -237,8 +237,10 @@ _KINDS = (
     NoteKind("RB412", "a model around saves RegBN's weights, but no recipe", "Call `regbnify` on it, or `save_regbn`."),
     NoteKind(
         "RB413",
-        "a RegBN subtracted far more than the size of f",
-        "g hardly varies, or its size has changed: look at g, or set `normalize_input: true`, or `constraint: fixed`.",
+        "a RegBN subtracted far more than the size of f, or would in evaluation, by its running projection",
+        "g hardly varied when W was fitted, or has grown since: look at g, or set `normalize_input: true`, or "
+        "`constraint: fixed` with `lam`. If g is as it should be now, `update_regbn` forms the running projection "
+        "again.",
     ),
     NoteKind(
         "RB414",

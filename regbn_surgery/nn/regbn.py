@@ -295,7 +295,8 @@ class RegBN(RunningState):
         if residual is None:
             residual = self.subtract(f, features.g_raw, before or self.running, rows.present)
         removed = _share_removed(f, residual)
-        self.advance(Step(update, solution, rows, call.n_epoch, seen.moments, seen.g_mean, batch_norm, removed))
+        step = Step(update, solution, rows, call.n_epoch, seen.moments, seen.g_mean, batch_norm, removed, f=f, g=g)
+        self.advance(step)
         return residual
 
     def _takes_primal(self, batch_size: int) -> bool:

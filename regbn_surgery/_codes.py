@@ -252,6 +252,11 @@ _KINDS = (
         "`update_regbn` could not fit a RegBN on any batch",
         "Give batches that are finite and have two or more samples in which both modalities are there.",
     ),
+    NoteKind(
+        "RB417",
+        "a flat batch has more items than the model requires, and was passed by position",
+        "Nothing, if it was passed as the warning says; else give pairs `((inputs), target)`, or dicts of arguments.",
+    ),
 )
 #: Every kind of note by its code.
 KINDS = MappingProxyType({kind.code: kind for kind in _KINDS})

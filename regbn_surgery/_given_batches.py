@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from torch import nn
 
 from . import _tree
 from ._analysis import MODEL_ERRORS
+from ._codes import coded
 from ._diagnosis import MINIMUM
-from ._errors import InputsError, RegBNError
+from ._errors import InputsError, RegBNError, RegBNWarning
 from ._inputs import Inputs, as_inputs, shared_axis
 from ._misfits import misfit
 from ._report.words import count_text
+from ._spelling import listing
 from ._user_code import drawn
 
 
@@ -58,8 +62,7 @@ def filled_calls(model: nn.Module, data: Iterable[Any]) -> Iterator[tuple[Inputs
     Raises InputsError at the end where there was none.
     """
     count, empty = 0, 0
-    for batch in drawn(data, InputsError):
-        call = call_of(model, batch)
+    for call in calls_of(model, data):
         count, size = count + 1, _samples(model, call)
         if size == 0:
             empty += 1
@@ -89,11 +92,27 @@ def _samples(model: nn.Module, call: Inputs) -> int | None:
     return None if axis is None else axis[1]
 
 
+def calls_of(model: nn.Module, data: Iterable[Any]) -> Iterator[Inputs]:
+    """The batches as calls, one at a time; warns once of each way in which items had to be guessed (RB417)."""
+    told: set[str] = set()
+    for batch in drawn(data, InputsError):
+        call, guess = _fitted(model, batch)
+        if guess and guess not in told:
+            told.add(guess)
+            warnings.warn(coded("RB417", guess), RegBNWarning, stacklevel=2)
+        yield call
+
+
 def call_of(model: nn.Module, batch: Any) -> Inputs:
     """A batch as a call of the model: as it is, or without the target that follows the inputs.
 
     Raises InputsError for a batch that fits in neither way.
     """
+    return _fitted(model, batch)[0]
+
+
+def _fitted(model: nn.Module, batch: Any) -> tuple[Inputs, str]:
+    """The call, and what had to be guessed for it."""
     candidates: list[Any] = []
     if isinstance(batch, list):
         batch = tuple(batch)
@@ -110,9 +129,35 @@ def call_of(model: nn.Module, batch: Any) -> Inputs:
         except TypeError as error:
             problem = problem or misfit(model.forward, inputs.kwargs, error)
             continue
-        return inputs
+        return inputs, _guess(model, batch, inputs)
     raise InputsError(
         f"A batch of the data does not fit {type(model).__name__}.forward: {problem}. "
         f"Given: {as_inputs(candidates[0])!r:.200}. "
         "The data must give the model's arguments, or pairs of these and a target."
     )
+
+
+def _guess(model: nn.Module, batch: Any, call: Inputs) -> str:
+    """How the items of a flat batch were passed, where they are more than `forward` requires: "" where nothing was
+    guessed (a pair of inputs and target, names, `*args`)."""
+    parameters = signature(model.forward).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(p.default is p.empty for p in positional)
+    if not isinstance(batch, tuple) or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return ""
+    if len(batch) <= required or not _passed_flat(batch, call):
+        return ""
+    given = [p.name for p in positional][: len(call.args)]
+    text = f"a batch of {count_text(len(batch), 'item')} was passed as {listing(given)}"
+    if len(call.args) < len(batch):
+        return f"{text}; the last item was taken for the target and left out"
+    remedy = f"(({', '.join(given[:-1])}), target)" if len(given) > 1 else "a dict"
+    return (
+        f"{text}: `{given[-1]}` is optional and got the last item. If that is the target, give {remedy} or a dict of "
+        "the arguments by name"
+    )
+
+
+def _passed_flat(batch: tuple[Any, ...], call: Inputs) -> bool:
+    """Whether the arguments are the items of the batch themselves."""
+    return bool(call.args) and all(one is other for one, other in zip(call.args, batch, strict=False))

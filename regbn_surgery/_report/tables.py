@@ -175,7 +175,7 @@ def sites_table(sites: Iterable[PlannedSite], width: int = 80) -> Table:
 
 
 def _taken(side: Side) -> str:
-    """Which tensor a side is, where it has a name: "Linear `gate`", "argument `context`"; no operand of the call has."""
+    """Which tensor a side is, where it has a name: "Linear `gate`", "argument `context`"; operands have none."""
     return side.anchor if "`" in side.anchor else ""
 
 

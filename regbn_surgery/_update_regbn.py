@@ -56,8 +56,8 @@ def update_regbn(
     Args:
         model: the model. Other code must not train it meanwhile.
         loader: batches as for `diagnose`: a tensor or tuple (positional arguments), a dict (keyword arguments), or
-            `Inputs`; or pairs of one of these and a target, which is left out. Warning RB417 says how the items of a flat
-            batch were passed, where there are more than `forward` requires.
+            `Inputs`; or pairs of one of these and a target, which is left out. Warning RB417 says how the items of a
+            flat batch were passed, where there are more than `forward` requires.
         count: how many batches to take; None takes all.
         device: where the tensors of a batch go before the model gets them; None leaves them where they are.
 

@@ -18,6 +18,7 @@ Change a model:
     unregbnify            take RegBN out again
     freeze                keep the running projections fixed in training
     fold                  merge RegBN into the linear layer behind it, for inference
+    update_regbn          form the running projections again after training, from a pass over the data
     convert_sync_regbn    fit on the joined batch of all ranks
     RegBN                 the module itself, for use by hand
 
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
     from ._sweep import Sweep, SweepError, SweepResult, sweep
     from ._tracing import trace
     from ._types import FusionPoint, Inspection, Modality, Plan, PlannedSite, Site
+    from ._update_regbn import update_regbn
     from .nn import RegBN, convert_sync_regbn
 
 _HOME = {
@@ -155,6 +157,7 @@ _HOME = {
     "statistics": "._statistics",
     **dict.fromkeys(("Sweep", "SweepError", "SweepResult", "sweep"), "._sweep"),
     "trace": "._tracing",
+    "update_regbn": "._update_regbn",
 }
 
 __all__ = [
@@ -211,6 +214,7 @@ __all__ = [
     "sweep",
     "trace",
     "unregbnify",
+    "update_regbn",
     "verify",
 ]
 

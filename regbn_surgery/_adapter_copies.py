@@ -14,10 +14,30 @@ def regbn_in(module: Any) -> RegBN | None:
     while not isinstance(module, RegBN):
         if not is_wrapper(module):
             return None
-        active = [] if module.disable_adapters else module.active_adapters
-        name = next((name for name in active if name in module.modules_to_save), None)
-        module = module.original_module if name is None else module.modules_to_save[name]
+        module = _active(module)
     return module
+
+
+def _active(wrapper: Any) -> Any:
+    """The module that a call of the wrapper runs."""
+    active = [] if wrapper.disable_adapters else wrapper.active_adapters
+    name = next((name for name in active if name in wrapper.modules_to_save), None)
+    return wrapper.original_module if name is None else wrapper.modules_to_save[name]
+
+
+def regbns_in(model: nn.Module) -> dict[str, RegBN]:
+    """Every RegBN that a call of the model may run, by its path (that of its site, where it has one)."""
+    found: dict[str, RegBN] = {}
+    inside: set[nn.Module] = set()
+    for path, module in model.named_modules():  # a wrapper comes before what it holds
+        regbn = None if module in inside else regbn_in(module)
+        if regbn is not None:
+            inside.update(module.modules())
+            found[path.removesuffix(".regbn")] = regbn
+        elif is_wrapper(module):  # of something around a RegBN: only one of its copies runs
+            runs = set(_active(module).modules())
+            inside.update(other for other in module.modules() if other not in runs and other is not module)
+    return found
 
 
 def is_wrapper(module: Any) -> bool:

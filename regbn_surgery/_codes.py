@@ -237,13 +237,25 @@ _KINDS = (
     NoteKind("RB412", "a model around saves RegBN's weights, but no recipe", "Call `regbnify` on it, or `save_regbn`."),
     NoteKind(
         "RB413",
-        "a RegBN subtracted far more than the size of f",
-        "g hardly varies, or its size has changed: look at g, or set `normalize_input: true`, or `constraint: fixed`.",
+        "a RegBN subtracted far more than the size of f, or would in evaluation, by its running projection",
+        "g hardly varied when W was fitted, or has grown since: look at g, or set `normalize_input: true`, or "
+        "`constraint: fixed` with `lam`. If g is as it should be now, `update_regbn` forms the running projection "
+        "again.",
     ),
     NoteKind(
         "RB414",
         "a folder holds the weights of a model with adapters, under names of PEFT's",
         "Merge the adapters before `save_regbn`; the warning gives the line.",
+    ),
+    NoteKind(
+        "RB416",
+        "`update_regbn` could not fit a RegBN on any batch",
+        "Give batches that are finite and have two or more samples in which both modalities are there.",
+    ),
+    NoteKind(
+        "RB417",
+        "a flat batch has more items than the model requires, and was passed by position",
+        "Nothing, if it was passed as the warning says; else give pairs `((inputs), target)`, or dicts of arguments.",
     ),
 )
 #: Every kind of note by its code.

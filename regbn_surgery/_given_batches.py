@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from torch import nn
 
 from . import _tree
+from ._analysis import MODEL_ERRORS
+from ._codes import coded
 from ._diagnosis import MINIMUM
-from ._errors import InputsError
+from ._errors import InputsError, RegBNError, RegBNWarning
 from ._inputs import Inputs, as_inputs, shared_axis
 from ._misfits import misfit
 from ._report.words import count_text
+from ._spelling import listing
 from ._user_code import drawn
 
 
@@ -47,16 +52,39 @@ class GivenBatches:
 
 def read_batches(model: nn.Module, data: Iterable[Any]) -> GivenBatches:
     """The batches as calls, empty ones left out. Raises InputsError where nothing is left."""
-    calls = [call_of(model, batch) for batch in drawn(data, InputsError)]
-    if not calls:
+    filled = list(filled_calls(model, data))
+    return GivenBatches(tuple(call for call, _ in filled), tuple(size for _, size in filled))
+
+
+def filled_calls(model: nn.Module, data: Iterable[Any]) -> Iterator[tuple[Inputs, int | None]]:
+    """The batches as calls with their numbers of samples, one at a time, empty ones left out.
+
+    Raises InputsError at the end where there was none.
+    """
+    count, empty = 0, 0
+    for call in calls_of(model, data):
+        count, size = count + 1, _samples(model, call)
+        if size == 0:
+            empty += 1
+            continue
+        yield call, size
+    if not count:
         raise InputsError(
             "the data gave no batch; `--data` must name an iterable of batches, or a function that returns one"
         )
-    sizes = [_samples(model, call) for call in calls]
-    filled = [(call, size) for call, size in zip(calls, sizes, strict=True) if size != 0]
-    if not filled:
-        raise InputsError(f"all {len(calls)} batches of the data are empty; {MINIMUM} samples are needed")
-    return GivenBatches(tuple(call for call, _ in filled), tuple(size for _, size in filled))
+    if empty == count:
+        raise InputsError(f"all {count} batches of the data are empty; {MINIMUM} samples are needed")
+
+
+def run_on(model: nn.Module, inputs: Inputs, number: int) -> None:
+    """Call the model. Raises InputsError with the number of the batch where it does not run."""
+    try:
+        model(*inputs.args, **inputs.kwargs)
+    except RegBNError:
+        raise
+    except MODEL_ERRORS as error:
+        name = type(model).__name__
+        raise InputsError(f"{name} could not be run on batch {number} of the data, {inputs!r}: {error}") from error
 
 
 def _samples(model: nn.Module, call: Inputs) -> int | None:
@@ -64,11 +92,27 @@ def _samples(model: nn.Module, call: Inputs) -> int | None:
     return None if axis is None else axis[1]
 
 
+def calls_of(model: nn.Module, data: Iterable[Any]) -> Iterator[Inputs]:
+    """The batches as calls, one at a time; warns once of each way in which items had to be guessed (RB417)."""
+    told: set[str] = set()
+    for batch in drawn(data, InputsError):
+        call, guess = _fitted(model, batch)
+        if guess and guess not in told:
+            told.add(guess)
+            warnings.warn(coded("RB417", guess), RegBNWarning, stacklevel=2)
+        yield call
+
+
 def call_of(model: nn.Module, batch: Any) -> Inputs:
     """A batch as a call of the model: as it is, or without the target that follows the inputs.
 
     Raises InputsError for a batch that fits in neither way.
     """
+    return _fitted(model, batch)[0]
+
+
+def _fitted(model: nn.Module, batch: Any) -> tuple[Inputs, str]:
+    """The call, and what had to be guessed for it."""
     candidates: list[Any] = []
     if isinstance(batch, list):
         batch = tuple(batch)
@@ -85,9 +129,35 @@ def call_of(model: nn.Module, batch: Any) -> Inputs:
         except TypeError as error:
             problem = problem or misfit(model.forward, inputs.kwargs, error)
             continue
-        return inputs
+        return inputs, _guess(model, batch, inputs)
     raise InputsError(
         f"A batch of the data does not fit {type(model).__name__}.forward: {problem}. "
         f"Given: {as_inputs(candidates[0])!r:.200}. "
         "The data must give the model's arguments, or pairs of these and a target."
     )
+
+
+def _guess(model: nn.Module, batch: Any, call: Inputs) -> str:
+    """How the items of a flat batch were passed, where they are more than `forward` requires: "" where nothing was
+    guessed (a pair of inputs and target, names, `*args`)."""
+    parameters = signature(model.forward).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(p.default is p.empty for p in positional)
+    if not isinstance(batch, tuple) or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return ""
+    if len(batch) <= required or not _passed_flat(batch, call):
+        return ""
+    given = [p.name for p in positional][: len(call.args)]
+    text = f"a batch of {count_text(len(batch), 'item')} was passed as {listing(given)}"
+    if len(call.args) < len(batch):
+        return f"{text}; the last item was taken for the target and left out"
+    remedy = f"(({', '.join(given[:-1])}), target)" if len(given) > 1 else "a dict"
+    return (
+        f"{text}: `{given[-1]}` is optional and got the last item. If that is the target, give {remedy} or a dict of "
+        "the arguments by name"
+    )
+
+
+def _passed_flat(batch: tuple[Any, ...], call: Inputs) -> bool:
+    """Whether the arguments are the items of the batch themselves."""
+    return bool(call.args) and all(one is other for one, other in zip(call.args, batch, strict=False))

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._analysis import MODEL_ERRORS
 from ._api import RulesLike, operate
 from ._codes import coded, kept, text_of
 from ._diagnosis import MINIMUM, Dependence, dependence
-from ._errors import InputsError, RegBNError
-from ._given_batches import GivenBatches, read_batches
+from ._errors import InputsError
+from ._given_batches import GivenBatches, read_batches, run_on
 from ._inputs import Inputs, InputsLike
 from ._misfits import refusing_strange_names
 from ._report.words import count_text
@@ -179,16 +178,6 @@ def _rewritten(
         raise
 
 
-def _run(model: nn.Module, inputs: Inputs, number: int) -> None:
-    try:
-        model(*inputs.args, **inputs.kwargs)
-    except RegBNError:
-        raise
-    except MODEL_ERRORS as error:
-        name = type(model).__name__
-        raise InputsError(f"{name} could not be run on batch {number} of the data, {inputs!r}: {error}") from error
-
-
 def _first_rules(model: nn.Module, example: InputsLike, modalities: Mapping[str, Any] | None) -> Rules:
     from ._starter import starter_rules
 
@@ -221,7 +210,7 @@ def _fit(
         for path, site in places.items():
             stack.callback(site.regbn.register_forward_hook(keep(path), with_kwargs=True).remove)
         for number, inputs in enumerate(batches):
-            _run(model, inputs, number)
+            run_on(model, inputs, number)
     fits: dict[str, _Fit] = {}
     for path, site in places.items():
         usable = [(args, kwargs) for args, kwargs in calls[path] if args[0].shape[0] > 1]
@@ -301,7 +290,7 @@ def _collected(
             stack.callback(site.regbn.register_forward_hook(watch(path), with_kwargs=True).remove)
         for number, inputs in enumerate(batches):
             seen.clear()
-            _run(model, inputs, number)
+            run_on(model, inputs, number)
     return {
         path: (torch.cat([f for f, _ in pairs]), torch.cat([g for _, g in pairs]))
         for path, pairs in found.items()

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from ._adapter_copies import regbn_in
+from ._adapter_copies import regbns_in
 from .nn import RegBN
 from .nn._linalg import accumulation_dtype
 
@@ -42,13 +42,7 @@ def statistics(model: nn.Module, *, whole: bool = False) -> dict[str, Tensor]:
     Works on any module with RegBN inside, rewritten or not; empty where there is none. If PEFT trains a copy of a RegBN
     (`modules_to_save`), these are the numbers of the active copy. Cost: one norm of each W.
     """
-    found: dict[str, RegBN] = {}
-    inside: set[nn.Module] = set()
-    for path, module in model.named_modules():  # a wrapper comes before what it holds
-        regbn = None if module in inside else regbn_in(module)
-        if regbn is not None:
-            inside.update(module.modules())
-            found[path.removesuffix(".regbn")] = regbn
+    found = regbns_in(model)
     names = {path: path for path in found} if whole else _ends(found)
     figures = {names[path]: _of(regbn) for path, regbn in found.items()}
     return {f"{where}/{name}".lstrip("/"): value for where, row in figures.items() for name, value in row.items()}

@@ -75,7 +75,8 @@ def _ability(options: RegBNOptions, shared: int) -> str:
         if shared <= 1:
             return "`smoother` takes about one, which is enough here"
         return (
-            "`smoother` takes about one in all, whatever their number; `regbn: {constraint: gcv}` takes those it finds"
+            "`smoother` takes about one in all, whatever their number; `regbn: {constraint: gcv}` takes those it "
+            "finds, which helps a part that sees f' alone (compare them by `sweep`)"
         )
     if options.constraint == "frobenius":
         return "`frobenius` holds W to the norm 1: how many that takes depends on the scales of f and g"

@@ -96,11 +96,11 @@ def sweep(
         message(f"stopped; finished runs are kept in {output}. The same command with --resume continues")
         raise
     click.echo(str(found), nl=False)
-    files = [Path(output) / "sweep.csv", Path(output) / "sweep.md", _plotted(found, Path(output))]
-    for file in files:
-        if file is not None:
-            message(f"wrote {file}")
-    next_step(f"read {files[1]}: a difference whose interval leaves out 0 is chance in one of 20 comparisons")
+    table = Path(output) / "sweep.md"
+    for file in (Path(output) / "sweep.csv", table):
+        message(f"wrote {file}")
+    _plot(found, Path(output))
+    next_step(f"read {table}: a difference whose interval leaves out 0 is chance in one of 20 comparisons")
 
 
 _RESULTS = ("sweep.csv", "sweep.md", "sweep.png")
@@ -123,7 +123,8 @@ def _tell(what: str, done: int, total: int) -> None:
     message(f"[{done}/{total}] {what}")
 
 
-def _plotted(found: Any, folder: Path) -> Path | None:
+def _plot(found: Any, folder: Path) -> None:
+    """Write the picture, which is told like any file."""
     from .._report.comparison import sweep_plot
     from .._report.dependence import PlotError
 
@@ -131,6 +132,5 @@ def _plotted(found: Any, folder: Path) -> Path | None:
         content = sweep_plot(found, "png")
     except PlotError as error:  # hours of training should not end in an error for want of a picture
         message(f"no plot: {error}")
-        return None
+        return
     write_bytes(content, str(folder / "sweep.png"))
-    return folder / "sweep.png"

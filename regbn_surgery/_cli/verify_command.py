@@ -60,9 +60,8 @@ def verify(
     with progress("loading torch and the model"), quiet_stdout():
         from .._api import regbnify
         from .._api import verify as verified
-        from .._given_batches import call_of
+        from .._given_batches import calls_of
         from .._inputs import find_inputs
-        from .._user_code import drawn
         from .loading import load_data
 
         built, inputs = request.load(weights=True, section=parsed.inputs)
@@ -75,7 +74,7 @@ def verify(
     with progress("following the modalities through each call"), quiet_stdout():
         first = verified(model, find_inputs(model, inputs, parsed.inputs), training=train)
         found["the example"] = _told(first, parsed.ignore)
-        further = [call_of(model, call) for call in drawn(itertools.islice(source, calls), InputsError)]
+        further = list(calls_of(model, itertools.islice(source, calls)))
         for number, call in enumerate(further, 1):
             name = f"call {number} of {data}"
             try:

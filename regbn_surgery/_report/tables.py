@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .._codes import code_of, is_minor, text_of
-from .._types import Decision, FusionPoint, Inspection, Plan, PlannedSite, Site
+from .._types import Decision, FusionPoint, Inspection, Plan, PlannedSite, Side, Site
 from .shapes import home_text, meeting_texts, mib_text, projection_text, side_text
 from .words import FEW, all_notes, count_text
 
@@ -166,12 +166,17 @@ def sites_table(sites: Iterable[PlannedSite], width: int = 80) -> Table:
         if site.point is not None:
             name.append("\n" + broken_path(f"at {site.point}", narrow), style="not bold")
         sides = [f"{letter} {side_text(side, site.reduce)}" for letter, side in (("f", site.f), ("g", site.g))]
-        if site.pair is not None:
-            sides = [f"{text}\n  {place}" for text, place in zip(sides, site.pair, strict=True)]
+        places = site.pair or tuple(_taken(side) for side in (site.f, site.g))
+        sides = [f"{text}\n  {place}" if place else text for text, place in zip(sides, places, strict=True)]
         returned = "replaces f and g" if site.replace == "both" else "replaces f only"
         how = f"\n{_TIERS[site.tier]}" if site.tier in _TIERS else ""
         table.add_row(name, Text("\n".join(sides)), Text(f"{projection_text(site)}\n{site.reduce}, {returned}{how}"))
     return table
+
+
+def _taken(side: Side) -> str:
+    """Which tensor a side is, where it has a name: "Linear `gate`", "argument `context`"; operands have none."""
+    return side.anchor if "`" in side.anchor else ""
 
 
 def plain_table(*headers: str) -> Table:

@@ -42,6 +42,7 @@ class RegBNSite(nn.Module):
         assert f_channels is not None, "the plan refuses sides without a channel axis"
         assert g_channels is not None, "the plan refuses sides without a channel axis"
         self.regbn: Any = RegBN(f_channels, g_channels, planned.f_layer_dim, planned.g_layer_dim, **options)
+        self.regbn.site_path = planned.path
         self.made = False  # a user's function has made the module that is called here in RegBN's place
         self.token = uuid.uuid4().hex  # by which caches know it; a copy goes on from what the original has filled
         self.frozen = False  # the running projection is subtracted in training, too, and stays as it is

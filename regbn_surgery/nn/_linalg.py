@@ -202,7 +202,7 @@ def solved(matrix: Tensor, right: Tensor) -> Tensor:
     """
     factor = torch.linalg.cholesky_ex(matrix, check_errors=False).L
     half = torch.linalg.solve_triangular(factor, right.expand(matrix.shape), upper=False)
-    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return cast(Tensor, torch.linalg.solve_triangular(factor.mT, half, upper=True))
 
 
 def shifted_inverse(matrix: Tensor, shift: Tensor, identity: Tensor | None = None) -> Tensor:

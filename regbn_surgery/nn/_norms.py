@@ -149,16 +149,19 @@ class ChannelNorm(nn.Module):
         return y.to(x.dtype), Moments(mean.detach(), var.detach(), count)
 
     @without_gradient
-    def track(self, seen: Moments, finite: Tensor) -> None:
-        """Move the running statistics towards those of a batch, if `finite`."""
+    def track(self, seen: Moments, finite: Tensor, share: Tensor | None = None) -> None:
+        """Move the running statistics towards those of a batch, if `finite`: by `momentum`, or by `share`, which counts
+        for no step of training."""
         count = seen.count
         unbiased = seen.var * (count / (count - 1.0)) if not isinstance(count, float) or count > 1 else seen.var
-        share = finite.to(self.running_mean.dtype) * self.momentum
+        counted = share is None
+        share = finite.to(self.running_mean.dtype) * (self.momentum if share is None else share)
         for running, new in ((self.running_mean, seen.mean), (self.running_var, unbiased)):
             towards = new.to(running.dtype) - running
             # A variance may be beyond float32 where the batch is not.
             running.add_(towards.nan_to_num(0.0, 0.0, 0.0) * share)
-        self.num_batches_tracked.add_(finite)
+        if counted:
+            self.num_batches_tracked.add_(finite)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, affine={self.weight is not None}"

@@ -10,13 +10,17 @@ from dataclasses import fields
 
 from .options import CHOICES, DOCS, RegBNOptions
 
+#: What the experiments of docs/results.md found for strong constraints; docs/regbn.md has the same sentence.
+END_TO_END = "trained end to end, `fixed` 0.1 and `gcv` cost a head on both sides 4 to 7 points of accuracy"
 #: What to begin with, and why: an option, its value for the rules file, the reason.
 START = (
     ("centre", True, "subtract the means before the fit, so that no mean of g gets into f; `init` writes it, and all "
      "presets have it"),
     ("normalize_output", False, "in a pretrained model: its outputs then stay as they are until the first training "
      "step. When training from scratch leave it at true"),
-    ("constraint", "gcv", "where `diagnose` finds several shared directions: `smoother`, the default, takes about one"),
+    ("constraint", "gcv", "where `diagnose` finds several shared directions, as preprocessing or before a part that "
+     "sees f' alone: `smoother`, the default, takes about one. Measure it against `smoother` and the norms alone "
+     f"(`sweep`): {END_TO_END} ([results](results.md))"),
     ("correct_start", True, "in short trainings (fewer than about 150 steps): the running projection starts at zero"),
     ("affine", True, "if the layers behind expect features with a learned scale, as after BatchNorm with weights"),
 )  # fmt: skip

@@ -32,7 +32,7 @@ _OWN_STATE = ("change_mean", "change_square", "num_steps", "num_skipped")
 _OPTIONAL_STATE = ("mean_g", "zero_weight")
 DEFAULT_RANK = 64
 FAR_TOO_MUCH = 10.0  # times the size of f: what a ridge fit of f on g subtracts is no larger than f
-FAR_TOO_LARGE = 1000.0  # times the projection of a batch: the running one is an average of such
+SUSPICIOUS = 1000.0  # times the projection of a batch: such a running one is looked at more closely
 MEAN_MOMENTUM = 0.1  # of the running mean of g, as BatchNorm's; the first steps are averaged
 
 Update = DenseUpdate | PrimalUpdate | LowRankUpdate
@@ -56,7 +56,8 @@ class Step:
     """What a batch has to say to the running state.
 
     `rows`: those that took part. `g_mean` [m]: their mean of g, where that is taken off. `batch_norm`: ||W_batch||_F,
-    and `removed`: ||f - f'|| / ||f|| before the output norms, for who watches.
+    and `removed`: ||f - f'|| / ||f|| before the output norms, for who watches. `f` [b, n] and `g` [b, m] are what the
+    residual was formed from.
     """
 
     update: Update
@@ -67,6 +68,8 @@ class Step:
     g_mean: Tensor | None
     batch_norm: Tensor
     removed: Tensor
+    f: Tensor
+    g: Tensor
 
 
 class RunningState(nn.Module):
@@ -91,6 +94,10 @@ class RunningState(nn.Module):
     zero_weight: Tensor
     multiplier: Tensor
     observed: Tensor
+    #: Batches of which W is the plain average so far, while `update_regbn` forms it (a number of `change_mean`'s kind).
+    averaged: Tensor | None = None
+    #: The path of its site in a rewritten model, by which warnings name it.
+    site_path: str = ""
 
     def __init__(self, options: RegBNOptions, projection: str, m: int, n: int) -> None:
         super().__init__()
@@ -175,6 +182,9 @@ class RunningState(nn.Module):
         self._readers.before_writing()
         change = step.update.change()
         finite = (change + step.solution.multiplier < math.inf) & step.solution.finite  # both are 0 or more, or NaN
+        if self.averaged is not None:
+            self._take_into(self.averaged, step, finite & step.rows.enough)
+            return
         on_host = values_at_hand(change) and not isinstance(step.rows.count, Tensor)
         if on_host:
             # The host waits for this device anyway: branch, and reckon with plain numbers.
@@ -234,6 +244,19 @@ class RunningState(nn.Module):
         seen = torch.stack((share, step.batch_norm, step.removed))
         self.observed.copy_(torch.where(moves, seen, self.observed))
 
+    def _take_into(self, averaged: Tensor, step: Step, moves: Tensor) -> None:
+        """Move W, the mean of g and the moments of the input norms by 1 / number of batches, where the step `moves`."""
+        skips = ~moves
+        averaged.add_(moves)
+        share = averaged.clamp_min(1.0).reciprocal().masked_fill(skips, 0.0)
+        step.update.neutralise_if(skips)
+        step.update.move(share)
+        if step.g_mean is not None:
+            towards = step.g_mean.to(self.mean_g.dtype) - self.mean_g
+            self.mean_g.add_((towards * share).masked_fill(skips, 0.0))
+        for norm, seen in step.moments:
+            norm.track(seen, moves, share)
+
     def _unseen_share(self, change: Tensor, moves: Tensor, exponent: int | Tensor) -> Tensor:
         """`adaptive_share` in as few operations as may be, the moments moved in place where the step `moves`."""
         options, mean, square = self.options, self.change_mean, self.change_square
@@ -250,27 +273,41 @@ class RunningState(nn.Module):
         if not self._warned:
             self._warned = True
             text = (
-                "RegBN was given a batch that is not finite; its running state was left as it was. Later ones are "
-                "counted in `num_skipped` without a warning"
+                f"{self._named()} was given a batch that is not finite; its running state was left as it was. Later "
+                "ones are counted in `num_skipped` without a warning"
             )
             warnings.warn(coded("RB410", text), RegBNWarning, stacklevel=2)
 
     def _look_at_sizes(self, step: Step, change: float) -> None:
-        """Say once that W is far too large: from batches in which g hardly varied, or was far smaller than now."""
+        """Say once that W is far too large: from batches in which g hardly varied, or was far smaller than now.
+
+        A running projection far larger than the batch's is no sign by itself: `gcv` finds nothing in some batches.
+        """
         removed, batch_norm = step.removed.item(), step.batch_norm.item()
         usual = batch_norm / math.sqrt(len(self.factors[0]) * self.factors[-1].shape[1])
         if removed > FAR_TOO_MUCH:
             found = f"subtracted {removed:.3g} times the size of f"
-        elif 0.0 < FAR_TOO_LARGE * usual < change:
-            found = f"has a running projection about {change / usual:.3g} times as large as that of this batch"
+        elif SUSPICIOUS * usual < change and (would := self._running_share(step)) > FAR_TOO_MUCH:
+            found = f"would subtract {would:.3g} times the size of f in evaluation, by its running projection"
         else:
             return
         self._warned_of_size = True
         text = (
-            f"RegBN {found}: g hardly varied when W was fitted, or has grown since. Look at g, or set "
+            f"{self._named()} {found}: g hardly varied when W was fitted, or has grown since. Look at g, or set "
             "`normalize_input: true` or `constraint: fixed` with `lam`. Later steps like this give no warning"
         )
         warnings.warn(coded("RB413", text), RegBNWarning, stacklevel=2)
+
+    def _running_share(self, step: Step) -> float:
+        """The size of what the running projection takes off this batch, over that of f."""
+        f, g = step.f.detach(), step.g.detach()
+        size = torch.linalg.vector_norm(f, dtype=torch.float64)
+        taken = torch.linalg.vector_norm(f - _residual(f, g, self.factors), dtype=torch.float64)
+        return float(taken / size) if size > 0 else 0.0
+
+    def _named(self) -> str:
+        sizes = f"RegBN ({len(self.factors[0])} features of g, {self.factors[-1].shape[1]} of f)"
+        return f"RegBN `{self.site_path}`" if self.site_path else sizes
 
     def train(self, mode: bool = True) -> RunningState:
         """As `nn.Module.train`; also tells of skipped batches on devices where a step may not ask for their number."""
@@ -292,7 +329,7 @@ class RunningState(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_before": None, "_readers": Readers()}
+        return {**self.__dict__, "_before": None, "_readers": Readers(), "averaged": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take pickles of older versions too, which lack what is not part of the state dict."""

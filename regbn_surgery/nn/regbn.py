@@ -210,7 +210,7 @@ class RegBN(RunningState):
             more = {"f_mask": f_mask, "g_mask": g_mask, "present": present, "multiplier": multiplier}
             given = {"is_training": is_training, "n_epoch": n_epoch, **more}
             return as_one_call_for_two(self, f, g, **given, zeros_absent=zeros_absent)
-        training = self.training if is_training is None else is_training
+        training = self._is_fitted(f, self.training if is_training is None else is_training, zeros_absent)
         ranks = joined(self.options.sync, self.process_group) if training else None
         any_length = self.options.reduce == "mean"
         _checks.check_features("f", f, self.f_num_channels, self.f_layer_dim, f_mask, any_length)
@@ -252,6 +252,12 @@ class RegBN(RunningState):
         g_out = self.norm_g_out(given[1]) if self.options.replace == "both" else g
         return as_dtype(f_out, f.dtype), as_dtype(g_out, g.dtype)
 
+    def _is_fitted(self, f: Tensor, training: bool, zeros_absent: bool) -> bool:
+        """Whether a call fits its batch: in training; while `update_regbn` averages, wherever a batch can be fitted."""
+        if self.averaged is None:
+            return training
+        return zeros_absent and (len(f) > 1 or joined(self.options.sync, self.process_group) is not None)
+
     # -- the fit -----------------------------------------------------------------------------------------------
 
     @property
@@ -289,7 +295,8 @@ class RegBN(RunningState):
         if residual is None:
             residual = self.subtract(f, features.g_raw, before or self.running, rows.present)
         removed = _share_removed(f, residual)
-        self.advance(Step(update, solution, rows, call.n_epoch, seen.moments, seen.g_mean, batch_norm, removed))
+        step = Step(update, solution, rows, call.n_epoch, seen.moments, seen.g_mean, batch_norm, removed, f=f, g=g)
+        self.advance(step)
         return residual
 
     def _takes_primal(self, batch_size: int) -> bool:

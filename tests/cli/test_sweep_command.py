@@ -51,6 +51,7 @@ def test_a_sweep(here: Path) -> None:
     assert "[0/6] none, seed 0" in done.stderr
     assert (here / "out" / "sweep.md").read_text() in done.stdout
     assert (here / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert [done.stderr.count(f"wrote out/sweep.{kind}") for kind in ("csv", "md", "png")] == [1, 1, 1]
     again = call()
     assert (again.exit_code, again.stdout) == (2, "")
     assert "--resume" in again.stderr

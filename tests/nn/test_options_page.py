@@ -33,3 +33,9 @@ def test_what_to_start_with_is_taken_by_the_options() -> None:
     for name, value, _ in _options_page.START:
         assert getattr(RegBNOptions(**{name: value}), name) == value
         assert getattr(RegBNOptions(), name) != value, "a default needs no advice"
+
+
+def test_both_pages_say_the_same_of_strong_constraints_end_to_end() -> None:
+    for name in ("options.md", "regbn.md"):
+        text = " ".join((ROOT / "docs" / name).read_text(encoding="utf-8").split())
+        assert _options_page.END_TO_END in text, name

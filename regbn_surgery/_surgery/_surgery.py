@@ -183,22 +183,6 @@ def _as_done(model: nn.Module, operation: Operation, paths: Mapping[int, str]) -
     return replace(operation, code=site, texts=tuple(text for text in operation.texts if text.name in names))
 
 
-def operations_of(model: nn.Module) -> tuple[Operation, ...]:
-    """What `perform` has put into `model`, as plain data; empty where it carries no RegBN."""
-    found: tuple[Operation, ...] = model.__dict__.get(RECORD, ())
-    return found
-
-
-def no_regbn(model: nn.Module, so: str = "") -> str:
-    """What to say where `model` is none that `perform` has rewritten, `so` what follows from it: is one inside?"""
-    text = f"{type(model).__name__} carries no RegBN put in by regbnify{so}."
-    inside = [(path, module) for path, module in model.named_modules() if path and operations_of(module)]
-    if not inside:
-        return text
-    others = f", one of {len(inside)}" if len(inside) > 1 else ""
-    return f"{text} The {type(inside[0][1]).__name__} inside it does{others}: pass `.{inside[0][0]}`."
-
-
 def repeat(
     model: nn.Module,
     operations: Sequence[Operation],

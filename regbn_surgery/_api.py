@@ -27,6 +27,7 @@ from ._rehearsal import rehearse as rehearsed
 from ._rules import InputSpec, Rules
 from ._state import Snapshot, has_no_values
 from ._surgery import (
+    SEVERAL_RULES,
     Make,
     Verification,
     carried_in,
@@ -139,7 +140,7 @@ def operate(
 ) -> tuple[Plan, Analysis, Model]:
     """`regbnify`, with the plan and the analysis that it was done by: what a report wants, from one analysis."""
     loaded = rules if isinstance(rules, Plan) else Rules.load(rules)
-    refuse_second(model)
+    refuse_second(model, SEVERAL_RULES)
     _refuse_weightless(model)
     tell_untested(3)
     if isinstance(loaded, Plan):
@@ -259,7 +260,7 @@ def _planned(
     model: nn.Module, rules: Rules, example_inputs: InputsLike | None, steps: int | None = None
 ) -> tuple[Plan, Analysis]:
     refuse_wrapped(model)
-    refuse_second(model)
+    refuse_second(model, SEVERAL_RULES)
     if example_inputs is None:
         _check_section(model, rules)
     example = find_inputs(model, example_inputs, rules.inputs)

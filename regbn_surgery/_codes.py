@@ -210,6 +210,9 @@ _KINDS = (
     ),
     NoteKind("RB307", "batches of one sample are left out of the fit", "Give batches of two or more samples."),
     NoteKind("RB308", "samples whose features are not finite are left out", "Look for NaN and inf in the data."),
+    NoteKind(
+        "RB309", "a RegBN of the measured model has seen no training step", "Train it first, or load its weights."
+    ),
     # a rewritten model in use
     NoteKind(
         "RB401",

@@ -18,13 +18,14 @@ from ._operations import Operation
 from ._saving import RECIPE_FILE
 from ._site import RegBNSite, identity
 from ._source import forward_digests, refuse_changed
-from ._surgery import HostReport, explain, perform, refuse_second, repeat, undo
+from ._surgery import SEVERAL_RULES, HostReport, explain, perform, refuse_second, repeat, undo
 from ._verify import Verification, VerifiedSite, carried_in
 
 __all__ = [
     "KEEP_BESIDE",
     "OWN_ADAPTERS",
     "RECIPE_FILE",
+    "SEVERAL_RULES",
     "HostReport",
     "Make",
     "Operation",

@@ -33,6 +33,10 @@ from ._site import RegBNSite, sites_of
 from ._trials import check, observe
 from ._verify import refuse_other_streams
 
+#: What to do with a model that carries RegBN already, where one without is wanted; where rules are put in, more of it.
+WITHOUT = "It is analysed without it: use the model as it was, or unregbnify(model)"
+SEVERAL_RULES = f"{WITHOUT}. Several rules go into one file"
+
 
 @dataclass(frozen=True)
 class HostReport:
@@ -63,7 +67,7 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
         AlreadyRewrittenError: where the model carries RegBN already.
         RewriteError: where no way reproduces the model; it is then as it was before.
     """
-    refuse_second(model)
+    refuse_second(model, SEVERAL_RULES)
     if not plan.sites:
         return
     _refuse_meta(model)
@@ -210,14 +214,11 @@ def repeat(
     watch_adapters(model)
 
 
-def refuse_second(model: nn.Module) -> None:
-    """Raises AlreadyRewrittenError where `model` already carries RegBN."""
+def refuse_second(model: nn.Module, instead: str = WITHOUT) -> None:
+    """Raises AlreadyRewrittenError where `model` already carries RegBN; `instead` says what can be done."""
     if RECORD in model.__dict__ or sites_of(model):
         names = ", ".join(sorted(name for name, module in model.named_modules() if isinstance(module, RegBNSite)))
-        raise AlreadyRewrittenError(
-            f"{type(model).__name__} already contains RegBN ({names}). It is analysed without it: use the model as "
-            "it was, or unregbnify(model). Several rules go into one file."
-        )
+        raise AlreadyRewrittenError(f"{type(model).__name__} already contains RegBN ({names}). {instead}.")
 
 
 def _refuse_meta(model: nn.Module) -> None:

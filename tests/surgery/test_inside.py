@@ -126,9 +126,7 @@ def test_a_wrapper_that_goes_by_its_parameters_is_not_changed(wrap: Any, call: A
     inner = operate(build(Late), vectors(), regbn={"affine": True})  # RegBN has parameters
     wrapper = DistributedDataParallel(wrap(inner))
     keys = list(wrapper.state_dict())
-    with pytest.raises(
-        RewriteError, match=r"goes by the parameters that it .* on the Late inside it \(`\.module"
-    ):
+    with pytest.raises(RewriteError, match=r"goes by the parameters that it .* on the Late inside it \(`\.module"):
         call(wrapper)
     assert list(wrapper.state_dict()) == keys
     assert verify(wrapper, vectors()).ok
@@ -146,9 +144,7 @@ def test_without_parameters_of_regbn_ddp_has_nothing_to_mind() -> None:
 )
 def test_several_inside_are_listed(ask: Any) -> None:
     model = nn.ModuleDict({"one": operate(build(Late), vectors()), "two": operate(build(Joined), vectors())})
-    with pytest.raises(
-        RewriteError, match=r"contains 2 models .*: `\.one` \(Late\), `\.two` \(Joined\)\. Pass"
-    ):
+    with pytest.raises(RewriteError, match=r"contains 2 models .*: `\.one` \(Late\), `\.two` \(Joined\)\. Pass"):
         ask(model)
 
 

@@ -7,7 +7,7 @@ first rules file for the model (`init`).
 from __future__ import annotations
 
 import itertools
-import numbers
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from ._report.words import count_text
 from ._rules import Rules
 from ._state import preserved
 from ._surgery import explain, refuse_second, rewritten_inside, the_rewritten
-from ._surgery._site import RegBNSite
+from ._surgery._site import RegBNSite, site_at
 from ._types import PlannedSite
 from ._undo import guarding
 from ._verdict import Evidence, risen, verdict
@@ -175,8 +175,10 @@ def _as_it_is(model: nn.Module, data: Iterable[Any], seed: int) -> Diagnosis:
 
 def _is_a_number(count: Any) -> bool:
     """A whole number from 1, numpy's included."""
-    kind: type = type(count)
-    return issubclass(kind, numbers.Integral) and not issubclass(kind, bool) and int(count) > 0
+    try:
+        return not isinstance(count, bool) and operator.index(count) > 0
+    except TypeError:
+        return False
 
 
 def _short(value: Any) -> str:
@@ -186,8 +188,8 @@ def _short(value: Any) -> str:
 
 def _sites(rewritten: nn.Module) -> tuple[dict[str, RegBNSite], dict[str, PlannedSite]]:
     planned = {site.path: site for host in explain(rewritten) for site in host.sites}
-    places = {path: module for path, module in rewritten.named_modules() if isinstance(module, RegBNSite)}
-    return places, {path: planned[path] for path in places}
+    parts = {path: path.rpartition(".") for path in planned}
+    return {path: site_at(rewritten.get_submodule(at), name) for path, (at, _, name) in parts.items()}, planned
 
 
 def _regbn(site: RegBNSite) -> RegBN | None:

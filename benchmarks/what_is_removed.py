@@ -4,8 +4,8 @@ python benchmarks/what_is_removed.py                       # the tables of docs/
 python benchmarks/what_is_removed.py --csv removed.csv     # and every value of them, by seed
 
 f and g [b, 32] have unit noise and share k factors with random loadings, scaled so that about half of the variance of f
-is predictable from g (0.64 with one factor, 0.47 with 16). RegBN is trained on fresh batches (momentum 0.1, without norms) and measured in
-evaluation, with its running projection: held-out R2 of a least-squares fit of f' on g.
+is predictable from g (0.64 with one factor, 0.47 with 16). RegBN is trained on fresh batches (momentum 0.1, without
+norms) and measured in evaluation, with its running projection: held-out R2 of a least-squares fit of f' on g.
 """
 
 from __future__ import annotations

@@ -27,15 +27,16 @@ from ._rehearsal import rehearse as rehearsed
 from ._rules import InputSpec, Rules
 from ._state import Snapshot, has_no_values
 from ._surgery import (
+    SEVERAL_RULES,
     Make,
     Verification,
     carried_in,
     exchange,
     forward_digests,
-    no_regbn,
-    operations_of,
     refuse_changed,
     refuse_second,
+    the_rewritten,
+    the_rewritten_to_change,
     undo,
 )
 from ._surgery import fold as fold_sites
@@ -139,7 +140,7 @@ def operate(
 ) -> tuple[Plan, Analysis, Model]:
     """`regbnify`, with the plan and the analysis that it was done by: what a report wants, from one analysis."""
     loaded = rules if isinstance(rules, Plan) else Rules.load(rules)
-    refuse_second(model)
+    refuse_second(model, SEVERAL_RULES)
     _refuse_weightless(model)
     tell_untested(3)
     if isinstance(loaded, Plan):
@@ -167,7 +168,8 @@ def verify(model: nn.Module, example_inputs: InputsLike, *, training: bool | Non
     order, a missing modality, another setting. The model is run with identity in place of RegBN and is left unchanged.
 
     Args:
-        model: a model that `regbnify` has rewritten.
+        model: a model that `regbnify` has rewritten. A wrapper with exactly one such model inside (a PeftModel, DDP, a
+            compiled model, a module of your own) stands for it: example inputs are those of the model inside.
         example_inputs: as for `inspect`. With two calls in a list, each RegBN has to run in one of them.
         training: the mode to run it in; None takes the one it is in.
 
@@ -178,8 +180,7 @@ def verify(model: nn.Module, example_inputs: InputsLike, *, training: bool | Non
         RewriteError: for a model that carries no RegBN put in by `regbnify`.
         InputsError, CaptureError: where the model does not run on the inputs.
     """
-    if not operations_of(model):
-        raise RewriteError(no_regbn(model, ", so there is nothing to verify"))
+    model = the_rewritten(model, ", so there is nothing to verify")
     mode = model.training if training is None else training
     example = find_inputs(model, example_inputs)
     first, *others = (
@@ -205,26 +206,26 @@ def _together(one: Verification, other: Verification) -> Verification:
 def unregbnify(model: Model) -> Model:
     """Remove every RegBN from a rewritten model, in place: its class, hooks and keys are those from before.
 
-    Raises:
-        RewriteError: for a model that carries no RegBN put in by `regbnify`.
-    """
-    from ._surgery._surgery import RECORD
+    Returns `model`. Where that is a wrapper with exactly one rewritten model inside (see `verify`), the model inside is
+    changed. Adapters of PEFT stay; to be rid of them too, `merge_and_unload` first.
 
-    if RECORD not in model.__dict__:
-        raise RewriteError(no_regbn(model, ", so there is nothing to undo"))
-    undo(model)
+    Raises:
+        RewriteError: for a model that carries no RegBN put in by `regbnify`, and for one inside DDP (where RegBN has
+            parameters) or FSDP, which go by the parameters that they were made with.
+    """
+    undo(the_rewritten_to_change(model, "unregbnify", ", so there is nothing to undo"))
     return model
 
 
 def freeze(model: Model, frozen: bool = True) -> Model:
     """Freeze every RegBN of a rewritten model, in place: the running projection is subtracted in training, too.
 
-    Evaluation does not change. `frozen=False` undoes it.
+    Evaluation does not change. `frozen=False` undoes it. Returns `model`, which may be a wrapper, as for `unregbnify`.
 
     Raises:
-        RewriteError: for a model that carries no RegBN put in by `regbnify`.
+        RewriteError: as `unregbnify` does.
     """
-    freeze_sites(model, frozen)
+    freeze_sites(the_rewritten_to_change(model, "freeze"), frozen)
     return model
 
 
@@ -239,16 +240,18 @@ def fold(model: Model, example_inputs: InputsLike | None = None, *, inplace: boo
     folded stays.
 
     Args:
-        model: a model that `regbnify` has rewritten.
+        model: a model that `regbnify` has rewritten, or a wrapper, as for `unregbnify`.
         example_inputs: as for `inspect`.
         inplace: change `model` itself instead of a deep copy.
 
     Raises:
         RewriteError: where nothing can be folded, with the reason for each RegBN; `model` is then as it was.
     """
+    the_rewritten_to_change(model, "fold")
     target = model if inplace else _copied(model)
-    change = later(Snapshot(target).restore)
-    fold_sites(target, make_batches(target, find_inputs(target, example_inputs)).first)
+    inner = the_rewritten(target)
+    change = later(Snapshot(inner).restore)
+    fold_sites(inner, make_batches(inner, find_inputs(inner, example_inputs)).first)
     forget(change)
     return target
 
@@ -257,7 +260,7 @@ def _planned(
     model: nn.Module, rules: Rules, example_inputs: InputsLike | None, steps: int | None = None
 ) -> tuple[Plan, Analysis]:
     refuse_wrapped(model)
-    refuse_second(model)
+    refuse_second(model, SEVERAL_RULES)
     if example_inputs is None:
         _check_section(model, rules)
     example = find_inputs(model, example_inputs, rules.inputs)

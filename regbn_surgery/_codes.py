@@ -176,6 +176,12 @@ _KINDS = (
         "planned for a model without weights: less is known than with them",
         "Load weights (any values do) before you rely on the plan; `show` and `regbnify` need them anyway.",
     ),
+    NoteKind(
+        "RB121",
+        "f or g is all but the same for all samples of the example",
+        "Look at what makes it: an encoder that has collapsed, an input that does not reach it, an example of copies. "
+        "For a g like this, `normalize_input: true` or `constraint: fixed` bounds the projection.",
+    ),
     # verify
     NoteKind(
         "RB201",
@@ -210,6 +216,9 @@ _KINDS = (
     ),
     NoteKind("RB307", "batches of one sample are left out of the fit", "Give batches of two or more samples."),
     NoteKind("RB308", "samples whose features are not finite are left out", "Look for NaN and inf in the data."),
+    NoteKind(
+        "RB309", "a RegBN of the measured model has seen no training step", "Train it first, or load its weights."
+    ),
     # a rewritten model in use
     NoteKind(
         "RB401",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ._report.jsonout import hosts_to_list
-from ._surgery import HostReport
+from ._surgery import HostReport, no_regbn, rewritten_inside, the_rewritten
 from ._surgery import explain as hosts_of
 from ._surgery._classes import original_class
 from ._visible import visible
@@ -20,6 +20,7 @@ class SurgeryReport:
 
     model: str  # class name
     hosts: tuple[HostReport, ...]
+    note: str = ""  # why there is nothing to report
 
     def to_dict(self) -> dict[str, Any]:
         """The content as plain JSON types."""
@@ -28,7 +29,7 @@ class SurgeryReport:
     def __str__(self) -> str:
         from ._report.text import hosts_to_text
 
-        return hosts_to_text(self.hosts)
+        return self.note or hosts_to_text(self.hosts)
 
     def __repr__(self) -> str:
         sites = ", ".join(site.path for host in self.hosts for site in host.sites)
@@ -37,9 +38,19 @@ class SurgeryReport:
     def _repr_html_(self) -> str:
         from ._report.notebook import surgery_to_html
 
-        return surgery_to_html(self.model, self.hosts)
+        return surgery_to_html(self.model, self.hosts, self.note)
 
 
 def explain(model: nn.Module) -> SurgeryReport:
-    """What `regbnify` did to `model`, to print, to show in a notebook, or as data; empty for one without RegBN."""
-    return SurgeryReport(original_class(model).__name__, hosts_of(model))
+    """What `regbnify` did to `model`, to print, to show in a notebook, or as data.
+
+    A wrapper with one rewritten model inside (see `verify`) stands for it. For a model without RegBN the data are
+    empty, and the text says so.
+
+    Raises:
+        RewriteError: for a module with several rewritten models inside; it lists them.
+    """
+    if not rewritten_inside(model):
+        return SurgeryReport(original_class(model).__name__, (), visible(no_regbn(model)))
+    inner = the_rewritten(model)
+    return SurgeryReport(original_class(inner).__name__, hosts_of(inner))

@@ -27,6 +27,8 @@ _MOST_SAMPLES = 256
 _PERMUTATIONS = 199
 #: The share of independent pairs that are taken for dependent.
 _LEVEL = 0.05
+#: Below this part of their size, features that vary from sample to sample are rounding, or a stream that has collapsed.
+_STILL = 1e-4
 
 
 def rehearse(
@@ -118,6 +120,10 @@ def _judge(site: PlannedSite, f: Tensor, g: Tensor) -> Iterator[str]:
     samples = f.shape[0]
     if g.shape[0] != samples or samples < ENOUGH_SAMPLES:
         return
+    still = list(_still(site, f, g))
+    yield from still
+    if still:
+        return  # what a constant goes with says nothing
     chance = independence(f, g)
     if chance > _LEVEL:
         yield coded(
@@ -126,6 +132,27 @@ def _judge(site: PlannedSite, f: Tensor, g: Tensor) -> Iterator[str]:
             f"the {samples} samples of the example (permutation test, p = {chance:.2f}): there may be nothing to "
             "remove",
         )
+
+
+def _still(site: PlannedSite, f: Tensor, g: Tensor) -> Iterator[str]:
+    """A note for each side whose features [N, n] are all but the same for all samples."""
+    for side, x, then in (
+        ("f", site.f, "there is nothing in it to normalise"),
+        (
+            "g",
+            site.g,
+            "a fit on it is rounding: the projection becomes large (norm_W), and what it subtracts arbitrary",
+        ),
+    ):
+        features = f if side == "f" else g
+        size = float(features.norm())
+        share = float((features - features.mean(0)).norm()) / size if 0 < size < float("inf") else 0.0
+        if share < _STILL and size < float("inf"):
+            yield coded(
+                "RB121",
+                f"at {site.path}, {side} ({home_name(x.home)}) hardly varies over the {len(features)} samples of the "
+                f"example ({share:.1g} of its size; below {_STILL:g}): {then}",
+            )
 
 
 def independence(f: Tensor, g: Tensor) -> float:

@@ -27,8 +27,8 @@ def statistics(model: nn.Module, *, whole: bool = False) -> dict[str, Tensor]:
 
     Every value is a 0-dimensional tensor of its own on the device of its RegBN: nothing is read back to the host until
     somebody reads it, and nothing changes with later steps. Loggers take them as they are (TensorBoard's `add_scalar`,
-    `wandb.log`, Lightning's `log_dict`). Of the last training step that moved anything (0 before the first; not part of
-    the state dict, so 0 again after loading):
+    `wandb.log`, Lightning's `log_dict`). Of the last training step that moved anything (NaN, not known, before the
+    first; not part of the state dict, so NaN again after loading):
 
     - `share`: of the batch's projection in the running one, W <- (1 - share) W + share W_batch;
     - `lambda`: the multiplier;
@@ -62,6 +62,8 @@ def _of(regbn: RegBN) -> dict[str, Tensor]:
     share, batch_norm, removed = regbn.observed.clone().unbind()
     norm = _norm(regbn.factors)
     ratio = norm / torch.where(batch_norm > 0, batch_norm, 1.0)
+    unknown = share < 0  # as `observed` starts, in the constructor and after loading
+    batch_norm, ratio, removed, share = (x.masked_fill(unknown, torch.nan) for x in (batch_norm, ratio, removed, share))
     counts = (regbn.num_steps.clone(), regbn.num_skipped.clone())
     values = (share, regbn.multiplier.clone(), norm, batch_norm, ratio, removed, *counts)
     return dict(zip(NAMES, values, strict=True))

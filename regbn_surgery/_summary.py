@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from . import _tree
 from ._analysis import MODEL_ERRORS
-from ._errors import CaptureError, RewriteError
+from ._errors import CaptureError
 from ._inputs import Inputs, InputsLike, as_inputs, find_inputs, make_batches
 from ._misfits import refusing_strange_names
 from ._state import preserved, seeded
-from ._surgery import RegBNSite, explain, no_regbn
+from ._surgery import RegBNSite, explain, the_rewritten
 from ._surgery._classes import original_class
 from ._undo import guarding
 
@@ -109,7 +109,7 @@ def summary(
     """What RegBN adds to a rewritten model; with inputs also its share of the time of a call.
 
     Args:
-        model: a model that `regbnify` has rewritten; left as it was.
+        model: a model that `regbnify` has rewritten, or one around it (see `verify`); left as it was.
         example_inputs: as for `inspect`; without them nothing is run.
         calls: how many calls are timed, after one that is not; the median counts. Forward passes without autograd.
         training: time them in training mode, in which RegBN also fits; its state is put back.
@@ -118,9 +118,8 @@ def summary(
         RewriteError: for a model that carries no RegBN put in by `regbnify`.
         InputsError, CaptureError: where the model does not run on the inputs.
     """
+    model = the_rewritten(model, ", so there is nothing to summarise")
     hosts = explain(model)
-    if not hosts:
-        raise RewriteError(no_regbn(model, ", so there is nothing to summarise"))
     timed: list[_Call] = []
     if example_inputs is not None:
         inputs = make_batches(model, find_inputs(model, example_inputs)).first

@@ -66,6 +66,34 @@ class TestTiers:
         assert everything(model) == before
 
 
+class TestStillSides:
+    """A side that is all but constant: what is fitted on it is rounding."""
+
+    @pytest.mark.parametrize("still", ["a", "b"])
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_the_side_is_named(self, still: str, reverse: bool) -> None:
+        model = build(TwoLayers)
+        model.norm = nn.Identity()
+        layer = getattr(model, still)
+        with torch.no_grad():
+            layer.weight.mul_(1e-6)
+            layer.bias.fill_(1.0)
+        asked = {"version": 1, "rules": [{"id": "x", "match": {}, "normalize": "b" if reverse else "a"}]}
+        made = regbn_surgery.plan(model, asked, example(32, dependent=False))
+        (told,) = (note for note in made.notes if note.startswith("RB121"))
+        side = "f" if (still == "b") == reverse else "g"
+        assert f"at regbn_x, {side} ({still}) hardly varies over the 32 samples" in told
+        assert "RB118" not in notes(made)
+
+    @pytest.mark.parametrize("samples", [4, 32])
+    def test_sides_that_vary_are_not_told_of(self, samples: int) -> None:
+        model = build(TwoLayers)
+        with torch.no_grad():
+            model.b.weight.mul_(1e-2)
+            model.b.bias.fill_(1.0)
+        assert "RB121" not in notes(regbn_surgery.plan(model, RULES, example(samples, dependent=True)))
+
+
 class TestIndependence:
     def test_independent_features_are_told_of_and_dependent_ones_are_not(self) -> None:
         for dependent in (False, True):

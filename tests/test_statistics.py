@@ -149,3 +149,19 @@ def test_importing_them_imports_neither_library() -> None:
         "assert not {'transformers', 'lightning', 'pytorch_lightning'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_of_the_last_step_nothing_is_known_after_loading() -> None:
+    trained, loaded = RegBN(4, 5, (), ()), RegBN(4, 5, (), ())
+    unknown = {"share", "norm_W_batch", "running_to_batch", "removed"}
+    assert {name for name, value in statistics(loaded).items() if value.isnan()} == unknown
+    trained(torch.randn(8, 4), torch.randn(8, 5))
+    assert not any(value.isnan() for value in statistics(trained).values())
+    loaded.load_state_dict(trained.state_dict())
+    found = statistics(loaded)
+    assert {name for name, value in found.items() if value.isnan()} == unknown
+    assert found["norm_W"] == statistics(trained)["norm_W"] > 0
+    loaded(torch.randn(8, 4), torch.zeros(8, 5))  # skipped: it moves nothing
+    assert {name for name, value in statistics(loaded).items() if value.isnan()} == unknown
+    loaded(torch.randn(8, 4), torch.randn(8, 5))
+    assert not any(value.isnan() for value in statistics(loaded).values())

@@ -20,7 +20,7 @@ from .._analysis import MODEL_ERRORS
 from .._codec import CodecError
 from .._copying import Model
 from .._errors import AlreadyRewrittenError, RecipeError, RegBNError
-from .._surgery import Make, Operation, exchange, explain, made_paths, no_regbn, operations_of, repeat
+from .._surgery import Make, Operation, around_regbn, exchange, explain, made_paths, operations_of, repeat
 from .._surgery._changed import ChangedError
 from .._surgery._classes import original_class
 from .._surgery._guard import ATTRIBUTE, MODALITIES
@@ -82,7 +82,7 @@ class Recipe:
         """
         operations = operations_of(model)
         if not operations:
-            raise RecipeError(no_regbn(model))
+            raise RecipeError(around_regbn(model))
         table = Sources(model)
         hosts = []
         for report in explain(model):

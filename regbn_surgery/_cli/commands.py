@@ -13,12 +13,13 @@ from .completing import complete_rules
 from .formats import graph_options, write_graph
 from .group import Commands
 from .more_commands import MORE_COMMANDS
-from .options import ModelRequest, ignore_option, modality_option, model_options, verbose_option
+from .options import ModelRequest, ignore_option, modality_option, model_options, rules_modality_option, verbose_option
 from .output import debuggable, finding, finish_plan, next_step, write_text, write_views
 from .rules_commands import RULES_COMMANDS
 from .summary_command import summary
 from .sweep_command import sweep
 from .verify_command import verify
+from .with_regbn import load_rules
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -80,22 +81,26 @@ def inspect(
     epilog="Example: regbn-surgery show model.py:build rules.yaml --format html -o model.html",
 )
 @model_options
+@rules_modality_option
 @click.argument("rules", shell_complete=complete_rules)
 @graph_options("diff", "table", "tree", "json")
 @verbose_option
 @ignore_option
 @debuggable
 def show(
-    request: ModelRequest, rules: str, form: str, output: str | None, verbose: bool, ignore: tuple[str, ...]
+    request: ModelRequest,
+    modalities: dict[str, Any],
+    rules: str,
+    form: str,
+    output: str | None,
+    verbose: bool,
+    ignore: tuple[str, ...],
 ) -> None:
     """Show what RULES do to MODEL: each RegBN module, and the code of its host before and after.
 
     RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed.
     """
-    from .._rules import Rules
-
-    parsed = Rules.load(rules).ignoring(ignore)  # before torch: a typo should not take seconds to be told
-    done = work.operated(request, parsed)
+    done = work.operated(request, load_rules(rules, modalities, ignore))
     if form in ("diff", "table"):
         from .._report.diff import host_views
         from .._report.tables import IN_THE_SHELL, plan_view, sites_table

@@ -55,7 +55,7 @@ def load_request(
     else:
         model, inputs = load_model(request.spec, request.arguments)
     if request.checkpoint is not None:
-        load_checkpoint(model, request.checkpoint)
+        model = load_checkpoint(model, request.checkpoint)
     if request.inputs_from is not None:
         inputs = load_inputs(request.inputs_from)
     if request.tensors:
@@ -104,8 +104,71 @@ def load_data(spec: str) -> Any:
     return found
 
 
-def load_checkpoint(model: nn.Module, path: str) -> None:
-    """Load a state dict strictly, without running code from the file. Raises `ModelNotLoadedError`."""
+def load_checkpoint(model: nn.Module, path: str) -> nn.Module:
+    """Load a state dict strictly, without running code from the file; returns the model.
+
+    The weights of a model with RegBN come with its recipe, if they lie in a folder of `save_regbn`.
+    Raises `ModelNotLoadedError`; a RegBNError where that folder does not fit.
+    """
+    content = _read_checkpoint(path)
+    strange = sorted(_of_regbn(content) - set(model.state_dict()))
+    if strange and not _carries_regbn(model):
+        return _load_with_regbn(model, path, strange)
+    try:
+        model.load_state_dict(_as_named_now(model, content))
+    except RuntimeError as error:  # keys or sizes that differ: torch lists them
+        told = _from_pretrained(model, error)
+        raise ModelNotLoadedError(
+            f"the checkpoint {path!r} does not fit {type(model).__name__}: {error}{told}"
+        ) from error
+    return model
+
+
+def _carries_regbn(model: nn.Module) -> bool:
+    from .._surgery import rewritten_inside
+
+    return bool(rewritten_inside(model))
+
+
+def _of_regbn(content: Mapping[str, Any]) -> set[str]:
+    """Names of the state of RegBN, of a site's or of one that PEFT trains a copy of."""
+    return {
+        key for key in content if isinstance(key, str) and any(part.startswith("regbn_") for part in key.split("."))
+    }
+
+
+def _load_with_regbn(model: nn.Module, path: str, found: list[str]) -> nn.Module:
+    """The model with RegBN put in and loaded, where the recipe lies beside its weights; `found`: names of its state.
+
+    Raises `ModelNotLoadedError` where it does not.
+    """
+    from .._checkpoint import load_regbn
+    from .._checkpoint._files import WEIGHTS_FILE
+    from .._surgery import RECIPE_FILE
+
+    file, name = Path(path), type(model).__name__
+    beside = (file.parent / RECIPE_FILE).is_file()
+    if beside and file.name == WEIGHTS_FILE:
+        return load_regbn(model, file.parent)
+    others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    text = (
+        f"the checkpoint {path!r} belongs to a model with RegBN (`{found[0]}`{others}), and this {name} has none, so "
+        "that its weights alone would be another model. "
+    )
+    if beside:
+        text += (
+            f"A {RECIPE_FILE} lies beside it: load_regbn(model, {str(file.parent)!r}) puts RegBN in and loads both. "
+        )
+    else:
+        text += (
+            "Write a factory: `load_regbn(model, folder)` for a folder of save_regbn, or for a state dict by itself "
+            "`model = regbnify(build(), rules, example)` with the rules of then, and model.load_state_dict. "
+        )
+    raise ModelNotLoadedError(text + "Give a factory that returns this model as MODEL, without --checkpoint")
+
+
+def _read_checkpoint(path: str) -> Mapping[str, Any]:
+    """The state dict in a file. Raises `ModelNotLoadedError`."""
     import pickle
 
     import torch
@@ -131,12 +194,7 @@ def load_checkpoint(model: nn.Module, path: str) -> None:
             break
     if not isinstance(content, Mapping):
         raise ModelNotLoadedError(f"the checkpoint {path!r} holds a {type(content).__name__}, not a state dict")
-    try:
-        model.load_state_dict(_as_named_now(model, content))
-    except RuntimeError as error:  # keys or sizes that differ: torch lists them
-        raise ModelNotLoadedError(
-            f"the checkpoint {path!r} does not fit {type(model).__name__}: {error}{_from_pretrained(model, error)}"
-        ) from error
+    return content
 
 
 def _as_named_now(model: nn.Module, content: Mapping[str, Any]) -> dict[str, Any]:

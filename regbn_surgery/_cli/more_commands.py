@@ -24,6 +24,7 @@ from .output import (
     write_text,
     write_views,
 )
+from .with_regbn import load_rules
 
 
 @click.command(
@@ -75,12 +76,9 @@ def diagnose(
     together. With --rules, each RegBN is fitted on the same batches and
     measured again; the rest of the model stays as it is. A batch is what the model is called with, or a pair of that
     and a target. MODEL is as for `inspect`; take trained weights (--checkpoint), since random ones show little.
+    A MODEL that contains RegBN already is measured as it is, before and after each, without --rules.
     """
-    if rules is not None and modalities:
-        raise click.UsageError("the rules name the modalities; leave --modality out")
-    from .._rules import Rules
-
-    parsed = None if rules is None else Rules.load(rules)
+    parsed = None if rules is None else load_rules(rules, modalities)
     with progress("loading torch, the model and the data"), quiet_stdout():
         import torch
 
@@ -91,11 +89,14 @@ def diagnose(
         model, inputs = request.load(weights=True, section=None if parsed is None else parsed.inputs)
         source = load_data(data)
     with progress(f"running {type(model).__name__} on {batches} batches"), quiet_stdout():
-        found = run(model, source, batches, parsed, inputs, modalities or None, seed=seed, steps=steps)
+        given = None if parsed is not None else modalities or None
+        found = run(model, source, batches, parsed, inputs, given, seed=seed, steps=steps)
     found = replace(found, notes=kept(found.notes, ignore), alarms=kept(found.alarms, ignore))
     _write(found, form, output)
     if not found.rows:
         finding("nothing was measured: no site")
+    if found.as_it_is:
+        return
     if rules is None:
         next_step(
             "measure what RegBN leaves: add --rules, with a file from", "init", *request.command, "-o", "rules.yaml"

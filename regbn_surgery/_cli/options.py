@@ -178,6 +178,17 @@ modality_option = click.option(
 )
 
 
+#: For commands with rules. The command gets `modalities`.
+rules_modality_option = click.option(
+    "--modality",
+    "modalities",
+    multiple=True,
+    callback=_modalities,
+    metavar="NAME=WHAT",
+    help="Which inputs belong to which modality, for rules that name none (presets): as for `inspect`.",
+)
+
+
 def _arguments(
     context: click.Context, option: click.Parameter, value: str | None
 ) -> Mapping[str, Any] | tuple[Any, ...]:

@@ -15,8 +15,9 @@ import click
 from .._visible import visible
 from .completing import complete_preset, complete_rules
 from .destination import ENDINGS, output_option, output_options
-from .options import ModelRequest, ignore_option, modality_option, model_options, verbose_option
+from .options import ModelRequest, ignore_option, modality_option, model_options, rules_modality_option, verbose_option
 from .output import debuggable, finish_plan, next_step, write_text, write_views
+from .with_regbn import load_rules
 from .work import looked_at
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     epilog="Example: regbn-surgery plan model.py:build rules.yaml --format json -o plan.json",
 )
 @model_options
+@rules_modality_option
 @click.argument("rules", shell_complete=complete_rules)
 @output_options("text", "json", "yaml")
 @click.option("--steps", type=click.IntRange(1), help="Training steps to follow: notes say where they are too few.")
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 @debuggable
 def plan(
     request: ModelRequest,
+    modalities: dict[str, Any],
     rules: str,
     form: str,
     output: str | None,
@@ -51,9 +54,7 @@ def plan(
     RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed. The JSON can be read
     back (`Plan.from_json`) and given to `regbnify` in place of the rules.
     """
-    from .._rules import Rules
-
-    planned = _plan(request, Rules.load(rules).ignoring(ignore), steps)
+    planned = _plan(request, load_rules(rules, modalities, ignore), steps)
     if form == "text":
         from .._report.tables import IN_THE_SHELL, plan_view
 
@@ -63,7 +64,7 @@ def plan(
     else:
         write_text(_yaml(planned), output)
     finish_plan(planned)
-    next_step("see the lines that change", "show", *request.with_rules, rules)
+    next_step("see the lines that change", "show", *(request.command if modalities else request.with_rules), rules)
 
 
 def _plan(request: ModelRequest, parsed: Rules, steps: int | None = None) -> Plan:
@@ -95,17 +96,17 @@ def _yaml(planned: Plan) -> str:
 )
 @click.argument("rules", shell_complete=complete_rules)
 @model_options
+@rules_modality_option
 @ignore_option
 @debuggable
-def check(rules: str, request: ModelRequest, ignore: tuple[str, ...]) -> None:
+def check(rules: str, request: ModelRequest, modalities: dict[str, Any], ignore: tuple[str, ...]) -> None:
     """Check RULES, a rules file or the name of a preset: every problem with line and column.
 
     With MODEL, as for `inspect`, also whether each rule, exclude and override finds something in it.
     """
     from .._report.words import count_text
-    from .._rules import Rules
 
-    parsed = Rules.load(rules).ignoring(ignore)
+    parsed = load_rules(rules, modalities, ignore)
     names = ", ".join(rule.id for rule in parsed.rules)
     head = f"{rules}: {count_text(len(parsed.rules), 'rule')} ({names}), no problem found"
     if not request.spec:
@@ -118,7 +119,7 @@ def check(rules: str, request: ModelRequest, ignore: tuple[str, ...]) -> None:
     modules = count_text(len(planned.sites), "RegBN module")
     click.echo(visible(f"{head}; {normalised} of {points} normalised, {modules}"))
     finish_plan(planned)
-    next_step("see each decision", "plan", *request.with_rules, rules)
+    next_step("see each decision", "plan", *(request.command if modalities else request.with_rules), rules)
 
 
 for _parameter in check.params:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .._codes import code_of, kept
-from .._errors import CaptureError, InputsError, RegBNWarning
+from .._errors import CaptureError, InputsError
 from .completing import complete_model, complete_rules
 from .destination import output_options
-from .options import ModelRequest, ignore_option, model_options
+from .options import ModelRequest, ignore_option, model_options, rules_modality_option
 from .output import debuggable, finding, message, next_step, progress, quiet_stdout, write_text, write_views
+from .with_regbn import load_rules, model_with_regbn
 
 if TYPE_CHECKING:
     from .._surgery import Verification
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     epilog="Example: regbn-surgery verify model.py:build rules.yaml --data data.py:calls",
 )
 @model_options
-@click.argument("rules", shell_complete=complete_rules)
+@rules_modality_option
+@click.argument("rules", required=False, shell_complete=complete_rules)
 @click.option(
     "--data",
     metavar="MODULE:NAME",
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 @debuggable
 def verify(
     request: ModelRequest,
-    rules: str,
+    modalities: dict[str, Any],
+    rules: str | None,
     data: str | None,
     calls: int,
     train: bool,
@@ -50,35 +52,31 @@ def verify(
 ) -> None:
     """Put RegBN into MODEL where RULES say, and say for each RegBN which modalities its f and g carry.
 
-    MODEL is as for `inspect`. Its example inputs are always checked; --data adds calls that may go another way through
-    the model: another order, a missing modality, another batch. Exit code 1 means that a RegBN did not run in a call,
+    MODEL is as for `inspect`; leave RULES out for one that contains RegBN already. Its example inputs are always
+    checked; --data adds calls that may go another way through the model: another order, a missing modality, another
+    batch. Exit code 1 means that a RegBN did not run in a call,
     or ran on other modalities than its rule names, or that a call could not be checked.
     """
-    from .._rules import Rules
-
-    parsed = Rules.load(rules).ignoring(ignore)
-    with progress("loading torch and the model"), quiet_stdout():
-        from .._api import regbnify
+    parsed = None if rules is None else load_rules(rules, modalities, ignore)
+    model, inputs = model_with_regbn(request, parsed)
+    section, ignored = (None, ignore) if parsed is None else (parsed.inputs, parsed.ignore)
+    with progress("loading the calls"), quiet_stdout():
         from .._api import verify as verified
         from .._given_batches import calls_of
         from .._inputs import find_inputs
         from .loading import load_data
 
-        built, inputs = request.load(weights=True, section=parsed.inputs)
         source = () if data is None else load_data(data)
-    with progress(f"putting RegBN into {type(built).__name__}"), quiet_stdout(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=RegBNWarning)
-        model = regbnify(built, parsed, inputs)
     found: dict[str, Verification] = {}
     unchecked: dict[str, str] = {}
     with progress("following the modalities through each call"), quiet_stdout():
-        first = verified(model, find_inputs(model, inputs, parsed.inputs), training=train)
-        found["the example"] = _told(first, parsed.ignore)
+        first = verified(model, find_inputs(model, inputs, section), training=train)
+        found["the example"] = _told(first, ignored)
         further = list(calls_of(model, itertools.islice(source, calls)))
         for number, call in enumerate(further, 1):
             name = f"call {number} of {data}"
             try:
-                found[name] = _told(verified(model, call, training=train), parsed.ignore)
+                found[name] = _told(verified(model, call, training=train), ignored)
             except (CaptureError, InputsError) as error:  # the last batch of a loader may hold one sample, say
                 unchecked[name] = str(error)
     if form == "json":
@@ -98,7 +96,8 @@ def verify(
         finding(f"in {wrong} of {total} calls RegBN did not run as its rule says; docs/notes.md explains the codes")
     if unchecked:
         raise click.exceptions.Exit(1)
-    next_step(f"train: model = regbnify(model, {rules!r}, example_inputs)")
+    if rules is not None:
+        next_step(f"train: model = regbnify(model, {rules!r}, example_inputs)")
 
 
 def _told(found: Verification, ignore: tuple[str, ...]) -> Verification:

@@ -24,6 +24,8 @@ SCHEMA_VERSION = 1
 _BAR = 20  # characters for a dependence of 1, fewer where there are few columns
 _LABEL = 27  # characters of the longest label
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+#: Behind the name of a model that carried RegBN: what "before" and "after" are then.
+AS_IT_IS = " as it is, before and after its own RegBN in evaluation (nothing was fitted)"
 #: What is measured: in words, and how it is had.
 MEASURES: tuple[tuple[str, str, Callable[[Dependence], float]], ...] = (
     ("explained_variance", "explained variance", lambda d: d.explained_variance),
@@ -42,6 +44,7 @@ def dependence_view(found: Diagnosis, width: int = 80) -> RenderableType:
     samples = max((row.before.samples for row in found.rows), default=0)
     head = Text.assemble(
         (found.model, "bold"),
+        AS_IT_IS if found.as_it_is else "",
         f": how well g predicts f, on {count_text(samples, 'sample')} in ",
         count_text(found.batches, "batch", "batches"),
         "\n0 = independent, 1 = f is g" if found.rows else "",
@@ -86,6 +89,7 @@ def dependence_to_dict(found: Diagnosis) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "model": found.model,
         "batches": found.batches,
+        "as_it_is": found.as_it_is,
         "sites": [
             {
                 "site": row.site,
@@ -120,7 +124,7 @@ def dependence_plot(found: Diagnosis, form: str) -> bytes:
     figure = Figure(figsize=(10, 1.6 + 0.5 * max(1, len(found.rows))), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(MEASURES), sharey=True)
-    figure.suptitle(f"{found.model}: how well g predicts f")
+    figure.suptitle(f"{found.model}{AS_IT_IS if found.as_it_is else ''}: how well g predicts f")
     for panel, (_, word, value) in zip(panels, MEASURES, strict=True):
         _panel(panel, found.rows, value)
         panel.set_title(word, fontsize=9)

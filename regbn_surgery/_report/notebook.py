@@ -62,8 +62,10 @@ def plan_to_html(plan: Plan) -> str:
     )
 
 
-def surgery_to_html(model: str, hosts: Sequence[HostLike]) -> str:
-    """Each rewritten host with the modules in it, and its code before and after, folded away."""
+def surgery_to_html(model: str, hosts: Sequence[HostLike], note: str = "") -> str:
+    """Each rewritten host with its modules, and its code before and after, folded away; `note` instead of them."""
+    if note:
+        return _whole(escape(note))
     parts = [f"<b>{escape(model)}</b>: {count_text(sum(len(h.sites) for h in hosts), 'RegBN module')} in "
              f"{count_text(len(hosts), 'host')}"]  # fmt: skip
     for host in hosts:

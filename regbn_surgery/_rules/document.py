@@ -118,6 +118,21 @@ class Rules:
         ignore = tuple(dict.fromkeys((*self.ignore, *codes)))
         return Rules(self.document.model_copy(update={"ignore": ignore}), self.marks)
 
+    def with_modalities(self, modalities: Mapping[str, Any]) -> Rules:
+        """The same rules with these modalities, each as a rules file has it; they must name none themselves.
+
+        Raises `RulesError` where they do, and where the modalities do not fit the rules.
+        """
+        if not modalities:
+            return self
+        if self.modalities:
+            raise RulesError(
+                f"{self.where('modalities', key=True)}: the rules name the modalities themselves "
+                f"({', '.join(self.modalities)}); leave the others out ({', '.join(modalities)}), or change the file"
+            )
+        made = Rules.from_dict({**self.to_dict(), "modalities": dict(modalities)})
+        return Rules(made.document, self.marks)
+
     @property
     def inputs(self) -> Mapping[str, InputSpec]:
         """Example inputs to make up, by dotted name."""

@@ -13,6 +13,7 @@ from ._arguments import spelled
 from ._changed import named_at
 from ._compiling import outside_graphs
 from ._memory import Met, caches_in, has_caches, recollect, remember
+from ._site import site_at
 
 _LEGACY = ("past_key_value", "cache_params", "kv_cache")
 
@@ -30,7 +31,7 @@ def remember_caches(host: nn.Module, ran: Iterable[str], lasting: Collection[str
     `ran`, and those after which f may follow alone."""
     if not has_caches(*values):
         return
-    tokens = {name: getattr(host, name).token for name in ran}
+    tokens = {name: site_at(host, name).token for name in ran}
     remember(tokens.values(), [tokens[name] for name in lasting], *values)
 
 

@@ -22,6 +22,7 @@ from ._growing import current_frame
 from ._memory import has_caches, met_in, remember
 from ._onward import continues
 from ._record import CodeSite
+from ._site import site_at
 
 Call = Callable[..., Any]
 
@@ -33,7 +34,7 @@ class Continued:
         """`direct`: whether f is what the layer returned, as it is."""
         self.host = host
         self.site = site
-        self.module = getattr(host, site.name)
+        self.module = site_at(host, site.name)
         self.out = out
         self.obstacle = ""
         if not direct:

@@ -25,9 +25,9 @@ from ._classes import uninstall
 from ._compare import difference
 from ._guard import ATTRIBUTE, RECORD, Guard
 from ._hoist import HoistHook
+from ._inside import no_regbn
 from ._saving import save_recipe_no_more, save_recipe_too
 from ._site import RegBNSite, sites_of
-from ._surgery import no_regbn
 
 #: What a user can do where nothing could be folded.
 _NEEDS = (

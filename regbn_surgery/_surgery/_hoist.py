@@ -25,7 +25,7 @@ from ._locate import Locator
 from ._memory import forget_if_empty, has_caches, mark_compiled
 from ._record import FunctionText
 from ._roles import Roles
-from ._site import RegBNSite
+from ._site import RegBNSite, site_at
 from ._symbol_passage import NotFollowedError, first_tracer
 from ._symbolic import are_symbols, not_followed
 
@@ -103,8 +103,7 @@ class HoistHook:
                     args, kwargs, went_on = self._alone(module, spec, f, args, kwargs)
                     changed = changed or went_on
                 continue
-            site = getattr(module, spec.site)
-            assert isinstance(site, RegBNSite)
+            site = site_at(module, spec.site)
             masks = {} if spec.mask is None else self._masks(spec, spec.mask, site, f, g, args, kwargs)
             if torch.compiler.is_compiling():
                 f_new, g_new = site(f, g, **masks)
@@ -133,8 +132,7 @@ class HoistHook:
         if not isinstance(f, Tensor | Proxy) or not isinstance(g, Tensor | Proxy):
             return args, kwargs
         mask = None if spec.mask is None else self._find(spec.mask, args, kwargs)
-        site: Any = getattr(module, spec.site)
-        f_new, g_new = site(f, g, mask=mask)
+        f_new, g_new = site_at(module, spec.site)(f, g, mask=mask)
         args, kwargs = self._replace(spec.f, f, f_new, args, kwargs)
         return self._replace(spec.g, g, g_new, args, kwargs) if spec.replace_g else (args, kwargs)
 
@@ -151,8 +149,7 @@ class HoistHook:
         if met is None or not isinstance(f, Tensor):
             refuse_going_on(module, self.path, (spec,), args, kwargs)
             return args, kwargs, False
-        site = getattr(module, spec.site)
-        assert isinstance(site, RegBNSite)
+        site = site_at(module, spec.site)
         try:
             new = site.go_on(f, met)
         except RegBNBypassedError as error:

@@ -36,7 +36,7 @@ from ._mode import run_by_mode
 from ._passage import Passage
 from ._record import CodeSite, End, FunctionText, Place
 from ._roles import NO_ROLE, Roles
-from ._site import is_identity
+from ._site import is_identity, site_at
 from ._symbol_passage import NotFollowedError, SymbolPassage, first_tracer
 from ._table import Returns, Table
 from ._weave import behind_decorators
@@ -235,7 +235,7 @@ class HostSurgery:
         passage, self.compiled_passage, self.compiled_role = self.compiled_passage, None, 0
         if passage is not None and has_caches(args, kwargs, output):
             if passage.reached and not is_exporting():
-                mark_compiled(tuple([getattr(host, name).token for name in passage.reached]), args, kwargs, output)
+                mark_compiled(tuple([site_at(host, name).token for name in passage.reached]), args, kwargs, output)
             elif not passage.reached:
                 refuse_unknown_caches(host, self.path, self._sites(role), args, kwargs)
 
@@ -288,7 +288,7 @@ class HostSurgery:
         for site in left:
             if passage is not None and passage.reached and not any((site.name, side) in passage.held for side in "fg"):
                 continue  # nothing of it was computed: another part of the model ran
-            module = getattr(host, site.name)
+            module = site_at(host, site.name)
             if module.missing == "ignore" or (module.missing == "warn" and module.told_missing):
                 continue
             text = (

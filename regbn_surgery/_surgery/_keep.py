@@ -14,7 +14,7 @@ from torch import nn
 
 from .._errors import RewriteError
 from ._changed import named_at
-from ._site import RegBNSite
+from ._site import RegBNSite, is_site
 
 _GOES_OVER = re.compile(r"self\.(children|named_children|_modules|modules|named_modules)\b|\bin self\s*[:)\]]")
 
@@ -88,7 +88,7 @@ def forget(module: nn.Module) -> None:
     """Take every site out of the children and attributes of `module`."""
     for held in (module._modules, module.__dict__):
         for name, value in list(held.items()):
-            if isinstance(value, RegBNSite):
+            if is_site(value):
                 del held[name]
 
 

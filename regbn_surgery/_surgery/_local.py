@@ -28,6 +28,7 @@ from .._trace._keywords import without_keywords
 from ._opened import nodes_of, readers_of
 from ._reorder import dependents, place, refuse_cycle, refuse_hazard
 from ._scatter import insert_scatter
+from ._site import site_at
 
 Key = tuple[str, str, int, int]
 
@@ -135,7 +136,7 @@ def build_variant(host: nn.Module, trace: Trace, sites: tuple[LocalSite, ...]) -
         identities,
         trace.leaks,
         bool(trace.stores),
-        tuple(getattr(host, name).token for name in done),
+        tuple(site_at(host, name).token for name in done),
         waiting,
     )
 

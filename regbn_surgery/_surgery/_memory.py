@@ -190,7 +190,7 @@ def recollect(host: nn.Module, names: Iterable[str], *values: Any) -> dict[str, 
         return found
     forget_if_empty(caches)
     for name in names:
-        token = getattr(host, name).token
+        token = getattr(getattr(host, name, None), "token", "")  # what else is there, the call will say
         for cache in caches:
             met = _read(cache).get(token)
             if met is not None:

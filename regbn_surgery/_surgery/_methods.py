@@ -26,6 +26,7 @@ from ._continued import Continued
 from ._leaving import leaving
 from ._record import CodeSite
 from ._scatter import run_scatter
+from ._site import site_at
 
 Tag = tuple[str, str]  # (site, "f" or "g")
 
@@ -112,7 +113,7 @@ class _MethodPassage(TorchFunctionMode):
         self, site: CodeSite, tags: list[frozenset[Tag]], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         self.reached.add(site.name)
-        module = getattr(self.host, site.name)
+        module = site_at(self.host, site.name)
         tensors = _tree.tensors((args, kwargs))
         with leaving(self):
             if site.scatter is not None:

@@ -13,6 +13,7 @@ from ._bypass import refuse_going_on
 from ._growing import current_frame
 from ._memory import SPOILT
 from ._operands import among, now_of, put
+from ._site import site_at
 from ._table import ATTRIBUTE, SiteTable, Table
 
 _JOINING = ("cat", "concat", "concatenate")
@@ -58,7 +59,7 @@ class GoingOn:
         """Whether what came out of the join leaves positions of f alone, so that more of them may follow without g."""
         out = _tree.tensors(output)
         f = self.held.get((entry.name, "f"))
-        axes = getattr(self.host, entry.name).f_axes
+        axes = site_at(self.host, entry.name).f_axes
         if f is not None and out and continues(entry.site, axes, f.shape, out[0].shape):
             self.lasting.append(entry.name)
 
@@ -82,7 +83,7 @@ class GoingOn:
             try:
                 if met.pooled() is None:
                     raise RegBNBypassedError(SPOILT)
-                value = self._out_of_the_way(getattr(self.host, link.name).go_on, value, met)
+                value = self._out_of_the_way(site_at(self.host, link.name).go_on, value, met)
             except RegBNBypassedError as error:
                 self._refuse_to_go_on(link, str(error))
             self.went_on.append(link.name)

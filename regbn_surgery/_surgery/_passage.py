@@ -23,7 +23,7 @@ from ._onward import GoingOn
 from ._operands import among, exchanged, now_of, placed, put, same
 from ._record import CodeSite
 from ._scatter import run_scatter
-from ._site import is_identity
+from ._site import is_identity, site_at
 from ._table import ATTRIBUTE, At, Making, Path, Reading, Returns, SiteTable, Table
 
 
@@ -355,7 +355,7 @@ class Passage(GoingOn):
         if self.written is not None and not is_identity():
             # What the call is about to write into, RegBN may need as it is for its gradient.
             own_f, own_g = (side.clone() if side is self.written else side for side in (f, g))
-        f_new, g_new = self._out_of_the_way(getattr(self.host, site.name), own_f, own_g, mask=mask)
+        f_new, g_new = self._out_of_the_way(site_at(self.host, site.name), own_f, own_g, mask=mask)
         self.results[site.name] = (f, g, f_new, g_new)
         if site.f.looped and site.g.looped:
             for side in ("f", "g"):
@@ -396,7 +396,7 @@ class Passage(GoingOn):
             return NOTHING  # this time a stretch was filled otherwise
         self.reached.append(site.name)
         stretches = tuple([self.stretches[place] for place in entry.written])
-        module = getattr(self.host, site.name)
+        module = site_at(self.host, site.name)
         write = functools.partial(run_positional, func)
         return self._out_of_the_way(run_scatter, module, site.scatter, site.into_is_f, write, args, kwargs, stretches)
 

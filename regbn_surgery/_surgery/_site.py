@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._adapter_copies import regbn_in
-from .._errors import RegBNBypassedError, RegBNShapeError
+from .._adapter_copies import is_wrapper, regbn_in
+from .._errors import RegBNBypassedError, RegBNError, RegBNShapeError
 from .._types import PlannedSite, Side
 from .._undo import later, undone
 from ..nn import RegBN
@@ -203,6 +203,42 @@ def _permuted(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 def _permuted_back(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
     return tensor if _in_order(axes) else tensor.permute(_inverse(axes))
+
+
+def site_at(host: nn.Module, name: str) -> RegBNSite:
+    """The site that `host` has by that name. Anybody may have put something else there since.
+
+    Raises:
+        RegBNError: where that is so. Wrappers that hand everything on (FSDP's, of `torch.compile`) count as the site.
+    """
+    found = getattr(host, name, None)
+    return found if isinstance(found, RegBNSite) else _in_place_of(found, host, name)
+
+
+def _in_place_of(found: Any, host: nn.Module, name: str) -> RegBNSite:
+    where = f"`{name}` of {type(host).__name__}"
+    if is_wrapper(found):
+        raise RegBNError(
+            f"PEFT has wrapped {where} as a whole: `modules_to_save` must name the RegBN in it, '{name}.regbn' (not "
+            f"'{name}'). Make the adapters anew from the rewritten model, with modules_to_save=['{name}.regbn']."
+        )
+    if (
+        isinstance(found, nn.Module)
+        and hasattr(found, "token")
+        and any(isinstance(m, RegBNSite) for m in found.modules())
+    ):
+        site: Any = found
+        return site  # type: ignore[no-any-return]
+    what = "nothing" if found is None else f"a {type(found).__name__}"
+    raise RegBNError(
+        f"{where} is the place of a RegBN that regbnify put in; now there is {what}. To have another module run "
+        f"instead of RegBN, set `{name}.regbn`, or pass `make` to regbnify; to take RegBN out, call unregbnify(model)."
+    )
+
+
+def is_site(module: Any) -> bool:
+    """Whether this is a site, or PEFT's wrapper around one."""
+    return isinstance(module, RegBNSite) or (is_wrapper(module) and isinstance(module.original_module, RegBNSite))
 
 
 def sites_of(model: nn.Module) -> list[RegBNSite]:

@@ -33,6 +33,10 @@ from ._site import RegBNSite, sites_of
 from ._trials import check, observe
 from ._verify import refuse_other_streams
 
+#: What to do with a model that carries RegBN already, where one without is wanted; where rules are put in, more of it.
+WITHOUT = "It is analysed without it: use the model as it was, or unregbnify(model)"
+SEVERAL_RULES = f"{WITHOUT}. Several rules go into one file"
+
 
 @dataclass(frozen=True)
 class HostReport:
@@ -63,7 +67,7 @@ def perform(model: nn.Module, plan: Plan, analysis: Analysis) -> None:
         AlreadyRewrittenError: where the model carries RegBN already.
         RewriteError: where no way reproduces the model; it is then as it was before.
     """
-    refuse_second(model)
+    refuse_second(model, SEVERAL_RULES)
     if not plan.sites:
         return
     _refuse_meta(model)
@@ -183,22 +187,6 @@ def _as_done(model: nn.Module, operation: Operation, paths: Mapping[int, str]) -
     return replace(operation, code=site, texts=tuple(text for text in operation.texts if text.name in names))
 
 
-def operations_of(model: nn.Module) -> tuple[Operation, ...]:
-    """What `perform` has put into `model`, as plain data; empty where it carries no RegBN."""
-    found: tuple[Operation, ...] = model.__dict__.get(RECORD, ())
-    return found
-
-
-def no_regbn(model: nn.Module, so: str = "") -> str:
-    """What to say where `model` is none that `perform` has rewritten, `so` what follows from it: is one inside?"""
-    text = f"{type(model).__name__} carries no RegBN put in by regbnify{so}."
-    inside = [(path, module) for path, module in model.named_modules() if path and operations_of(module)]
-    if not inside:
-        return text
-    others = f", one of {len(inside)}" if len(inside) > 1 else ""
-    return f"{text} The {type(inside[0][1]).__name__} inside it does{others}: pass `.{inside[0][0]}`."
-
-
 def repeat(
     model: nn.Module,
     operations: Sequence[Operation],
@@ -226,14 +214,11 @@ def repeat(
     watch_adapters(model)
 
 
-def refuse_second(model: nn.Module) -> None:
-    """Raises AlreadyRewrittenError where `model` already carries RegBN."""
+def refuse_second(model: nn.Module, instead: str = WITHOUT) -> None:
+    """Raises AlreadyRewrittenError where `model` already carries RegBN; `instead` says what can be done."""
     if RECORD in model.__dict__ or sites_of(model):
         names = ", ".join(sorted(name for name, module in model.named_modules() if isinstance(module, RegBNSite)))
-        raise AlreadyRewrittenError(
-            f"{type(model).__name__} already contains RegBN ({names}). It is analysed without it: use the model as "
-            "it was, or unregbnify(model). Several rules go into one file."
-        )
+        raise AlreadyRewrittenError(f"{type(model).__name__} already contains RegBN ({names}). {instead}.")
 
 
 def _refuse_meta(model: nn.Module) -> None:

@@ -24,6 +24,7 @@ from ._operands import among, now_of, same
 from ._passage import NOTHING, Passage
 from ._record import CodeSite
 from ._scatter import write_between
+from ._site import site_at
 from ._table import At, Path, SiteTable, Table
 
 #: A value: the node that it is a part of, and the keys that lead to the part.
@@ -193,7 +194,7 @@ class SymbolPassage(Passage):
             own_args, own_kwargs = _tree.rebuild((args, kwargs), lambda _, leaf: new.get(id(leaf), leaf))
             return run_positional(func, *own_args, **own_kwargs)
 
-        module = getattr(self.host, entry.name)
+        module = site_at(self.host, entry.name)
         return self._out_of_the_way(write_between, module, into, source, write, scatter.inplace)
 
     def _see_join(self, entry: SiteTable, output: Any) -> None:

@@ -23,7 +23,7 @@ from .._visible import visible
 from ._guard import MODALITIES, RECORD
 from ._operations import Operation, name_in_host
 from ._scatter import PositionSite
-from ._site import Reached, RegBNSite, identity
+from ._site import Reached, RegBNSite, identity, site_at
 from ._woven import writes
 
 
@@ -113,7 +113,7 @@ def carried_and_given(
     sites = []
     for operation in operations:
         host = model.get_submodule(operation.host)
-        module = getattr(host, name_in_host(operation))
+        module = site_at(host, name_in_host(operation))
         sites.append(_verified(run, operation, module, paths[id(module)], host if module in reached else None))
     named = () if batches.given is None else named_leaves(model, batches.given)
     notes = not_finite([run], [(name, leaf) for name, leaf in named if isinstance(leaf, Tensor)])

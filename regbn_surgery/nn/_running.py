@@ -118,7 +118,7 @@ class RunningState(nn.Module):
         if options.correct_start:
             self.register_buffer("zero_weight", torch.ones(()))
         self.register_buffer("multiplier", torch.zeros(()), persistent=False)
-        self.register_buffer("observed", torch.zeros(3), persistent=False)
+        self.register_buffer("observed", torch.full((3,), -1.0), persistent=False)
         self._warned = self._warned_of_size = False
         self._before: Projection | None = None
         self._readers = Readers()
@@ -337,7 +337,7 @@ class RunningState(nn.Module):
         self.__dict__.setdefault("_readers", Readers())
         self.__dict__.setdefault("_warned_of_size", False)
         if "observed" not in self._buffers:
-            self.register_buffer("observed", self.change_mean.new_zeros(3), persistent=False)
+            self.register_buffer("observed", self.change_mean.new_full((3,), -1.0), persistent=False)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *rest: Any

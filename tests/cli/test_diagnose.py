@@ -57,7 +57,7 @@ def test_a_batch_that_the_model_does_not_take_is_named(run, tmp_path):
 
 
 def test_rules_name_the_modalities(run, tmp_path):
-    (tmp_path / "late.yaml").write_text(RULES)
+    (tmp_path / "late.yaml").write_text(RULES + "modalities: {x: [x], y: [y]}\n")
     result = run("diagnose", "x:y", "--data", "x:z", "--rules", "late.yaml", "--modality", "a=x")
     assert result.exit_code == 2
     assert "the rules name the modalities" in result.stderr

@@ -19,16 +19,12 @@ from regbn_surgery import (
     RecipeError,
     RegBNError,
     RegBNWarning,
-    RewriteError,
     fold,
-    freeze,
     load_regbn,
     regbnify,
     save_regbn,
     statistics,
-    summary,
     unregbnify,
-    verify,
 )
 from tests.ecosystem._subject import BY_NAME
 from tests.surgery.models import Joined, Late, Nested, build, everything, operate, rules, run, step, vectors
@@ -59,22 +55,31 @@ def test_the_line_for_a_model_that_has_its_adapters_works() -> None:
 
 
 def test_the_recipe_of_a_model_with_adapters_says_where_the_rewritten_one_is() -> None:
-    with pytest.raises(RecipeError, match=r"The Late inside it does: pass `\.base_model\.model`"):
+    with pytest.raises(
+        RecipeError, match=r"is around a model with RegBN \(Late\).*pass `\.base_model\.model`.*merge_and_unload"
+    ):
         Recipe.of(adapted(operate(build(Late), vectors())))
 
 
-@pytest.mark.parametrize(
-    "ask", [freeze, unregbnify, summary, lambda m: verify(m, vectors()), lambda m: fold(m, vectors(), inplace=True)]
-)
 @pytest.mark.parametrize("way", [lambda m: m, torch.nn.DataParallel])
-def test_what_asks_for_regbn_says_where_the_rewritten_one_is(way: Any, ask: Any) -> None:
-    model = way(adapted(operate(build(Joined), vectors())))
-    with pytest.raises(RewriteError, match="carries no RegBN") as error:
-        ask(model)
-    path = re.search(r" The Joined inside it does: pass `\.([\w.]+)`", str(error.value))
-    assert path is not None
-    inside = model.get_submodule(path[1])
-    assert unregbnify(freeze(inside)) is inside
+def test_fold_under_adapters(way: Any) -> None:
+    """The layer behind RegBN has no adapter here, so that it can be folded; the adapters stay."""
+    model = way(adapted(operate(build(Joined), vectors(), regbn={"normalize_output": False})))
+    step(model, vectors())
+    model.eval()
+    wanted = model(**vectors(6))
+    assert fold(model, vectors(), inplace=True) is model
+    assert not statistics(model)
+    assert any("lora_A" in name for name, _ in model.named_parameters())
+    torch.testing.assert_close(model(**vectors(6)), wanted)
+
+
+def test_regbn_goes_out_after_the_adapters_are_merged() -> None:
+    model = adapted(operate(build(Late), vectors()), modules_to_save=["regbn_x.regbn"])
+    step(model, vectors())
+    merged = unregbnify(model.merge_and_unload())
+    assert type(merged) is Late
+    assert list(merged.state_dict()) == list(build(Late).state_dict())
 
 
 @pytest.mark.parametrize("cls", [Late, Nested])

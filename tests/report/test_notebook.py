@@ -123,6 +123,6 @@ def test_why_a_host_goes_in_as_it_does(things):
 
 def test_a_model_without_regbn_has_an_empty_report():
     report = explain(Two())
-    assert (report.hosts, str(report)) == ((), "")
+    assert (report.hosts, str(report)) == ((), "Two carries no RegBN put in by regbnify.")
     assert report.to_dict() == {"model": "Two", "hosts": []}
     assert repr(report) == "<SurgeryReport on Two: RegBN nowhere>"

@@ -42,9 +42,7 @@ def regbns_in(model: nn.Module) -> dict[str, RegBN]:
 
 def is_wrapper(module: Any) -> bool:
     """Whether this holds a module and trained copies of it, by what PEFT's wrapper has."""
-    return (
-        isinstance(module, nn.Module)
-        and isinstance(module._modules.get("modules_to_save"), nn.ModuleDict)
-        and module._modules.get("original_module") is not None
-        and hasattr(type(module), "active_adapters")
-    )
+    if not (isinstance(module, nn.Module) and hasattr(type(module), "active_adapters")):
+        return False
+    children = dict(module.named_children())  # `_modules` of a scripted module is no dict
+    return isinstance(children.get("modules_to_save"), nn.ModuleDict) and "original_module" in children

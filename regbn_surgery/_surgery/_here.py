@@ -69,6 +69,8 @@ def inside(value: Any, helpers: tuple[Helper, ...], here: Here) -> Any:
     if isinstance(value, functools.partial):
         inner = inside(value.func, helpers, here)
         return value if inner is value.func else functools.partial(inner, *value.args, **value.keywords)
+    if isinstance(value, Tensor):
+        return value  # asked for what it lacks under dynamo, it raises an error of dynamo's before torch 2.12
     try:  # dynamo does not find these by `getattr` with a default
         function, receiver = value.__func__, value.__self__
     except AttributeError:

@@ -61,6 +61,8 @@ VIEWS = frozenset({
     "getitem", "unsqueeze", "squeeze", "view", "reshape", "expand", "permute", "transpose", "flatten", "unflatten",
     "movedim", "t", "swapaxes", "narrow", "select", "view_as", "expand_as",
 })  # fmt: skip
+#: The same as functions and operators are called (the compiler of torch 2.10 cannot strip a text).
+_VIEWS_AS_CALLED = frozenset(form.format(name) for name in VIEWS for form in ("{}", "{}_", "_{}", "__{}__"))
 
 
 class Passage(GoingOn):
@@ -277,7 +279,7 @@ class Passage(GoingOn):
         for read in self.early:
             if read.path is None:
                 read.path = path
-                if name.strip("_") in VIEWS:
+                if name in _VIEWS_AS_CALLED:
                     read.call = (func, operands, kwargs, output)
 
     def _is_view_among(self, read: Early, tensors: list[Tensor]) -> bool:

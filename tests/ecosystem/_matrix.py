@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -34,6 +34,7 @@ class Cell:
     status: Status
     reason: str = ""
     seconds: float = 0.0
+    commit: str = ""  # of the project that was measured
 
     @property
     def key(self) -> tuple[str, str]:
@@ -181,8 +182,12 @@ def run(
     workers: int = 2,
     limit: float = 300.0,
     tell: Callable[[Cell], None] = lambda cell: None,
+    commit: str = "",
 ) -> list[Cell]:
-    """Measure what `results` does not hold yet, write each cell there as it comes, and return all of them."""
+    """Measure what `results` does not hold yet, write each cell there as it comes, and return all of them.
+
+    `commit`: what is measured, noted with each cell.
+    """
     known = {cell.key: cell for cell in read(results)}
     rows: queue.Queue[tuple[str, list[str]]] = queue.Queue()
     for model in models:
@@ -192,6 +197,7 @@ def run(
     lock = threading.Lock()
 
     def keep(cell: Cell) -> None:
+        cell = replace(cell, commit=commit)
         with lock:
             known[cell.key] = cell
             with results.open("a", encoding="utf-8") as file:

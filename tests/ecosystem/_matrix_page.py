@@ -56,7 +56,7 @@ def page(
     by_key = {cell.key: cell for cell in cells}
     models = list(dict.fromkeys(cell.model for cell in cells))
     parts = [_HEAD, f"Measured with {', '.join(f'{name} {version}' for name, version in versions.items())}.\n"]
-    parts.append(_summary(cells, models, shown))
+    parts.append(_measured_at(cells) + _summary(cells, models, shown))
     if rows > len(models):
         parts.append(f"{rows - len(models)} of {rows} models have not been measured, and are no rows here yet.\n")
     parts.append("## Situations\n")
@@ -71,6 +71,18 @@ def page(
     parts.append(_failures(cells))
     parts.append(_does_not_apply(cells))
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _measured_at(cells: Sequence[Cell]) -> str:
+    """Which commits were measured: cells that failed are measured again after a mend, by themselves."""
+    commits = Counter(cell.commit for cell in cells if cell.commit).most_common()
+    if not commits:
+        return ""
+    first, *others = commits
+    text = f"At commit {first[0]}"
+    if others:
+        text += "".join(f"; {count} cells again at {commit}" for commit, count in others)
+    return f"{text}.\n\n"
 
 
 def _summary(cells: Sequence[Cell], models: Sequence[str], shown: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = [cell for cell in _matrix.read(results) if cell.status not in options.again]
         _matrix.write(results, kept)
     if not options.no_run:
-        _matrix.run(models, names, results, workers=options.workers, limit=options.limit, tell=_tell)
+        commit = options.commit or _commit()
+        _matrix.run(models, names, results, workers=options.workers, limit=options.limit, tell=_tell, commit=commit)
     wanted = {(model, name) for model in models for name in names}
     found = {cell.key: cell for cell in _matrix.read(results)}
     cells = [found[model, name] for model in models for name in names if (model, name) in found]
@@ -50,6 +52,12 @@ def _models() -> list[str]:
     from tests.zoo import CASES
 
     return [case.name for case in CASES]
+
+
+def _commit() -> str:
+    """Of the working folder; "" where that is no checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _tell(cell: _matrix.Cell) -> None:
@@ -73,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--situations", nargs="+", default=[], help="columns (default: all)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for one cell")
+    parser.add_argument("--commit", default="", help="what is measured, where the folder is no checkout")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser
 

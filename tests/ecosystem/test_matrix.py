@@ -108,6 +108,14 @@ def test_the_page_counts_what_was_measured() -> None:
     assert "never" not in text
 
 
+def test_the_page_says_what_was_measured() -> None:
+    cells = [Cell(f"m{number}", "one", "pass", commit="abc1234") for number in range(3)]
+    assert "At commit abc1234.\n" in page(cells, {"one": page}, {"torch": "9"})
+    cells.append(Cell("n", "one", "fail", "why", commit="def5678"))
+    assert "At commit abc1234; 1 cells again at def5678.\n" in page(cells, {"one": page}, {"torch": "9"})
+    assert "At commit" not in page([Cell("m", "one", "pass")], {"one": page}, {"torch": "9"})
+
+
 def test_many_models_are_no_single_line() -> None:
     cells = [Cell(f"model_{number}", "one", "n/a", "why") for number in range(100)]
     text = page(cells, {"one": page}, {"torch": "9"})

@@ -182,6 +182,12 @@ _KINDS = (
         "Look at what makes it: an encoder that has collapsed, an input that does not reach it, an example of copies. "
         "For a g like this, `normalize_input: true` or `constraint: fixed` bounds the projection.",
     ),
+    NoteKind(
+        "RB125",
+        "g contains f already, by an earlier fusion",
+        "`pair` with the layer that makes g before that fusion. Leave it where it is meant, as between two rounds of "
+        "co-attention.",
+    ),
     # verify
     NoteKind(
         "RB201",

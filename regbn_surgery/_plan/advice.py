@@ -22,6 +22,7 @@ def advise(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint], fact
     yield from _causal(sites)
     yield from _short(sites, facts)
     yield from _similarities(sites, points)
+    yield from _mixed(sites, points)
     yield from _repeated(sites)
     yield from _doubled(sites)
     yield from _underdetermined(sites, facts)
@@ -101,6 +102,23 @@ def _similarities(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint
             "RB113",
             f"a similarity head is normalised ({_named(heads)}): RegBN removes what one side tells about the other, "
             "which is what such a head measures; f and g need the same batch, sample by sample",
+        )
+
+
+def _mixed(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint]) -> Iterator[str]:
+    """g has taken up f on its way, as the queries of an attention do: it predicts f by what is f's own."""
+    members: dict[tuple[tuple[str, ...], tuple[str, ...]], list[PlannedSite]] = {}
+    for site in sites:
+        operands = points[site.point].operands if site.point in points else ()
+        seen = {name for operand in operands if operand.home == site.g.home for name in operand.modalities}
+        if seen.intersection(site.f.home) and not set(site.g.home).intersection(site.f.home):
+            members.setdefault((site.f.home, site.g.home), []).append(site)
+    for (f, g), several in members.items():
+        yield coded(
+            "RB125",
+            f"{home_name(g)} has already taken up {home_name(f)} where it meets it at {_named(several)}: it predicts "
+            f"{home_name(f)} by that, too, and RegBN removes what is its own. To use {home_name(g)} from before, name "
+            "the layer that makes it: `pair: {f: ..., g: module:...}`",
         )
 
 

@@ -247,7 +247,7 @@ def generation(subject: Subject) -> None:
     hosts = _hosts(model)
     met = dict.fromkeys(hosts, 0)
     handles = [
-        model.get_submodule(path).register_forward_pre_hook(_meeting(path, met), with_kwargs=True) for path in hosts
+        model.get_submodule(path).register_forward_pre_hook(_meeting(path, met), with_kwargs=True) for path in met
     ]
     with counting(model) as calls:
         found = said(model, use_cache=True)

@@ -19,6 +19,7 @@ from regbn_surgery import (
     RecipeError,
     RegBNError,
     RegBNWarning,
+    RewriteError,
     fold,
     load_regbn,
     regbnify,
@@ -72,6 +73,16 @@ def test_fold_under_adapters(way: Any) -> None:
     assert not statistics(model)
     assert any("lora_A" in name for name, _ in model.named_parameters())
     torch.testing.assert_close(model(**vectors(6)), wanted)
+
+
+def test_fold_of_a_regbn_that_peft_trains_a_copy_of_says_to_merge_first() -> None:
+    rewritten = operate(build(Joined), vectors(), regbn={"normalize_output": False})
+    model = adapted(rewritten, modules_to_save=["regbn_x.regbn"])
+    with pytest.raises(RewriteError, match=r"regbn_x: PEFT trains a copy of it: merge the adapters first"):
+        fold(model, vectors())
+    merged = model.merge_and_unload()
+    wanted = merged.eval()(**vectors(6))
+    torch.testing.assert_close(fold(merged, vectors())(**vectors(6)), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_regbn_goes_out_after_the_adapters_are_merged() -> None:

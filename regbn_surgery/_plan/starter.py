@@ -138,7 +138,7 @@ def _defaults(inspection: Inspection, facts: Facts) -> Iterator[str]:
 def presets_that_keep_outputs(kinds: Collection[str]) -> dict[str, Rule]:
     """The presets for points of these kinds that leave what pretrained weights compute unchanged at the start; of each
     its rule for them."""
-    found = {}
+    found: dict[str, Rule] = {}
     for name in preset_names():
         rules = Rules.load(name)
         if rules.defaults.regbn.get("normalize_output") is not False:

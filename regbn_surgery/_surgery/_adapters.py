@@ -85,7 +85,7 @@ def out_of_configs(model: nn.Module, gone: Collection[str]) -> None:
     """
     left = [path for path, _ in model.named_modules()]
     for module in model.modules():
-        configs = vars(module).get("peft_config")
+        configs: Any = vars(module).get("peft_config")
         for adapter, config in list(configs.items()) if isinstance(configs, dict) else ():
             names = getattr(config, "modules_to_save", None)
             if not isinstance(names, list | tuple | set):

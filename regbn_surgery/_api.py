@@ -33,6 +33,7 @@ from ._surgery import (
     carried_in,
     exchange,
     forward_digests,
+    out_of_configs,
     refuse_changed,
     refuse_second,
     the_rewritten,
@@ -207,13 +208,18 @@ def unregbnify(model: Model) -> Model:
     """Remove every RegBN from a rewritten model, in place: its class, hooks and keys are those from before.
 
     Returns `model`. Where that is a wrapper with exactly one rewritten model inside (see `verify`), the model inside is
-    changed. Adapters of PEFT stay; to be rid of them too, `merge_and_unload` first.
+    changed. Adapters of PEFT stay, without RegBN in their `modules_to_save`; to be rid of them too, `merge_and_unload`
+    first.
 
     Raises:
         RewriteError: for a model that carries no RegBN put in by `regbnify`, and for one inside DDP (where RegBN has
             parameters) or FSDP, which go by the parameters that they were made with.
     """
-    undo(the_rewritten_to_change(model, "unregbnify", ", so there is nothing to undo"))
+    inner = the_rewritten_to_change(model, "unregbnify", ", so there is nothing to undo")
+    before = [path for path, _ in model.named_modules()]
+    undo(inner)
+    left = {path for path, _ in model.named_modules()}
+    out_of_configs(model, [path for path in before if path not in left])
     return model
 
 

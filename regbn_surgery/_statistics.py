@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._adapter_copies import regbns_in
+from ._wrappers import inside_wrappers
 from .nn import RegBN
 from .nn._linalg import accumulation_dtype
 
@@ -33,29 +34,33 @@ def statistics(model: nn.Module, *, whole: bool = False) -> dict[str, Tensor]:
     - `share`: of the batch's projection in the running one, W <- (1 - share) W + share W_batch;
     - `lambda`: the multiplier;
     - `norm_W_batch`: ||W_batch||_F;
-    - `removed`: ||f - f'|| / ||f||, f' before the output norm, over this rank's batch.
+    - `removed`: ||f - f'|| / ||f||, f' before the output norm, over this rank's batch;
+    - `running_to_batch`: norm_W as it is now / norm_W_batch (a running W that has not arrived yet, or batches whose
+      fits have little in common, make it small).
 
-    As they are now: `norm_W`, ||W||_F of the running projection; `running_to_batch`, norm_W / norm_W_batch (a running W
-    that has not arrived yet, or batches whose fits have little in common, make it small); `steps` and `skipped`, the
-    batches that moved the running projection, and those that did not (not finite, or without rows to fit).
+    As they are now: `norm_W`, ||W||_F of the running projection; `steps` and `skipped`, the batches that moved the
+    running projection, and those that did not (not finite, or without rows to fit).
 
     Works on any module with RegBN inside, rewritten or not; empty where there is none. If PEFT trains a copy of a RegBN
     (`modules_to_save`), these are the numbers of the active copy. Cost: one norm of each W.
     """
     found = regbns_in(model)
-    names = {path: path for path in found} if whole else _ends(found)
+    names = {path: path for path in found} if whole else short_names(model, found)
     figures = {names[path]: _of(regbn) for path, regbn in found.items()}
     return {f"{where}/{name}".lstrip("/"): value for where, row in figures.items() for name, value in row.items()}
 
 
-def _ends(paths: Collection[str]) -> dict[str, str]:
-    """For each path its shortest end, of whole parts, that is the end of no other one; the path itself at worst."""
-    parts = {path: path.split(".") for path in paths}
+def short_names(model: nn.Module, paths: Collection[str]) -> dict[str, str]:
+    """For each path its shortest end, of whole parts, that is the end of no other one; at worst the path itself.
+
+    A path is that in the model without the wrappers of a library around it.
+    """
+    inner = inside_wrappers(model)
+    around = next((path for path, module in model.named_modules() if module is inner), "")
+    parts = {path: path.removeprefix(around).removeprefix(".").split(".") for path in paths}
     shared = Counter(".".join(whole[-n:]) for whole in parts.values() for n in range(1, len(whole) + 1))
-    return {
-        path: next((end for n in range(1, len(whole) + 1) if shared[end := ".".join(whole[-n:])] == 1), path)
-        for path, whole in parts.items()
-    }
+    ends = {path: [".".join(whole[-n:]) for n in range(1, len(whole) + 1)] for path, whole in parts.items()}
+    return {path: next((end for end in found if shared[end] == 1), found[-1]) for path, found in ends.items()}
 
 
 def _of(regbn: RegBN) -> dict[str, Tensor]:
@@ -63,9 +68,10 @@ def _of(regbn: RegBN) -> dict[str, Tensor]:
     norm = _norm(regbn.factors)
     ratio = norm / torch.where(batch_norm > 0, batch_norm, 1.0)
     unknown = share < 0  # as `observed` starts, in the constructor and after loading
-    batch_norm, ratio, removed, share = (x.masked_fill(unknown, torch.nan) for x in (batch_norm, ratio, removed, share))
+    of_step = (share, regbn.multiplier, batch_norm, ratio, removed)
+    share, multiplier, batch_norm, ratio, removed = (x.masked_fill(unknown, torch.nan) for x in of_step)
     counts = (regbn.num_steps.clone(), regbn.num_skipped.clone())
-    values = (share, regbn.multiplier.clone(), norm, batch_norm, ratio, removed, *counts)
+    values = (share, multiplier, norm, batch_norm, ratio, removed, *counts)
     return dict(zip(NAMES, values, strict=True))
 
 

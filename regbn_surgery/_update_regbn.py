@@ -19,16 +19,10 @@ from ._inputs import Inputs
 from ._misfits import refusing_strange_names
 from ._report.words import count_text
 from ._spelling import listing
+from ._statistics import short_names
 from ._undo import forget, guarding, later, undone
+from ._wrappers import inside_wrappers
 from .nn import RegBN
-
-#: Wrappers whose `forward` takes whatever comes, and where they hold the model that has the parameters.
-_HELD_AS = {
-    "DataParallel": "module",
-    "DistributedDataParallel": "module",
-    "OptimizedModule": "_orig_mod",
-    "PeftModel": "get_base_model",
-}
 
 
 @refusing_strange_names
@@ -62,9 +56,9 @@ def update_regbn(
         device: where the tensors of a batch go before the model gets them; None leaves them where they are.
 
     Returns:
-        By the path of each RegBN the number of batches that its projection is the average of. A batch that is not
-        finite, or in which RegBN sees fewer than two rows with both sides, does not count. A RegBN without any stays
-        as it was, with warning RB416.
+        By the name of each RegBN, as `statistics` has it, the number of batches that its projection is the average of.
+        A batch that is not finite, or in which RegBN sees fewer than two rows with both sides, does not count. A RegBN
+        without any stays as it was, with warning RB416.
 
     Raises:
         RewriteError: for a model without RegBN.
@@ -83,7 +77,8 @@ def update_regbn(
         for state in before:
             state.start()
         ran = _pass(model, loader, count, device)
-        counts = {path: int(state.count) for path, state in zip(found, before, strict=True)}
+        names = short_names(model, found)
+        counts = {names[path]: int(state.count) for path, state in zip(found, before, strict=True)}
         _look_at(counts, ran)
         for state in before:
             state.keep()
@@ -144,7 +139,7 @@ class _State:
 def _pass(model: nn.Module, loader: Iterable[Any], count: int | None, device: torch.device | str | None) -> int:
     """Run the model on the batches. The number of them."""
     number = 0
-    for call, _ in filled_calls(_with_parameters(model), itertools.islice(loader, count)):
+    for call, _ in filled_calls(inside_wrappers(model), itertools.islice(loader, count)):
         if device is not None:
             args, kwargs = _tree.rebuild((call.args, call.kwargs), lambda _, leaf: _moved(leaf, device))
             call = Inputs(*args, **kwargs)
@@ -155,16 +150,6 @@ def _pass(model: nn.Module, loader: Iterable[Any], count: int | None, device: to
 
 def _moved(leaf: Any, device: torch.device | str) -> Any:
     return leaf.to(device) if isinstance(leaf, Tensor) else leaf
-
-
-def _with_parameters(model: nn.Module) -> nn.Module:
-    """The module in the wrappers of a library around it whose `forward` names the inputs."""
-    inner: Any = model
-    while name := next((_HELD_AS[base.__name__] for base in type(inner).__mro__ if base.__name__ in _HELD_AS), None):
-        held = getattr(inner, name)
-        inner = held if isinstance(held, nn.Module) else held()
-    found: nn.Module = inner
-    return found
 
 
 def _look_at(counts: dict[str, int], ran: int) -> None:

@@ -153,7 +153,7 @@ def test_importing_them_imports_neither_library() -> None:
 
 def test_of_the_last_step_nothing_is_known_after_loading() -> None:
     trained, loaded = RegBN(4, 5, (), ()), RegBN(4, 5, (), ())
-    unknown = {"share", "norm_W_batch", "running_to_batch", "removed"}
+    unknown = {"share", "lambda", "norm_W_batch", "running_to_batch", "removed"}
     assert {name for name, value in statistics(loaded).items() if value.isnan()} == unknown
     trained(torch.randn(8, 4), torch.randn(8, 5))
     assert not any(value.isnan() for value in statistics(trained).values())

@@ -294,7 +294,7 @@ def test_after_loading_and_in_wrappers(tmp_path: Any) -> None:
     parallel = nn.DataParallel(copy.deepcopy(model))  # its forward takes whatever comes: the model's own tells
     flat = [(*batch, torch.zeros(16)) for batch in batches()]
     for data in (pairs, flat):
-        assert update_regbn(parallel, data) == {"module.regbn_late": 6}
+        assert update_regbn(parallel, data) == {"regbn_late": 6}
         torch.testing.assert_close(parallel.module.regbn_late.regbn.W, want)
 
 
@@ -338,3 +338,52 @@ def test_evaluation_removes_what_it_lags_behind() -> None:
     update_regbn(regbn, [(f, g @ last) for f, g in (draw(64) for _ in range(10))])
     assert lagging > 0.5
     assert left() < 0.1
+
+
+class Twice(Model):
+    """Two hosts of one rule: the model itself, and a part of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Model()
+
+    def forward(self, image: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        return self.h(torch.cat([self.i(image), self.t(table)], 1)) + self.part(image, table)
+
+
+def with_adapters(model: nn.Module) -> nn.Module:
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["i"], modules_to_save=["regbn_late.regbn"]))
+
+
+def in_ddp(model: nn.Module) -> nn.Module:
+    class DistributedDataParallel(nn.Module):
+        """As torch's holds its model, without a process group."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = model
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return self.module(*args, **kwargs)
+
+    return DistributedDataParallel()
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+WRAPPERS: list[Any] = [lambda model: model, with_adapters, nn.DataParallel, in_ddp, compiled]
+WRAPPERS += [lambda model: in_ddp(with_adapters(model)), lambda model: compiled(in_ddp(model))]
+
+
+@pytest.mark.parametrize(("cls", "names"), [(Model, {"regbn_late"}), (Twice, {"regbn_late", "part.regbn_late"})])
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_it_names_them_as_statistics_does_with_anything_around(wrap: Any, cls: type[nn.Module], names: Any) -> None:
+    model = wrap(regbnify(cls(), RULES, samples(4)))
+    assert update_regbn(model, batches(2)) == dict.fromkeys(names, 2)
+    assert {name.rpartition("/")[0] for name in statistics(model)} == names
+    bare = nn.DataParallel(RegBN(6, 4))
+    assert set(update_regbn(bare, [(torch.randn(8, 6), torch.randn(8, 4))])) == {""}
+    assert set(statistics(bare)) == set(statistics(bare.module))

@@ -161,7 +161,9 @@ def _named(
             if not partly and not any(_roots(trace, pattern) for trace in traces):
                 roots_of(traces[0], pattern, name)
         chosen.append(settled)
-    excluded = [ExcludedInput(name, "no modality names it") for name in names if name not in owners]
+    # A mask that nobody names is no mistake: it is told as it is where nobody names anything.
+    reasons = {item.name: item.reason for trace in reversed(traces) for item in _default(trace)[1]}
+    excluded = [ExcludedInput(name, reasons.get(name, "no modality names it")) for name in names if name not in owners]
     return chosen, excluded
 
 

@@ -17,6 +17,7 @@ from .._copying import Model
 from .._errors import RecipeError, RegBNError, RegBNWarning
 from .._surgery import KEEP_BESIDE, OWN_ADAPTERS, RECIPE_FILE, Make, adapted_in, undo
 from .._untested import tell_untested
+from ._adapters import adapters_instead
 from ._empty import filling
 from ._held import holds
 from ._names import by_own_names, tied
@@ -70,7 +71,8 @@ def load_regbn(
         `model`.
 
     Raises:
-        RecipeError: where the recipe or the weights do not fit the model, which is then as it was. Names that
+        RecipeError: where the recipe or the weights do not fit the model, which is then as it was, and for a folder of
+            PEFT's adapters, which PeftModel.from_pretrained loads onto a model with RegBN. Names that
             `save_pretrained` has changed fit. Where it has split or joined tensors, the model must have the values of
             the directory, as from_pretrained made it.
     """
@@ -79,6 +81,7 @@ def load_regbn(
         found = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
         raise RegBNError(f"model must be an nn.Module, as its constructor makes it; found {found}")
     folder = Path(directory)
+    _refuse_adapters(folder, recipe)
     if recipe is None:
         if not (folder / RECIPE_FILE).exists():
             raise RecipeError(
@@ -100,6 +103,16 @@ def load_regbn(
     fill()
     rewritten.load_state_dict(weights, strict=False)
     return rewritten
+
+
+def _refuse_adapters(folder: Path, recipe: Recipe | None) -> None:
+    """Raises RecipeError for a folder of PEFT's adapters, in which there is no rewritten model as well."""
+    known = recipe is not None or (folder / RECIPE_FILE).exists()
+    if known and any((folder / name).exists() for name in (WEIGHTS_FILE, _INDEX_FILE)):
+        return
+    instead = adapters_instead(folder, below=True)
+    if instead:
+        raise RecipeError(instead)
 
 
 def _tell_adapters(model: nn.Module) -> None:

@@ -111,6 +111,7 @@ def load_checkpoint(model: nn.Module, path: str) -> nn.Module:
     Raises `ModelNotLoadedError`; a RegBNError where that folder does not fit.
     """
     content = _read_checkpoint(path)
+    _refuse_adapters(model, path, content)
     strange = sorted(_of_regbn(content) - set(model.state_dict()))
     if strange and not _carries_regbn(model):
         return _load_with_regbn(model, path, strange)
@@ -122,6 +123,19 @@ def load_checkpoint(model: nn.Module, path: str) -> nn.Module:
             f"the checkpoint {path!r} does not fit {type(model).__name__}: {error}{told}"
         ) from error
     return model
+
+
+def _refuse_adapters(model: nn.Module, path: str, content: Mapping[str, Any]) -> None:
+    """Raises `ModelNotLoadedError` for weights of PEFT's adapters, which no model has by the names in their files."""
+    from .._checkpoint._adapters import adapters_instead, adapters_without_folder, are_adapters
+
+    if not are_adapters(content) or content.keys() <= model.state_dict().keys():
+        return
+    instead = adapters_instead(Path(path).parent) or f"{adapters_without_folder()}."
+    raise ModelNotLoadedError(
+        f"the checkpoint {path!r} does not fit {type(model).__name__}: {instead} Give a factory that returns this "
+        "model as MODEL, without --checkpoint"
+    )
 
 
 def _carries_regbn(model: nn.Module) -> bool:

@@ -187,7 +187,7 @@ def presets(name: str | None, output: str | None) -> None:
 
     if name is not None:
         write_text(preset_text(name).rstrip("\n"), output)
-        next_step("see what it does to your model", "plan", "MODEL", name)
+        next_step("see what it does to your model", "plan", "MODEL", name if output in (None, "-") else str(output))
         return
     width = max((len(known) for known in preset_names()), default=0) + 2
     lines = [

@@ -18,6 +18,7 @@ from .._rules.document import Rules
 from .._rules.matching import spell_homes
 from .._rules.naming import home_name
 from .._rules.presets import preset_names
+from .._rules.schema import Rule
 from .._types import FusionPoint, Inspection
 from .direction import directed_sites
 from .facts import Facts, with_causality
@@ -134,15 +135,27 @@ def _defaults(inspection: Inspection, facts: Facts) -> Iterator[str]:
     yield ""
 
 
-def presets_that_keep_outputs(kinds: Collection[str]) -> list[str]:
-    """The presets for points of these kinds that leave what pretrained weights compute unchanged at the start."""
-    found = []
+def presets_that_keep_outputs(kinds: Collection[str]) -> dict[str, Rule]:
+    """The presets for points of these kinds that leave what pretrained weights compute unchanged at the start; of each
+    its rule for them."""
+    found: dict[str, Rule] = {}
     for name in preset_names():
         rules = Rules.load(name)
-        wanted = {kind for rule in rules.rules if rule.match is not None for kind in rule.match.kind or ()}
-        if rules.defaults.regbn.get("normalize_output") is False and wanted & set(kinds):
-            found.append(name)
+        if rules.defaults.regbn.get("normalize_output") is not False:
+            continue
+        for rule in rules.rules:
+            if rule.match is not None and set(rule.match.kind or ()) & set(kinds):
+                found.setdefault(name, rule)
     return found
+
+
+def _as_preset(facts: Facts, kind: str) -> tuple[str, ...]:
+    """What the preset for pretrained models says in its rule for points of a kind, where the model may be one."""
+    if facts.trained is None and not facts.has_pretrained_class:
+        return ()
+    rules = presets_that_keep_outputs({kind}).values()
+    said = [(name, getattr(rule, name)) for rule in rules for name in ("reduce", "replace")]
+    return tuple(f"{name}: {value}" for name, value in said if value is not None)
 
 
 def _groups(inspection: Inspection, selected: bool) -> list[tuple[FusionPoint, ...]]:
@@ -162,7 +175,10 @@ def _glob(name: str) -> str:
 def _tried(inspection: Inspection, facts: Facts, head: str, points: tuple[FusionPoint, ...], number: int) -> _Draft:
     """The first form of a rule for these points that the planner takes."""
     trouble, meeting = "", _meeting(inspection, facts, points[0])
-    for extra in ((), ("regbn: {projection: low_rank}",)):
+    plain: tuple[str, ...] = ()
+    low_rank = ("regbn: {projection: low_rank}",)
+    preset = _as_preset(facts, points[0].kind)
+    for extra in dict.fromkeys((preset, (*preset, *low_rank), plain, low_rank)):
         lines = (*_lines(inspection, facts, points, number), *extra)
         body = "version: 1\nstrict: true\n" + head + "rules:\n" + _indented(lines) + "\n"
         try:
@@ -170,9 +186,10 @@ def _tried(inspection: Inspection, facts: Facts, head: str, points: tuple[Fusion
             hazard = next(out_of_range(made.sites), None)
             if hazard is None:
                 return _Draft(points, meeting, lines)
-            trouble = trouble or text_of(hazard)
+            found = text_of(hazard)
         except RegBNError as error:
-            trouble = trouble or str(error)
+            found = str(error)
+        trouble = found if extra == plain else trouble
     reason = re.sub(r"^(\d+ problems: )?rules:\d+:\d+: (rule `[^`]*` (at `[^`]*`: )?)?", "", " ".join(trouble.split()))
     return _Draft(points, meeting, tuple(_lines(inspection, facts, points, number)), reason)
 

@@ -80,7 +80,8 @@ def diff_of(host: HostLike) -> str:
 
 
 _SLOT = re.compile(r"\b_regbn\.\w+\((\d+)")
-_PARTS = ("f", "g", "fusion", "reader")
+#: What stands on a line, in the order in which a head names it, and how.
+_PARTS = {"f": "f", "g": "g", "fusion": "fusion", "reader": "reads f' or g'"}
 
 
 def _captioned(diff: str, slots: Sequence[tuple[int, str, str]]) -> str:
@@ -105,7 +106,9 @@ def _caption(seen: Sequence[int], slots: Sequence[tuple[int, str, str]]) -> str:
     for number, site, what in slots:
         if number in seen:
             parts.setdefault(site, set()).add(what)
-    return "; ".join(f"{site}: {', '.join(p for p in _PARTS if p in found)}" for site, found in parts.items())
+    return "; ".join(
+        f"{site}: {', '.join(word for part, word in _PARTS.items() if part in found)}" for site, found in parts.items()
+    )
 
 
 def _from_here(file: str) -> str:

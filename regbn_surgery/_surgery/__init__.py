@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._adapters import KEEP_BESIDE, OWN_ADAPTERS, adapted_in
+from ._adapters import KEEP_BESIDE, OWN_ADAPTERS, adapted_in, out_of_configs
 from ._exchange import Make, exchange, made_paths
 from ._fold import fold, freeze
 from ._inside import (
@@ -45,6 +45,7 @@ __all__ = [
     "made_paths",
     "no_regbn",
     "operations_of",
+    "out_of_configs",
     "perform",
     "refuse_changed",
     "refuse_second",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -73,6 +75,30 @@ def tell_left_out(root: nn.Module, first: str = "") -> None:
         f"keep what is trained now, call {first}{KEEP_BESIDE}."
     )
     warnings.warn(coded("RB406", text), RegBNWarning, stacklevel=4)
+
+
+def out_of_configs(model: nn.Module, gone: Collection[str]) -> None:
+    """Take the names of modules that are gone out of `modules_to_save` of the adapters in `model`.
+
+    `gone`: their paths. A name that fits another module as well stays. A config may be the user's own, for other
+    models, too: it is exchanged for another one, not changed.
+    """
+    left = [path for path, _ in model.named_modules()]
+    for module in model.modules():
+        configs: Any = vars(module).get("peft_config")
+        for adapter, config in list(configs.items()) if isinstance(configs, dict) else ():
+            names = getattr(config, "modules_to_save", None)
+            if not isinstance(names, list | tuple | set):
+                continue
+            kept = [name for name in names if _fits(name, left) or not _fits(name, gone)]
+            if len(kept) < len(names):
+                configs[adapter] = other = copy.copy(config)
+                other.modules_to_save = kept or None
+
+
+def _fits(name: Any, paths: Collection[str]) -> bool:
+    """Whether PEFT takes one of the modules for the one that a name in `modules_to_save` means."""
+    return isinstance(name, str) and any(path.endswith(name) for path in paths)
 
 
 def adapted_in(model: nn.Module) -> list[str]:

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import _ops as fn
 from .. import _tree
+from .._adapter_copies import is_wrapper
 from .._codes import coded
 from .._errors import RegBNOptionError, RegBNWarning, RewriteError
 from .._inputs import Inputs
@@ -76,10 +77,9 @@ def fold(model: nn.Module, inputs: Inputs) -> list[str]:
     layers: list[tuple[nn.Linear, nn.Linear, nn.Linear]] = []  # the layer, what it is to be, what it was
     for name, site in watch.names.items():
         try:
+            regbn = _foldable(site)
             linear, takes, path = watch.layer_behind(name)
-            if not isinstance(site.regbn, RegBN):
-                raise RewriteError(f"{type(site.regbn).__name__} replaces RegBN here; only RegBN can be folded")
-            new = fold_into_linear(site.regbn, linear, takes, layer=f"`{path}`")  # type: ignore[arg-type]
+            new = fold_into_linear(regbn, linear, takes, layer=f"`{path}`")  # type: ignore[arg-type]
         except (RewriteError, RegBNOptionError) as error:
             kept.append(f"{name}: {error}")
             continue
@@ -109,6 +109,15 @@ def fold(model: nn.Module, inputs: Inputs) -> list[str]:
     if kept:
         warnings.warn(coded("RB403", f"not folded: {' | '.join(kept)}"), RegBNWarning, stacklevel=2)
     return folded
+
+
+def _foldable(site: RegBNSite) -> RegBN:
+    """The RegBN of a site. Raises RewriteError where something else runs in its place."""
+    if isinstance(site.regbn, RegBN):
+        return site.regbn
+    if is_wrapper(site.regbn):
+        raise RewriteError("PEFT trains a copy of it: merge the adapters first (`merge_and_unload`)")
+    raise RewriteError(f"{type(site.regbn).__name__} replaces RegBN here; only RegBN can be folded")
 
 
 def _become(linear: nn.Linear, other: nn.Linear) -> None:
@@ -142,7 +151,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.names = {name: m for name, m in model.named_modules() if isinstance(m, RegBNSite)}
-        self.results: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self.results: dict[str, list[tuple[Tensor, Tensor] | Tensor]] = defaultdict(list)
         self.reads: dict[int, list[tuple[str, list[Tensor], Any, Any]]] = defaultdict(list)
         self.alive: list[Any] = []
         self.handles = [
@@ -187,7 +196,10 @@ class _Watch(TorchFunctionMode):
             raise RewriteError(
                 f"it runs {runs} times in one forward pass; only one that runs once can become a part of a layer"
             )
-        f, g = self.results[name][0]
+        result = self.results[name][0]
+        if isinstance(result, Tensor):  # of a site that puts f' and g' into place itself
+            raise RewriteError("f' and g' are written into one tensor at their positions, not joined by torch.cat")
+        f, g = result
         joins = self.reads[id(f)]
         if len(joins) != 1 or joins[0][0] not in ("cat", "concat", "concatenate"):
             raise RewriteError("f' is used elsewhere than in one concatenation")

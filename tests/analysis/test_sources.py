@@ -117,6 +117,19 @@ def test_the_user_names_inputs_globs_and_containers() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["attention_mask", "pixel_mask", "position_ids", "labels", "count"])
+def test_what_is_no_content_is_told_alike_whether_modalities_are_named_or_not(name: str) -> None:
+    def forward(self: Any, a: Tensor, b: Tensor, **rest: Tensor) -> Tensor:
+        return torch.cat([a, b], -1) * rest[name][:, :1]
+
+    example = {"a": normal(4, 8), "b": normal(4, 8), name: torch.ones(4, 8, dtype=torch.long)}
+    (alone,) = inspected(forward, example).excluded
+    (named,) = inspected(forward, example, {"left": ["a"], "right": ["b"]}).excluded
+    assert named == alone
+    assert alone.name == name
+    assert inspected(forward, example, {"left": ["a"], "right": ["b"], "more": [name]}).excluded == ()
+
+
 def test_names_that_are_not_there_and_claims_twice_are_errors() -> None:
     with pytest.raises(InputsError, match=r"'batch\.rbg', which the .*Did you mean 'batch\.rgb'"):
         inspected(three, EXAMPLE, {"look": ["batch.rbg"]})

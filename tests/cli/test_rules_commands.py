@@ -191,6 +191,13 @@ class TestPresets:
         run("presets", name, "-o", "copy.yaml")
         assert Rules.from_file(tmp_path / "copy.yaml") == Rules.load(name)
 
+    @pytest.mark.parametrize("file", [None, "-", "vilt.yaml", "rules of mine.txt"])
+    def test_the_next_command_takes_what_was_written(self, run, project, file: str | None):
+        result = run("presets", "late", *(() if file is None else ("-o", file)))
+        proposed = shlex.split(result.stderr.splitlines()[-1].partition(": regbn-surgery ")[2])
+        assert proposed == ["plan", "MODEL", "late" if file in (None, "-") else file]
+        assert run("plan", "project.py:build", *proposed[2:]).exit_code == 0
+
     def test_a_name_that_is_none(self, run):
         result = run("presets", "layr-wise")
         assert result.exit_code == 2

@@ -19,6 +19,7 @@ from regbn_surgery import (
     RecipeError,
     RegBNError,
     RegBNWarning,
+    RewriteError,
     fold,
     load_regbn,
     regbnify,
@@ -61,6 +62,24 @@ def test_the_recipe_of_a_model_with_adapters_says_where_the_rewritten_one_is() -
         Recipe.of(adapted(operate(build(Late), vectors())))
 
 
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [(["regbn_x.regbn"], None), (["enc_b", "regbn"], ["enc_b"]), (["enc_b"], ["enc_b"]), (None, None)],
+)
+@pytest.mark.parametrize("cls", [Joined, Nested])
+def test_the_adapters_name_no_regbn_any_more_once_it_is_out(cls: Any, names: Any, kept: Any, tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=2, target_modules=["enc_a"], modules_to_save=names, init_lora_weights=False)
+    original = build(cls)
+    model = peft.get_peft_model(operate(original, vectors()), config)
+    unregbnify(model)
+    assert model.peft_config["default"].modules_to_save == kept
+    assert config.modules_to_save == names, "it is the user's, for other models, too"
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(original, tmp_path)
+    assert loaded.peft_config["default"].modules_to_save == kept
+    torch.testing.assert_close(run(loaded, vectors(3), False), run(model, vectors(3), False))
+
+
 @pytest.mark.parametrize("way", [lambda m: m, torch.nn.DataParallel])
 def test_fold_under_adapters(way: Any) -> None:
     """The layer behind RegBN has no adapter here, so that it can be folded; the adapters stay."""
@@ -72,6 +91,16 @@ def test_fold_under_adapters(way: Any) -> None:
     assert not statistics(model)
     assert any("lora_A" in name for name, _ in model.named_parameters())
     torch.testing.assert_close(model(**vectors(6)), wanted)
+
+
+def test_fold_of_a_regbn_that_peft_trains_a_copy_of_says_to_merge_first() -> None:
+    rewritten = operate(build(Joined), vectors(), regbn={"normalize_output": False})
+    model = adapted(rewritten, modules_to_save=["regbn_x.regbn"])
+    with pytest.raises(RewriteError, match=r"regbn_x: PEFT trains a copy of it: merge the adapters first"):
+        fold(model, vectors())
+    merged = model.merge_and_unload()
+    wanted = merged.eval()(**vectors(6))
+    torch.testing.assert_close(fold(merged, vectors())(**vectors(6)), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_regbn_goes_out_after_the_adapters_are_merged() -> None:

@@ -117,6 +117,28 @@ def test_fresh_weights_of_a_class_that_has_pretrained_ones_have_the_line_for_tho
         assert "# defaults:" not in starter(found, facts)
 
 
+@pytest.mark.parametrize(
+    ("kind", "preset"),
+    [("scatter", "scatter"), ("attention", "cross-attention-pretrained"), ("similarity", "similarity")],
+)
+@pytest.mark.parametrize("facts", [{"has_pretrained_class": True}, {"trained": "they come from 'x'"}], ids=str)
+@pytest.mark.parametrize("shape", [(), ((8, 5, 6), TOKENS)], ids=str)
+def test_a_model_that_may_be_pretrained_gets_what_the_preset_for_it_says(
+    kind: str, preset: str, facts: Any, shape: Any
+) -> None:
+    sides = side("gray", *shape), side("colored", *shape)
+    found = inspection(point("p", *sides, kind=kind, selected_by_default=kind != "similarity"))
+    given = Facts(weights_seen=True, **facts)
+    text = starter(found, given).replace("\ndefaults: {regbn: {centre", "\n# old: {regbn: {centre")
+    if "trained" not in facts:
+        text = text.replace("# defaults:", "defaults:")
+    (ours,) = planned(text, found, given).sites
+    (theirs,) = decide(Rules.load(preset), found, None, given).sites
+    assert (ours.replace, ours.reduce, ours.options) == (theirs.replace, theirs.reduce, theirs.options)
+    assert ours.replace == "f"
+    assert "replace: f" not in starter(found, Facts(weights_seen=True))
+
+
 def test_which_side_of_pairs_is_f_is_said_as_it_is_done() -> None:
     found = inspection(point("cat", side("gray", (8, 5, 96), TOKENS), side("colored", (8, 5, 96), TOKENS)))
     facts = Facts(causal=frozenset({"colored"}))

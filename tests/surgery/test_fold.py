@@ -15,7 +15,8 @@ from regbn_surgery import RegBNWarning, RewriteError, unregbnify
 from regbn_surgery._surgery import RegBNSite, _fold, explain
 from regbn_surgery._surgery._guard import Guard
 
-from .models import Late, Nested, build, counting, everything, operate, run, site_of, step, vectors
+from .models import Cross, Late, Nested, build, counting, everything, operate, operate_by, run, site_of, step, vectors
+from .test_scatter import WRITERS, Filled, Scattering, example, filled_inputs
 
 LINEAR = {"regbn": {"normalize_output": False}}
 
@@ -194,6 +195,58 @@ def test_what_is_not_exact_is_not_folded(cls: Any, rule: dict[str, Any], match: 
 def test_a_refusal_says_what_folding_needs_and_what_to_do_instead() -> None:
     with pytest.raises(RewriteError, match=r"one nn\.Linear alone reads\. Otherwise keep RegBN.*`freeze\(model\)`"):
         regbn_surgery.fold(trained(CalledTwice, **LINEAR), vectors())
+
+
+def refused(rewritten: Any, inputs: Any, match: str) -> None:
+    """Folding says why it cannot, and leaves the model as it was."""
+    before = everything(rewritten)
+    with pytest.raises(RewriteError, match=rf"No RegBN can be folded exactly\. (attention\.)?regbn_x: {match}"):
+        regbn_surgery.fold(rewritten, inputs, inplace=True)
+    assert everything(rewritten) == before
+
+
+@pytest.mark.parametrize("rule", [{}, {"replace": "f"}, {"normalize": "a", "against": "b"}], ids=str)
+@pytest.mark.parametrize("way", ["source", "mode"])
+@pytest.mark.parametrize("cls", WRITERS)
+def test_a_site_that_writes_into_positions_is_not_folded(cls: type[Scattering], way: str, rule: dict[str, Any]) -> None:
+    given = {"normalize": "b", "against": "a", **LINEAR, **rule}
+    rewritten = operate_by(way, build(cls), lambda size: example(size, ragged=False), "scatter", **given)
+    refused(rewritten, example(5), "f' and g' are written into one tensor at their positions")  # and before any step
+    step(rewritten, example(5))
+    refused(rewritten, example(3), "f' and g' are written into one tensor at their positions")
+
+
+@pytest.mark.parametrize("rule", [{}, {"replace": "f"}], ids=str)
+@pytest.mark.parametrize("way", ["source", "mode"])
+def test_a_site_at_a_tensor_filled_by_slices_is_not_folded(way: str, rule: dict[str, Any]) -> None:
+    model = build(Filled)
+    model(**filled_inputs(2, False))
+    given = {"normalize": "a", "against": "b", **LINEAR, **rule}
+    inputs: Any = filled_inputs(4, False)
+    rewritten = operate_by(way, model, inputs, "scatter", **given)
+    refused(rewritten, inputs, "f' is used elsewhere than in one concatenation")
+
+
+@pytest.mark.parametrize("rule", [{}, {"replace": "f"}], ids=str)
+@pytest.mark.parametrize("way", ["hook", "source", "mode"])
+def test_a_site_at_attention_is_not_folded(way: str, rule: dict[str, Any]) -> None:
+    inputs: Any = {"a": torch.randn(4, 3, 6), "b": torch.randn(4, 5, 5)}
+    rewritten = operate_by(way, build(Cross), inputs, "attention", **LINEAR, **rule)
+    refused(rewritten, inputs, "f' is used elsewhere than in one concatenation")
+
+
+class Stuff(nn.Module):
+    def forward(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        return f, g
+
+
+@pytest.mark.parametrize(
+    ("cls", "kind", "inputs"), [(WRITERS[0], "scatter", example(4, ragged=False)), (Twice, "concat", vectors())]
+)
+def test_what_a_user_put_in_its_place_is_named_wherever_it_stands(cls: Any, kind: str, inputs: Any) -> None:
+    given = {"version": 1, "rules": [{"id": "x", "match": {"kind": kind}, "pairs": "all"}]}
+    rewritten = regbn_surgery.regbnify(build(cls), given, inputs, make=lambda site: Stuff())
+    refused(rewritten, inputs, "Stuff replaces RegBN here")
 
 
 class Skips(nn.Module):

@@ -297,8 +297,9 @@ def is_identity() -> bool:
 def keep_mask(mask: Any, length: int, padding: bool) -> Tensor | None:
     """A mask over `length` positions as `[B, length]`, True where the position counts; None where it says nothing.
 
-    Understands boolean masks (`padding`: True marks what to leave out, as `key_padding_mask` does), 0/1 masks,
-    additive ones (a large negative number to leave out), and masks spread over heads and queries, `[B, h, q, k]`.
+    Understands boolean masks and integers (`padding`: True marks what to leave out, as `key_padding_mask` does), 0/1
+    masks of floats, additive ones (a large negative number to leave out), and masks spread over heads and queries,
+    `[B, h, q, k]`.
     """
     if not isinstance(mask, Tensor) or mask.dim() < 2 or mask.shape[-1] != length:
         return None
@@ -309,7 +310,7 @@ def keep_mask(mask: Any, length: int, padding: bool) -> Tensor | None:
         # (No `amax` and no `where` over booleans: ONNX has neither.)
         keep = (mask > 0.5) | ((mask > -1) & (mask.max() <= 0.5))
     else:
-        keep = mask != 0
+        keep = (mask == 0) if padding else (mask != 0)
     while keep.dim() > 2:
         keep = keep.any(dim=1)
     return keep

@@ -182,6 +182,12 @@ _KINDS = (
         "Look at what makes it: an encoder that has collapsed, an input that does not reach it, an example of copies. "
         "For a g like this, `normalize_input: true` or `constraint: fixed` bounds the projection.",
     ),
+    NoteKind(
+        "RB123",
+        "a side is averaged over positions, padding included, although the model has a mask that marks it",
+        "Nothing, if your batches are not padded. Else batch by length, or normalise a point at which the positions "
+        "are pooled already; see [padding](regbn.md#padding).",
+    ),
     # verify
     NoteKind(
         "RB201",

@@ -169,11 +169,13 @@ def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role:
     op, host = meeting.op, view.frame.path
     found = scatter_sides(op, tuple(side[0].position for side in pair), run.trace, run.layout)
     obstacle = found.obstacle
-    sides, takes = [], []
+    sides: list[Side] = []
+    takes: list[Take] = []
     words = (f"what {op.name} writes into", f"what {op.name} writes")
     for (met, *_), (shape, layout), anchor in zip(pair, (found.into, found.source), words, strict=True):
         dtype = str(met.info.dtype).removeprefix("torch.")
-        sides.append(Side(ordered(run, met.home), shape, dtype, layout, anchor))
+        partly = not sides and not found.scatter.written
+        sides.append(Side(ordered(run, met.home), shape, dtype, layout, anchor, partly=partly))
         if not layout.known:
             obstacle = obstacle or unknown_axis(sides[-1])
         at = (op.key, met.position)

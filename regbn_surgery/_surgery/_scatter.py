@@ -51,11 +51,8 @@ class PositionSite(RegBNSite):
                 "the call that writes one modality into another selects single channels of a position, so its rows "
                 "cannot be identified; select whole positions, or normalise another point"
             )
-        own, content = ~new, None
-        if self.masking is not None and isinstance(mask, Tensor) and mask.dim() == 2:
-            content = self.kept(mask, into, into, *self.masking)
-        if content is not None:
-            own = own & content
+        content = self._content(into, mask)
+        own = ~new if content is None else ~new & content
         if self.into_is_f:
             kept, put = super().forward(into, full, own, new)
         else:
@@ -63,6 +60,22 @@ class PositionSite(RegBNSite):
         if content is not None:
             kept = torch.where(_permuted_back(content.unsqueeze(1), self.f_axes), kept, into)
         return torch.where(chosen, put, kept)
+
+    def _content(self, into: Tensor, mask: Any) -> Tensor | None:
+        """Where the tensor that is written into has content, `[B, length]`; None where no mask tells."""
+        if self.masking is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+            return None
+        return self.kept(mask, into, into, *self.masking)
+
+    def pair_of(  # type: ignore[override]
+        self, into: Tensor, full: Tensor, chosen: Tensor, mask: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        new = chosen.permute(self.f_axes).any(dim=1)
+        content = self._content(into, mask)
+        own = ~new if content is None else ~new & content
+        if self.into_is_f:
+            return super().pair_of(into, full, own, new)
+        return super().pair_of(full, into, new, own)
 
 
 def gather_written(into: Tensor, axis: int, *stretches: Any) -> Tensor:

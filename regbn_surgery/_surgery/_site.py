@@ -167,6 +167,15 @@ class RegBNSite(nn.Module):
         keep = keep_mask(mask, length, leaves_out)
         return keep.expand(batch, -1) if keep is not None and keep.shape[0] in (1, batch) else None
 
+    def pair_of(
+        self, f: Tensor, g: Tensor, f_mask: Tensor | None = None, g_mask: Tensor | None = None, mask: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What a call of the site with these arguments gives to RegBN: f and g, channels first, and their masks."""
+        if self.masking is not None and mask is not None:
+            keep = self.kept(mask, f, g, *self.masking)
+            f_mask, g_mask = (keep, None) if self.masking[0] == "f" else (None, keep)
+        return _permuted(f, self.f_axes), _permuted(g, self.g_axes), f_mask, g_mask
+
     def __prepare_scriptable__(self) -> None:
         refuse_script()
 

@@ -517,3 +517,65 @@ def test_a_recipe_of_before_masks_were_known_loads_and_counts_padding_as_it_did(
     (tmp_path / "regbn.json").write_text(json.dumps(record))
     older = regbn_surgery.load_regbn(build(Padded), tmp_path)
     assert not torch.allclose(run(older, inputs, True)[:, :7], run(loaded, inputs, True)[:, :7])
+
+
+# -- what is measured -------------------------------------------------------------------------------------------------
+
+
+def batches(pads: int) -> list[dict[str, Tensor]]:
+    return [with_pads(example(8, seed, ragged=False), pads, filler=7) for seed in range(6)]
+
+
+def test_diagnose_measures_words_and_no_padding() -> None:
+    rules = {
+        "version": 1,
+        "modalities": {"a": ["a"], "b": ["b"]},
+        "rules": [{"id": "x", "match": {"kind": "scatter"}, "normalize": "b", "against": "a"}],
+    }
+    figures = []
+    for pads in (0, 40):
+        (measured,) = regbn_surgery.diagnose(build(Padded), batches(pads), rules=rules).rows
+        assert measured.after is not None
+        figures.append((measured.before.explained_variance, measured.after.explained_variance))
+    assert figures[0] == pytest.approx(figures[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("rule", [{}, {"normalize": "a", "against": "b"}])
+def test_what_a_plan_measures_is_what_regbn_is_given(rule: Any) -> None:
+    model = operate_padded(Padded, **rule)
+    site = site_of(model)
+    seen: list[Any] = []
+    site.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    site.regbn.register_forward_hook(lambda m, args, kwargs, out: seen.append((args, kwargs)), with_kwargs=True)
+    run(model, with_pads(example(6), 40), False)
+    (args, kwargs), (given, masks) = seen
+    pair = site.pair_of(*args, **kwargs)
+    torch.testing.assert_close(pair, (*given[:2], masks["f_mask"], masks["g_mask"]))
+    of_text = pair[3] if rule else pair[2]
+    assert of_text is not None
+    assert not of_text[:, 7:].any()
+    assert of_text.any()
+
+
+def test_words_that_go_with_the_image_look_so_among_pads() -> None:
+    """RB118 is measured on words alone: the placeholders say nothing, and neither do pads."""
+
+    def given(pads: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        inputs = with_pads(example(32, ragged=False), pads)
+        words = torch.randint(2, 20, (32,), generator=generator)
+        inputs["b"][:, :7][inputs["b"][:, :7] != PLACEHOLDER] = words.repeat_interleave(5)
+        inputs["b"][:, 7:] = torch.randint(2, 20, (32, pads), generator=generator)
+        inputs["a"] = build(Padded).embedding(words)[:, None, :6].detach().expand(-1, 2, -1).clone()
+        return inputs
+
+    rules = {
+        "version": 1,
+        "modalities": {"a": ["a"], "b": ["b"]},
+        "rules": [{"id": "x", "match": {"kind": "scatter"}, "normalize": "b", "against": "a"}],
+    }
+    for pads in (0, 400):
+        notes = regbn_surgery.plan(build(Padded), rules, given(pads)).notes
+        assert not [note for note in notes if note.startswith("RB118")]
+    unknown = {name: value for name, value in given(400).items() if name != "attention_mask"}
+    assert [note for note in regbn_surgery.plan(build(Padded), rules, unknown).notes if note.startswith("RB118")]

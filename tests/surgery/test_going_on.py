@@ -446,3 +446,28 @@ def test_padded_prompts_go_on_from_their_cache_as_without_one() -> None:
     torch.testing.assert_close(torch.cat(logits, dim=1), whole, rtol=1e-5, atol=1e-5)
     unmasked = model(ids, given["image"])
     assert not torch.allclose(unmasked[:, :3], whole[:, :3])  # padding stays as it was
+
+
+class PaddedAnswering(Answering):
+    def forward(self, ids: Tensor, image: Tensor, attention_mask: Any = None) -> Tensor:
+        return super().forward(ids, image)
+
+    def generate(self, ids: Tensor, image: Tensor, attention_mask: Any = None, **settings: Any) -> Tensor:
+        return super().generate(ids, image, **settings)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_method_that_the_rule_names_leaves_padding_out_as_forward_does(by_name: bool) -> None:
+    model = rewritten(PaddedAnswering, methods=["generate"])
+    given = example()
+    mask = (torch.arange(given["ids"].shape[1]) != 0).long().expand(len(given["ids"]), -1)
+    seen: list[Any] = []
+    (site,) = [module for module in model.modules() if hasattr(module, "regbn")]
+    site.regbn.register_forward_hook(lambda m, args, kwargs, out: seen.append(kwargs.get("f_mask")), with_kwargs=True)
+    model(given["ids"], given["image"], mask)
+    if by_name:
+        model.generate(**given, attention_mask=mask)
+    else:
+        model.generate(given["ids"], given["image"], mask)
+    assert torch.equal(seen[0], seen[1])
+    assert not seen[0][:, 0].any()

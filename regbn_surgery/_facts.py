@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from ._analysis import Analysis
 from ._analysis._causal import Streams
 from ._analysis._pairs import Pair
+from ._analysis._runs import Run
 from ._plan import Facts
 from ._state import has_no_values
 from ._surgery import kept_at
@@ -31,6 +33,8 @@ def find_facts(model: nn.Module, analysis: Analysis, streams: Streams | None = N
         causal=causal,
         streams=sides,
         layers={place: recipe.leaf for place, recipe in analysis.recipes.items() if recipe.leaf is not None},
+        masks=_masks(analysis.runs[0]),
+        masked=frozenset(_masked(analysis)),
         kept_at=functools.partial(kept_at, model),
     )
 
@@ -79,6 +83,26 @@ def _causality(analysis: Analysis, streams: Streams) -> tuple[frozenset[str], fr
 
 def _has_positions(side: Side) -> bool:
     return len(side.layout.spatial_dims) == 1
+
+
+def _masks(run: Run) -> dict[str, tuple[int, ...]]:
+    """The model's inputs that look like masks over the positions of samples: no content, and whole numbers or bool."""
+    found = {}
+    for name, uid in run.trace.inputs:
+        info, lineage = run.trace.tensors[uid], run.flow.lineages.get(uid)
+        content = info.dtype.is_floating_point or (lineage is not None and lineage.touched)
+        if "mask" in name.lower() and not content and len(info.shape) == 2:
+            found[name] = tuple(info.shape)
+    return found
+
+
+def _masked(analysis: Analysis) -> Iterator[_Place]:
+    """The sides of which RegBN is given a mask, and those without padding: what a scatter writes, row by row."""
+    for (point, index), recipe in analysis.recipes.items():
+        if recipe.mask is not None:
+            yield point, index, recipe.mask_side
+        if recipe.scatter is not None and not recipe.scatter.written:
+            yield point, index, 1
 
 
 def pair_sides(analysis: Analysis, pair: Pair, streams: Streams) -> tuple[Side, Side]:

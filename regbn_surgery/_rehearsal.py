@@ -20,6 +20,7 @@ from ._rules.naming import home_name
 from ._state import preserved, seeded
 from ._surgery import RegBNSite, explain, identity
 from ._types import Plan, PlannedSite
+from .nn._features import mean_over_positions
 
 #: Fewer samples than this tell dependent features from independent ones too seldom.
 ENOUGH_SAMPLES = 16
@@ -80,7 +81,7 @@ def _independent(twin: nn.Module, plan: Plan, example: InputsLike | None, writes
         return
     taken: dict[str, tuple[Tensor, Tensor]] = {}
     handles = [
-        module.register_forward_pre_hook(_note(name, module, taken))
+        module.register_forward_pre_hook(_note(name, module, taken), with_kwargs=True)
         for name, module in twin.named_modules()
         if isinstance(module, RegBNSite)
     ]
@@ -105,12 +106,12 @@ def _independent(twin: nn.Module, plan: Plan, example: InputsLike | None, writes
 def _note(name: str, site: RegBNSite, taken: dict[str, tuple[Tensor, Tensor]]) -> Callable[..., None]:
     """A hook that keeps what RegBN is fitted on at the first call of a site."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if name in taken:
             return
-        f, g = args[0].permute(site.f_axes), args[1].permute(site.g_axes)
+        f, g, f_mask, g_mask = site.pair_of(*args, **kwargs)
         if site.regbn.options.reduce == "mean":
-            f, g = (x.flatten(2).mean(2) if x.dim() > 2 else x for x in (f, g))
+            f, g = mean_over_positions(f, f_mask), mean_over_positions(g, g_mask)
         taken[name] = f.flatten(1).double(), g.flatten(1).double()
 
     return hook

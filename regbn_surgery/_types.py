@@ -93,6 +93,8 @@ class Side:
     causal: bool | None = field(default=None, compare=False)
     #: Why the values must stay in a range that RegBN may leave (a variance of which a root is taken); else None.
     bounded: str | None = field(default=None, compare=False)
+    #: Whether RegBN leaves out some of its positions: the other side is written over them.
+    partly: bool = field(default=False, compare=False)
 
     @property
     def channels(self) -> int | None:

@@ -16,6 +16,10 @@ from .._types import Side
 from ._anchors import FrameView
 from ._met import Meeting
 
+#: Names by which a forward is given a mask over the positions of a text, [B, L], and whether True in it leaves out.
+#: They are read by name alone: what a whole model does with such a mask (position numbers, a cache) tells less.
+PADDING_MASKS = {"attention_mask": False, "padding_mask": True, "key_padding_mask": True}
+
 _KEEPS_MEANING: tuple[Value, ...] = (
     "reshapes", "permutes", "casts", "takes_part", "stretches", "repeats", "integers",
 )  # fmt: skip
@@ -46,6 +50,21 @@ def find_mask(meeting: Meeting, view: FrameView, sides: Sequence[Side]) -> Mask 
             named = "mask" in name.lower() and view.carries(uid) is None
             if named and len(shape) >= 2 and shape[-1] == spatial[0] and shape[0] == sides[side].shape[0]:
                 return Mask(name, side, _leaves_out(uid, view.trace, "padding" in name))
+    return None
+
+
+def find_padding_mask(view: FrameView, into: Side, side: int) -> Mask | None:
+    """The argument of the owner that marks the padding among the positions of what a scatter writes into, if it has
+    one. The example need not give it; a call in which it is not there, or of another shape, is one without padding."""
+    if len(into.spatial_shape) != 1:
+        return None
+    given = {name: uid for uid, name in view.arguments.items()}
+    shape = (into.shape[into.layout.batch_dim], *into.spatial_shape) if into.layout.batch_dim is not None else ()
+    fits = [name for name in PADDING_MASKS if name in given and view.trace.tensors[given[name]].shape == shape]
+    others = [name for name in PADDING_MASKS if name in given or name in view.frame.parameters]
+    for name in (*fits, *others):
+        if name not in given or view.carries(given[name]) is None:
+            return Mask(name, side, PADDING_MASKS[name])
     return None
 
 

@@ -12,7 +12,7 @@ from ._anchors import Event, Frames, FrameView, Key, Spot, Take
 from ._axes import concat_dim
 from ._flow import Meeting, Met
 from ._lineage import comparable
-from ._masks import find_mask
+from ._masks import find_mask, find_padding_mask
 from ._ranges import why_bounded
 from ._rounds import Rounds
 from ._runs import Run, layer_behind, ordered, producer
@@ -169,11 +169,13 @@ def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role:
     op, host = meeting.op, view.frame.path
     found = scatter_sides(op, tuple(side[0].position for side in pair), run.trace, run.layout)
     obstacle = found.obstacle
-    sides, takes = [], []
+    sides: list[Side] = []
+    takes: list[Take] = []
     words = (f"what {op.name} writes into", f"what {op.name} writes")
     for (met, *_), (shape, layout), anchor in zip(pair, (found.into, found.source), words, strict=True):
         dtype = str(met.info.dtype).removeprefix("torch.")
-        sides.append(Side(ordered(run, met.home), shape, dtype, layout, anchor))
+        partly = not sides and not found.scatter.written
+        sides.append(Side(ordered(run, met.home), shape, dtype, layout, anchor, partly=partly))
         if not layout.known:
             obstacle = obstacle or unknown_axis(sides[-1])
         at = (op.key, met.position)
@@ -184,11 +186,15 @@ def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role:
     in_sequence = any(side.layout.sequence or scatter.axis in side.layout.spatial_dims for side in sides)
     reduce: Reduce = "mean" if not scatter.written or in_sequence else "flatten"
     site = Site(host, (sides[0], sides[1]), reduce, role, None, obstacle)
+    mask = find_padding_mask(view, sides[0], 0) if not scatter.written else None
     recipe = Recipe(
         owner=host,
         key=op.key,
         takes=(takes[0], takes[1]),
         role=role,
+        mask=mask.name if mask is not None else None,
+        mask_side=0,
+        mask_leaves_out=mask is not None and mask.leaves_out,
         makers=(layer_behind(run, takes[0].uid), layer_behind(run, takes[1].uid)),
         scatter=scatter,
     )

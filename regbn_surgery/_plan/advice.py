@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from .._codes import coded
 from .._rules.naming import home_name
 from .._rules.problems import listing
-from .._types import FusionPoint, PlannedSite
+from .._types import FusionPoint, PlannedSite, Side
 from ..nn.options import RegBNOptions
 from ..nn.start import too_few
 from .facts import Facts
@@ -25,6 +25,7 @@ def advise(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint], fact
     yield from _mixed(sites, points)
     yield from _repeated(sites)
     yield from _doubled(sites)
+    yield from _padded(sites, points, facts)
     yield from _underdetermined(sites, facts)
     yield from _large(sites)
 
@@ -149,6 +150,34 @@ def _doubled(sites: Sequence[PlannedSite]) -> Iterator[str]:
                 f"there, one after the other ({_named(several)}). To take one pair of operands, name the layers that "
                 "make them: `pair: {f: ..., g: ...}` in place of `match`",
             )
+
+
+def _padded(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint], facts: Facts) -> Iterator[str]:
+    """Sides that are averaged over positions, of which an input tells the padding that RegBN is not told."""
+    found: dict[tuple[tuple[str, ...], str, str], list[PlannedSite]] = {}
+    for site in sites:
+        for letter, side in (("f", site.f), ("g", site.g)):
+            batch, length = side.layout.batch_dim, side.spatial_shape
+            if site.reduce != "mean" or batch is None or len(length) != 1 or _is_masked(site, side, points, facts):
+                continue
+            names = tuple(name for name, shape in facts.masks.items() if shape == (side.shape[batch], *length))
+            if names:
+                found.setdefault((names, letter, home_name(side.home)), []).append(site)
+    for (names, letter, home), members in found.items():
+        marks = " and ".join(f"`{name}`" for name in names) + (" marks" if len(names) == 1 else " mark")
+        yield coded(
+            "RB123",
+            f"padding counts in the mean: {marks} positions of {letter} ({home}), and RegBN averages over all of them "
+            f"at {_named(members)}. If your batches are padded, batch by length, or normalise a point at which the "
+            "positions are pooled already",
+        )
+
+
+def _is_masked(site: PlannedSite, side: Side, points: Mapping[str, FusionPoint], facts: Facts) -> bool:
+    if site.site is None or site.point is None:
+        return False
+    index = next(i for i, other in enumerate(points[site.point].sites) if site.site in (other, other.by_rows()))
+    return (site.point, index, 0 if site.site.sides[0] == side else 1) in facts.masked
 
 
 def _underdetermined(sites: Sequence[PlannedSite], facts: Facts) -> Iterator[str]:

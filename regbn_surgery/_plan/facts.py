@@ -26,6 +26,8 @@ class Facts:
     causal: frozenset[str] = frozenset()  # modalities whose positions are predicted one after the other
     streams: frozenset[tuple[str, int, int]] | None = None  # sides (point, site, 0 or 1) with such positions
     layers: Mapping[tuple[str, int], str] = field(default_factory=dict)  # by (point, site): path of a layer with a hook
+    masks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # shapes of inputs that look like masks, by name
+    masked: frozenset[tuple[str, int, int]] = frozenset()  # sides (point, site, 0 or 1) whose padding RegBN leaves out
     kept_at: Callable[[str, str], str] = field(default=below, compare=False)  # from (host, name) to the RegBN's path
 
 

@@ -82,13 +82,17 @@ def _seen(operand: Operand) -> str:
 
 
 def side_text(side: Side, reduce: Reduce = "flatten") -> str:
-    """`gray: 96 channels of 14×14`; `text: 32 channels averaged over 7` where positions are averaged."""
+    """`gray: 96 channels of 14×14`; `text: 32 channels averaged over 7` where positions are averaged, or "over those of
+    7 positions that are kept" where others are left out."""
     if side.channels is None:
         return f"{home_text(side.home)}: channels unknown"
     text = f"{home_text(side.home)}: {count_text(side.channels, 'channel')}"
     if not side.spatial_shape:
         return text
-    return f"{text} {'of' if reduce == 'flatten' else 'averaged over'} {shape_text(side.spatial_shape)}"
+    positions = shape_text(side.spatial_shape)
+    if reduce == "flatten":
+        return f"{text} of {positions}"
+    return f"{text} averaged over " + (f"those of {positions} positions that are kept" if side.partly else positions)
 
 
 def mib_text(m: int, n: int) -> str:

@@ -275,7 +275,9 @@ def _insert_scatter(trace: Trace, events: dict[Key, Call], site: LocalSite, scat
             f"RegBN {site.name!r} cannot be inserted: {op.source} writes a tensor that no call has produced"
         )
     earlier = tuple(events[key].node for key in scatter.written)
-    insert_scatter(trace.graph, op.node, (into, source), scatter, site.name, site.into_is_f, site.replace_g, earlier)
+    mask = _mask(trace, events, site)
+    sides = (into, source)
+    insert_scatter(trace.graph, op.node, sides, scatter, site.name, site.into_is_f, site.replace_g, earlier, mask)
     return True
 
 

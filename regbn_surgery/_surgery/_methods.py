@@ -9,7 +9,7 @@ What it makes of them may go on from a cache afterwards, token by token, deep in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,8 +34,9 @@ Tag = tuple[str, str]  # (site, "f" or "g")
 class _MethodPassage(TorchFunctionMode):
     """One run of the method: follows what the layers make, and lets RegBN in where both sides of a site meet."""
 
-    def __init__(self, host: nn.Module, sites: tuple[CodeSite, ...]) -> None:
+    def __init__(self, host: nn.Module, sites: tuple[CodeSite, ...], arguments: Mapping[str, Any]) -> None:
         super().__init__()
+        self.arguments = arguments  # of the method, by name: a mask over positions may be among them
         self.host = host
         self.sites = sites
         self.inside = False
@@ -117,7 +118,8 @@ class _MethodPassage(TorchFunctionMode):
         tensors = _tree.tensors((args, kwargs))
         with leaving(self):
             if site.scatter is not None:
-                output = run_scatter(module, site.scatter, site.into_is_f, func, args, kwargs, ())
+                mask = None if site.mask is None else self.arguments.get(site.mask)
+                output = run_scatter(module, site.scatter, site.into_is_f, func, args, kwargs, (), mask)
                 self._met(site, tensors[site.scatter.into], output)
                 return output
             f, g = (next(t for t, own in zip(tensors, tags, strict=True) if (site.name, s) in own) for s in ("f", "g"))
@@ -157,7 +159,7 @@ def interposed_method(
     Raises:
         RegBNBypassedError: where the method comes to its end without having come by them.
     """
-    passage = _MethodPassage(host, sites)
+    passage = _MethodPassage(host, sites, _named(method, args, kwargs))
     result = intercepted(passage, lambda: method(*args, **kwargs), passage)
     missed = [site.name for site in sites if site.name not in passage.reached]
     if missed:
@@ -166,6 +168,14 @@ def interposed_method(
             "of its two layers were not fused there. Remove the method from the rule, or give it both inputs."
         )
     return result
+
+
+def _named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name; of a method that cannot say, those that were given by name."""
+    try:
+        return _tree.bind(method, args, kwargs)
+    except (TypeError, ValueError):
+        return kwargs
 
 
 def refuse_methods(site: CodeSite, methods: tuple[str, ...], cls: type[nn.Module]) -> None:

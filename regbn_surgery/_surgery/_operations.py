@@ -276,7 +276,7 @@ def _site_module(operation: Operation) -> RegBNSite:
             f"rule `{planned.rule}` at `{planned.point}` has reduce: {planned.reduce}, but the number of positions "
             "that the call writes to differs between samples; use `reduce: mean` there"
         )
-    return PositionSite(planned, _replaces_g(planned), into_is_f=code.into_is_f)
+    return PositionSite(planned, _replaces_g(planned), code.into_is_f, operation.masking)
 
 
 def _masking(planned: PlannedSite, recipe: Recipe | None) -> tuple[str, bool] | None:

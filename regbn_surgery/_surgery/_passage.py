@@ -400,7 +400,9 @@ class Passage(GoingOn):
         stretches = tuple([self.stretches[place] for place in entry.written])
         module = site_at(self.host, site.name)
         write = functools.partial(run_positional, func)
-        return self._out_of_the_way(run_scatter, module, site.scatter, site.into_is_f, write, args, kwargs, stretches)
+        mask = None if site.mask is None else self._mask(site.mask, None, args, kwargs)
+        given = (module, site.scatter, site.into_is_f, write, args, kwargs, stretches, mask)
+        return self._out_of_the_way(run_scatter, *given)
 
 
 NOTHING = object()

@@ -20,23 +20,29 @@ from .._errors import RewriteError
 from .._types import PlannedSite
 from ..nn._symbols import as_one_call, symbols_in
 from ._record import Stretches
-from ._site import RegBNSite, is_identity
+from ._site import RegBNSite, _permuted_back, is_identity
 
 
 class PositionSite(RegBNSite):
     """RegBN between a tensor's content and what a call puts over it at some positions.
 
-    `forward(into, full, chosen)`: the tensor as it was, one of the same shape with the new values in place, and a mask
-    of that shape, True at the new values. Returns the tensor with f' and g' in place.
+    `forward(into, full, chosen, mask)`: the tensor as it was, one of the same shape with the new values in place, a
+    mask of that shape, True at the new values, and what the host was given as mask over the positions, if anything.
+    Returns the tensor with f' and g' in place. Padding takes no part, and stays as it is.
     """
 
-    def __init__(self, planned: PlannedSite, replace_g: bool, into_is_f: bool) -> None:
-        super().__init__(planned, replace_g)
+    def __init__(
+        self, planned: PlannedSite, replace_g: bool, into_is_f: bool, masking: tuple[str, bool] | None = None
+    ) -> None:
+        """`masking`: see `RegBNSite`; the side is the one that is written into."""
+        super().__init__(planned, replace_g, masking)
         self.into_is_f = into_is_f
 
-    def forward(self, into: Tensor, full: Tensor, chosen: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, into: Tensor, full: Tensor, chosen: Tensor, mask: Any = None
+    ) -> Tensor:
         if type(into) is not Tensor and next(symbols_in((into, full, chosen)), None) is not None:
-            written: Tensor = as_one_call(self, into, full, chosen)
+            written: Tensor = as_one_call(self, into, full, chosen, mask=mask)
             return written
         by_channel = chosen.permute(self.f_axes)
         new = by_channel.any(dim=1)
@@ -45,11 +51,31 @@ class PositionSite(RegBNSite):
                 "the call that writes one modality into another selects single channels of a position, so its rows "
                 "cannot be identified; select whole positions, or normalise another point"
             )
+        content = self._content(into, mask)
+        own = ~new if content is None else ~new & content
         if self.into_is_f:
-            kept, put = super().forward(into, full, ~new, new)
+            kept, put = super().forward(into, full, own, new)
         else:
-            put, kept = super().forward(full, into, new, ~new)
+            put, kept = super().forward(full, into, new, own)
+        if content is not None:
+            kept = torch.where(_permuted_back(content.unsqueeze(1), self.f_axes), kept, into)
         return torch.where(chosen, put, kept)
+
+    def _content(self, into: Tensor, mask: Any) -> Tensor | None:
+        """Where the tensor that is written into has content, `[B, length]`; None where no mask tells."""
+        if self.masking is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+            return None
+        return self.kept(mask, into, into, *self.masking)
+
+    def pair_of(  # type: ignore[override]
+        self, into: Tensor, full: Tensor, chosen: Tensor, mask: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        new = chosen.permute(self.f_axes).any(dim=1)
+        content = self._content(into, mask)
+        own = ~new if content is None else ~new & content
+        if self.into_is_f:
+            return super().pair_of(into, full, own, new)
+        return super().pair_of(full, into, new, own)
 
 
 def gather_written(into: Tensor, axis: int, *stretches: Any) -> Tensor:
@@ -78,8 +104,10 @@ def insert_scatter(
     into_is_f: bool,
     replace_g: bool,
     earlier: tuple[torch.fx.Node, ...],
+    mask: torch.fx.Node | None,
 ) -> None:
-    """Change the call `node`, which writes `operands[1]` into `operands[0]`, so that it writes RegBN's results."""
+    """Change the call `node`, which writes `operands[1]` into `operands[0]`, so that it writes RegBN's results.
+    `mask`: what the host was given as mask over the positions."""
     into, source = operands
     with graph.inserting_before(node):
         if scatter.written:
@@ -99,14 +127,15 @@ def insert_scatter(
             for value in (source, graph.call_function(torch.ones_like, (source,)))
         )
         chosen = graph.call_function(torch.ne, (chosen, 0))
+        masked: dict[str, Any] = {} if mask is None else {"mask": mask}
         if scatter.inplace:
             old = graph.call_method("clone", (into,))
-            call = graph.create_node("call_module", name, (old, full, chosen), name=name)
+            call = graph.create_node("call_module", name, (old, full, chosen), masked, name=name)
     # The call becomes another one and stays the node it was, so that whoever reads it, or counts on it, goes on.
     if scatter.inplace:
         node.op, node.target, node.args, node.kwargs = "call_method", "copy_", (into, call), {}
     else:
-        node.op, node.target, node.args, node.kwargs = "call_module", name, (into, full, chosen), {}
+        node.op, node.target, node.args, node.kwargs = "call_module", name, (into, full, chosen), masked
 
 
 def _again(
@@ -144,6 +173,7 @@ def run_scatter(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     stretches: tuple[Any, ...],
+    mask: Any = None,
 ) -> Any:
     """Do the call `func(*args, **kwargs)` with RegBN's results in place of what it would have written."""
     tensors = _tree.tensors((args, kwargs))
@@ -161,19 +191,25 @@ def run_scatter(
         own_args, own_kwargs = _with(args, kwargs, {scatter.into: into, scatter.source: source})
         return func(*own_args, **own_kwargs)
 
-    return write_between(module, into, source, write, scatter.inplace)
+    return write_between(module, into, source, write, scatter.inplace, mask)
 
 
 def write_between(
-    module: nn.Module, into: Tensor, source: Tensor, write: Callable[[Tensor, Tensor], Any], inplace: bool
+    module: nn.Module,
+    into: Tensor,
+    source: Tensor,
+    write: Callable[[Tensor, Tensor], Any],
+    inplace: bool,
+    mask: Any = None,
 ) -> Any:
-    """What `write(into, source)`, a call that writes one tensor into another, gives with RegBN between the two."""
+    """What `write(into, source)`, a call that writes one tensor into another, gives with RegBN between the two. `mask`:
+    what the host was given as mask over the positions."""
     made = []
     for value in (source, torch.ones_like(source)):
         zeros = torch.zeros_like(into)
         output = write(zeros, value)
         made.append(zeros if inplace else output)
-    result = module(into.clone() if inplace else into, made[0], made[1] != 0)
+    result = module(into.clone() if inplace else into, made[0], made[1] != 0, mask)
     return into.copy_(result) if inplace else result
 
 

@@ -167,6 +167,15 @@ class RegBNSite(nn.Module):
         keep = keep_mask(mask, length, leaves_out)
         return keep.expand(batch, -1) if keep is not None and keep.shape[0] in (1, batch) else None
 
+    def pair_of(
+        self, f: Tensor, g: Tensor, f_mask: Tensor | None = None, g_mask: Tensor | None = None, mask: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What a call of the site with these arguments gives to RegBN: f and g, channels first, and their masks."""
+        if self.masking is not None and mask is not None:
+            keep = self.kept(mask, f, g, *self.masking)
+            f_mask, g_mask = (keep, None) if self.masking[0] == "f" else (None, keep)
+        return _permuted(f, self.f_axes), _permuted(g, self.g_axes), f_mask, g_mask
+
     def __prepare_scriptable__(self) -> None:
         refuse_script()
 
@@ -297,8 +306,9 @@ def is_identity() -> bool:
 def keep_mask(mask: Any, length: int, padding: bool) -> Tensor | None:
     """A mask over `length` positions as `[B, length]`, True where the position counts; None where it says nothing.
 
-    Understands boolean masks (`padding`: True marks what to leave out, as `key_padding_mask` does), 0/1 masks,
-    additive ones (a large negative number to leave out), and masks spread over heads and queries, `[B, h, q, k]`.
+    Understands boolean masks and integers (`padding`: True marks what to leave out, as `key_padding_mask` does), 0/1
+    masks of floats, additive ones (a large negative number to leave out), and masks spread over heads and queries,
+    `[B, h, q, k]`.
     """
     if not isinstance(mask, Tensor) or mask.dim() < 2 or mask.shape[-1] != length:
         return None
@@ -309,7 +319,7 @@ def keep_mask(mask: Any, length: int, padding: bool) -> Tensor | None:
         # (No `amax` and no `where` over booleans: ONNX has neither.)
         keep = (mask > 0.5) | ((mask > -1) & (mask.max() <= 0.5))
     else:
-        keep = mask != 0
+        keep = (mask == 0) if padding else (mask != 0)
     while keep.dim() > 2:
         keep = keep.any(dim=1)
     return keep

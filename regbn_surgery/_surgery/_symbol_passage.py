@@ -195,7 +195,8 @@ class SymbolPassage(Passage):
             return run_positional(func, *own_args, **own_kwargs)
 
         module = site_at(self.host, entry.name)
-        return self._out_of_the_way(write_between, module, into, source, write, scatter.inplace)
+        mask = None if entry.site.mask is None else self._mask(entry.site.mask, None, args, kwargs)
+        return self._out_of_the_way(write_between, module, into, source, write, scatter.inplace, mask)
 
     def _see_join(self, entry: SiteTable, output: Any) -> None:
         """Nothing: symbols are no cache."""

@@ -25,7 +25,7 @@ from .. import _tree
 from .._types import Source
 from ._guards import expect_value
 from ._meta import Key
-from ._objects import Contents, Objects, UnrecordableError, named_tensors
+from ._objects import Contents, Objects, UnrecordableError, named_tensors, parameters_of
 from ._scopes import FrameScope, Paused
 from ._source import current_source, entering_grad_mode, is_importing, kind_of_module
 from ._trace import Frame, Stranger, Trace, ValueRead
@@ -187,7 +187,8 @@ class Recorder(Objects):
         inputs = tuple((name, self.uid(tensor)) for name, tensor in named_tensors(module, args, kwargs))
         reads = tuple(self.uid(tensor) for tensor in _tree.tensors((args, dict(kwargs))))
         stack = self._stack_of(parent, path, type(module))
-        frame = Frame(index, path, name, parent, call, key, self._count, inputs, reads, source=source, modules=stack)
+        known = parameters_of(module)
+        frame = Frame(index, path, name, parent, call, key, self._count, inputs, reads, (), 0, source, stack, known)
         self._frames.append(frame)
         self._calls[index] = Counter()
         self._keys[index] = Counter()

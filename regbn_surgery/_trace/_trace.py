@@ -34,6 +34,7 @@ class Frame:
     end: int = 0  # number of calls recorded when it returned
     source: Source | None = None  # where its caller calls it
     modules: Mapping[str, tuple[str, type]] = field(default_factory=dict, repr=False)  # the stack, as `torch.fx` has it
+    parameters: tuple[str, ...] = ()  # all that its forward may be given by name, in this call or in another
 
 
 @dataclass(frozen=True)

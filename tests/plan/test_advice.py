@@ -213,3 +213,64 @@ def test_several_operands_of_one_modality_at_one_point() -> None:
     assert "2 RegBN go in there, one after the other (`regbn_r` and `regbn_r_1`)" in note
     assert len(twice.sites) == 2
     assert not [note for note in once.notes if note.startswith("RB119")]
+
+
+class TestPadding:
+    """What marks padding is an input; whether RegBN is told of it depends on the point."""
+
+    class Cross(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.see = nn.Embedding(9, 8), nn.Linear(6, 8)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, words: torch.Tensor, image: torch.Tensor, word_mask: torch.Tensor) -> torch.Tensor:
+            text, seen = self.embedding(words), self.see(image)
+            text = text + self.attention(text, seen, seen, need_weights=False)[0]
+            return self.head((text * word_mask[..., None]).sum(1))
+
+    class OfKeys(Cross):
+        def forward(self, words: torch.Tensor, image: torch.Tensor, word_mask: torch.Tensor) -> torch.Tensor:
+            text, seen = self.embedding(words), self.see(image)
+            padding = ~word_mask
+            seen = seen + self.attention(seen, text, text, key_padding_mask=padding, need_weights=False)[0]
+            return self.head(seen.mean(1))
+
+    class Joined(Cross):
+        def forward(self, words: torch.Tensor, image: torch.Tensor, word_mask: torch.Tensor) -> torch.Tensor:
+            joint = torch.cat([self.embedding(words), self.see(image)], dim=1)
+            return self.head(joint).sum(1) * word_mask.sum(1, keepdim=True)
+
+    class Written(Cross):
+        def forward(
+            self, words: torch.Tensor, image: torch.Tensor, attention_mask: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            text = self.embedding(words).masked_scatter((words == 1)[..., None], self.see(image))
+            return self.head(text if attention_mask is None else text * attention_mask[..., None])
+
+    def notes(
+        self, cls: type[nn.Module], normalize: str = "words", against: str = "image", **rule: object
+    ) -> list[str]:
+        words = torch.randint(2, 9, (4, 7))
+        words[:, 1:6] = 1
+        name = "attention_mask" if cls is self.Written else "word_mask"
+        example = {"words": words, "image": torch.randn(4, 5, 6), name: torch.ones(4, 7, dtype=torch.bool)}
+        rules = {"version": 1, "rules": [{"id": "r", "match": {}, "normalize": normalize, "against": against, **rule}]}
+        rules["modalities"] = {"words": ["words"], "image": ["image"]}
+        return [note for note in plan(cls(), rules, example).notes if note.startswith("RB123")]
+
+    @pytest.mark.parametrize("cls", [Cross, Joined])
+    def test_queries_and_joined_tokens_count_with_their_padding(self, cls: type[nn.Module]) -> None:
+        (note,) = self.notes(cls, reduce="mean")
+        assert "`word_mask` marks positions of f (words)" in note
+        (note,) = self.notes(cls, "image", "words", reduce="mean", allow_noncausal=True)
+        assert "`word_mask` marks positions of g (words)" in note
+
+    def test_each_position_by_itself_is_no_mean(self) -> None:
+        assert not self.notes(self.Joined, reduce="flatten")
+
+    @pytest.mark.parametrize("cls", [OfKeys, Written])
+    @pytest.mark.parametrize("sides", [("words", "image"), ("image", "words")])
+    def test_a_mask_that_is_used_is_no_matter(self, cls: type[nn.Module], sides: tuple[str, str]) -> None:
+        assert not self.notes(cls, *sides, reduce="mean", allow_noncausal=True)

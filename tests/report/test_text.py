@@ -1,5 +1,6 @@
 """Tables for people, compared as a whole: a change of their look is a choice (`UPDATE_GOLDEN=1` writes them)."""
 
+import dataclasses
 import os
 import sysconfig
 from pathlib import Path
@@ -111,6 +112,10 @@ def test_sizes():
     assert mib_text(512, 512) == "512×512, 1.00 MiB"
     assert mib_text(2**14, 2**14) == "16384×16384, 1,024 MiB"
     assert side_text(side("gray", (8, 28, 28), UNKNOWN)) == "gray: channels unknown"
+    tokens = side("text", (8, 23, 32), Layout(0, 2, (1,), sequence=True))
+    assert side_text(tokens, "mean") == "text: 32 channels averaged over 23"
+    some = dataclasses.replace(tokens, partly=True)
+    assert side_text(some, "mean") == "text: 32 channels averaged over those of 23 positions that are kept"
 
 
 class Host:

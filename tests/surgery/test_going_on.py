@@ -419,3 +419,55 @@ def test_a_method_that_goes_on_by_itself_is_refused_at_the_second_token() -> Non
         RegBNBypassedError, match=r"continues from a cache that a call with regbn_x filled.*with a loop that calls"
     ):
         model.generate(**example(), steps=2)
+
+
+class Padding(Writing):
+    """Reads a mask over its text, which decoding steps give for all that has been said."""
+
+    def forward(
+        self, ids: Tensor, image: Tensor | None = None, cache: Cache | None = None, attention_mask: Any = None
+    ) -> Tensor:
+        return super().forward(ids, image, cache)
+
+
+def test_padded_prompts_go_on_from_their_cache_as_without_one() -> None:
+    model = rewritten(Padding)
+    given = example()
+    given["ids"] = torch.cat([torch.zeros_like(given["ids"][:, :3]), given["ids"]], dim=1)  # on the left
+    mask = (torch.arange(given["ids"].shape[1]) >= 3).long().expand(len(given["ids"]), -1)
+    cache = Cache()
+    ids = given["ids"]
+    logits = [model(**given, cache=cache, attention_mask=mask)]
+    for _ in range(3):
+        said = logits[-1][:, -1:].argmax(-1)
+        ids, mask = torch.cat([ids, said], dim=1), torch.cat([mask, torch.ones_like(said)], dim=1)
+        logits.append(model(said, cache=cache, attention_mask=mask))
+    whole = model(ids, given["image"], attention_mask=mask)
+    torch.testing.assert_close(torch.cat(logits, dim=1), whole, rtol=1e-5, atol=1e-5)
+    unmasked = model(ids, given["image"])
+    assert not torch.allclose(unmasked[:, :3], whole[:, :3])  # padding stays as it was
+
+
+class PaddedAnswering(Answering):
+    def forward(self, ids: Tensor, image: Tensor, attention_mask: Any = None) -> Tensor:
+        return super().forward(ids, image)
+
+    def generate(self, ids: Tensor, image: Tensor, attention_mask: Any = None, **settings: Any) -> Tensor:
+        return super().generate(ids, image, **settings)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_method_that_the_rule_names_leaves_padding_out_as_forward_does(by_name: bool) -> None:
+    model = rewritten(PaddedAnswering, methods=["generate"])
+    given = example()
+    mask = (torch.arange(given["ids"].shape[1]) != 0).long().expand(len(given["ids"]), -1)
+    seen: list[Any] = []
+    (site,) = [module for module in model.modules() if hasattr(module, "regbn")]
+    site.regbn.register_forward_hook(lambda m, args, kwargs, out: seen.append(kwargs.get("f_mask")), with_kwargs=True)
+    model(given["ids"], given["image"], mask)
+    if by_name:
+        model.generate(**given, attention_mask=mask)
+    else:
+        model.generate(given["ids"], given["image"], mask)
+    assert torch.equal(seen[0], seen[1])
+    assert not seen[0][:, 0].any()

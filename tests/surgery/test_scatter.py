@@ -339,3 +339,243 @@ def test_symbols_are_followed_through_the_call_that_writes(cls: type[nn.Module],
         assert not torch.allclose(found, original.train(train)(**inputs))
     named = {name: value for name, value in traced.state_dict().items() if "regbn_" in name}
     torch.testing.assert_close(named, {name: alike.state_dict()[name] for name in named}, rtol=1e-5, atol=1e-6)
+
+
+# -- padding ----------------------------------------------------------------------------------------------------------
+
+
+class Padded(Functional):
+    """The same with the mask that tokenizers give; `bias` is what the model itself makes of it."""
+
+    def forward(self, a: Tensor, b: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        text, rows = self.embedding(b), self.image(a).flatten(0, -2)
+        joint = self.write(text, b == PLACEHOLDER, rows)
+        if attention_mask is not None and attention_mask.dim() == 2:
+            joint = joint * (attention_mask > 0)[..., None]
+        return self.head(joint)
+
+
+class PaddedInPlace(Padded, ByMask):
+    """Written into in place."""
+
+
+class PaddedByName(Functional):
+    """A mask of which True leaves out, among further arguments."""
+
+    def forward(self, a: Tensor, b: Tensor, **others: Any) -> Tensor:
+        text, rows = self.embedding(b), self.image(a).flatten(0, -2)
+        return self.head(self.write(text, b == PLACEHOLDER, rows) * ~others["key_padding_mask"][..., None])
+
+
+def with_pads(inputs: dict[str, Tensor], pads: int, left: bool = False, filler: int = 0) -> dict[str, Tensor]:
+    b = inputs["b"]
+    padding, keep = b.new_full((len(b), pads), filler), b.new_ones(b.shape)
+    parts = [(b, padding), (keep, padding * 0)]
+    b, keep = (torch.cat(pair[::-1] if left else pair, dim=1) for pair in parts)
+    return {"a": inputs["a"], "b": b, "attention_mask": keep}
+
+
+def operate_padded(cls: type[nn.Module], way: str = "source", given: Any = None, **rule: Any) -> Any:
+    given = given or (lambda batch: with_pads(example(batch, ragged=False), 3))
+    return operate_by(way, build(cls), given, "scatter", **{"normalize": "b", "against": "a", **rule})
+
+
+@every_way
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("rule", [{}, {"normalize": "a", "against": "b"}, {"replace": "f"}])
+@pytest.mark.parametrize("cls", [Padded, PaddedInPlace])
+def test_padding_counts_for_nothing(cls: type[nn.Module], rule: Any, left: bool, way: str) -> None:
+    """Trained and evaluated on padded batches, the model is the one without padding, at every real position."""
+    padded = operate_padded(cls, way, **rule)
+    plain = copy.deepcopy(padded)
+    for seed in range(3):
+        bare = example(6, seed)
+        given = with_pads(bare, 5, left)
+        for training in (True, False):
+            found, expected = run(padded, given, training), run(plain, {**bare, "attention_mask": None}, training)
+            real = found[:, -7:] if left else found[:, :7]
+            torch.testing.assert_close(real, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(site_of(padded).state_dict(), site_of(plain).state_dict(), rtol=1e-5, atol=1e-6)
+    assert site_of(padded).regbn.W.abs().max() > 0
+
+
+@every_way
+def test_padding_stays_as_it_was(way: str) -> None:
+    padded = operate_padded(Padded, way)
+    inputs = with_pads(example(6), 5)
+    step(padded, inputs)
+    seen: list[Tensor] = []
+    site_of(padded).register_forward_hook(lambda module, args, output: seen.extend((args[0], output)))
+    run(padded, inputs, False)
+    before, after = seen
+    torch.testing.assert_close(after[:, 7:], before[:, 7:], rtol=0, atol=0)
+    assert not torch.equal(after[:, :7], before[:, :7])
+
+
+@every_way
+@pytest.mark.parametrize("form", ["bool", "additive", "int"])
+def test_every_form_of_a_mask_is_understood(form: str, way: str) -> None:
+    padded = operate_padded(Padded, way)
+    inputs = with_pads(example(6), 5)
+    keep = inputs["attention_mask"].bool()
+    forms = {"bool": keep, "int": keep.int(), "additive": torch.zeros(keep.shape).masked_fill(~keep, -1e9)}
+    other = copy.deepcopy(padded)
+    for model, mask in ((padded, inputs["attention_mask"]), (other, forms[form])):
+        run(model, {**inputs, "attention_mask": mask}, True)
+    torch.testing.assert_close(site_of(other).state_dict(), site_of(padded).state_dict())
+
+
+@every_way
+@pytest.mark.parametrize("mask", [None, torch.zeros(6, 1, 12, 12), torch.zeros(1, 12, 12)])
+def test_a_call_whose_mask_is_of_another_shape_has_no_padding(mask: Tensor | None, way: str) -> None:
+    padded = operate_padded(Padded, way)
+    inputs = {**with_pads(example(6), 5), "attention_mask": mask}
+    seen: list[Any] = []
+    regbn = site_of(padded).regbn
+    regbn.register_forward_hook(lambda module, args, kwargs, out: seen.append(kwargs["f_mask"]), with_kwargs=True)
+    run(padded, inputs, True)
+    assert torch.equal(seen[0], inputs["b"] != PLACEHOLDER)
+
+
+@every_way
+def test_a_padding_mask_leaves_out_where_it_is_true(way: str) -> None:
+    def given(batch: int, pads: int = 3, ragged: bool = False) -> dict[str, Tensor]:
+        inputs = with_pads(example(batch, ragged=ragged), pads)
+        return {"a": inputs["a"], "b": inputs["b"], "key_padding_mask": inputs["attention_mask"] == 0}
+
+    padded = operate_padded(PaddedByName, way, given)
+    plain = copy.deepcopy(padded)
+    found = run(padded, given(6, 5, True), True)
+    torch.testing.assert_close(found[:, :7], run(plain, given(6, 0, True), True), rtol=1e-5, atol=1e-6)
+
+
+def test_an_example_without_the_mask_is_enough() -> None:
+    """What the user trains on is padded, the example was not."""
+    padded = operate_padded(Padded, given=lambda batch: example(batch, ragged=False))
+    plain = copy.deepcopy(padded)
+    found = run(padded, with_pads(example(6), 5), True)
+    torch.testing.assert_close(found[:, :7], run(plain, example(6), True), rtol=1e-5, atol=1e-6)
+
+
+class PaddedStraight(Functional):
+    """No branch, so that symbols go through."""
+
+    def forward(self, a: Tensor, b: Tensor, attention_mask: Tensor) -> Tensor:  # type: ignore[override]
+        text, rows = self.embedding(b), self.image(a).flatten(0, -2)
+        return self.head(self.write(text, b == PLACEHOLDER, rows) * (attention_mask > 0)[..., None])
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_symbols_are_followed_with_the_mask(train: bool) -> None:
+    model = operate_padded(PaddedStraight)
+    plain = copy.deepcopy(model)
+    traced: Any = torch.fx.symbolic_trace(model.train(train))
+    for seed in range(3):
+        bare = example(6, seed)
+        found, expected = traced(**with_pads(bare, 5)), run(plain, with_pads(bare, 0), train)
+        torch.testing.assert_close(found[:, :7], expected, rtol=1e-5, atol=1e-6)
+        step(plain, with_pads(bare, 0))
+        traced.load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize("rule", [{}, {"normalize": "a", "against": "b"}])
+def test_an_exported_model_leaves_padding_out(rule: Any) -> None:
+    model = operate_padded(Padded, **rule)
+    for seed in range(3):
+        step(model, with_pads(example(6, seed), 5))
+    bare = example(5)
+    exported = torch.export.export(model.eval(), (), kwargs=with_pads(bare, 4)).module()
+    expected = run(model, bare, False)
+    torch.testing.assert_close(exported(**with_pads(bare, 4))[:, :7], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_compiled_model_leaves_padding_out() -> None:
+    model = operate_padded(Padded)
+    plain = copy.deepcopy(model)
+    compiled: Any = torch.compile(model, backend="eager")
+    for pads in (4, 6):
+        bare = example(6, pads)
+        found = run(compiled, with_pads(bare, pads), True)
+        torch.testing.assert_close(found[:, :7], run(plain, bare, True), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(site_of(model).state_dict(), site_of(plain).state_dict(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_recipe_of_before_masks_were_known_loads_and_counts_padding_as_it_did(tmp_path: Any) -> None:
+    import json
+
+    model = operate_padded(Padded)
+    step(model, with_pads(example(6), 5))
+    regbn_surgery.save_regbn(model, tmp_path)
+    loaded = regbn_surgery.load_regbn(build(Padded), tmp_path)
+    inputs = with_pads(example(5), 4)
+    torch.testing.assert_close(run(loaded, inputs, True), run(model, inputs, True), rtol=1e-5, atol=1e-6)
+    text = (tmp_path / "regbn.json").read_text()
+    record = json.loads(text)
+    assert '"attention_mask"' in text
+    for operation in record["operations"]:
+        operation["code"]["mask"] = operation["masking"] = None
+    (tmp_path / "regbn.json").write_text(json.dumps(record))
+    older = regbn_surgery.load_regbn(build(Padded), tmp_path)
+    assert not torch.allclose(run(older, inputs, True)[:, :7], run(loaded, inputs, True)[:, :7])
+
+
+# -- what is measured -------------------------------------------------------------------------------------------------
+
+
+def batches(pads: int) -> list[dict[str, Tensor]]:
+    return [with_pads(example(8, seed, ragged=False), pads, filler=7) for seed in range(6)]
+
+
+def test_diagnose_measures_words_and_no_padding() -> None:
+    rules = {
+        "version": 1,
+        "modalities": {"a": ["a"], "b": ["b"]},
+        "rules": [{"id": "x", "match": {"kind": "scatter"}, "normalize": "b", "against": "a"}],
+    }
+    figures = []
+    for pads in (0, 40):
+        (measured,) = regbn_surgery.diagnose(build(Padded), batches(pads), rules=rules).rows
+        assert measured.after is not None
+        figures.append((measured.before.explained_variance, measured.after.explained_variance))
+    assert figures[0] == pytest.approx(figures[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("rule", [{}, {"normalize": "a", "against": "b"}])
+def test_what_a_plan_measures_is_what_regbn_is_given(rule: Any) -> None:
+    model = operate_padded(Padded, **rule)
+    site = site_of(model)
+    seen: list[Any] = []
+    site.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    site.regbn.register_forward_hook(lambda m, args, kwargs, out: seen.append((args, kwargs)), with_kwargs=True)
+    run(model, with_pads(example(6), 40), False)
+    (args, kwargs), (given, masks) = seen
+    pair = site.pair_of(*args, **kwargs)
+    torch.testing.assert_close(pair, (*given[:2], masks["f_mask"], masks["g_mask"]))
+    of_text = pair[3] if rule else pair[2]
+    assert of_text is not None
+    assert not of_text[:, 7:].any()
+    assert of_text.any()
+
+
+def test_words_that_go_with_the_image_look_so_among_pads() -> None:
+    """RB118 is measured on words alone: the placeholders say nothing, and neither do pads."""
+
+    def given(pads: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        inputs = with_pads(example(32, ragged=False), pads)
+        words = torch.randint(2, 20, (32,), generator=generator)
+        inputs["b"][:, :7][inputs["b"][:, :7] != PLACEHOLDER] = words.repeat_interleave(5)
+        inputs["b"][:, 7:] = torch.randint(2, 20, (32, pads), generator=generator)
+        inputs["a"] = build(Padded).embedding(words)[:, None, :6].detach().expand(-1, 2, -1).clone()
+        return inputs
+
+    rules = {
+        "version": 1,
+        "modalities": {"a": ["a"], "b": ["b"]},
+        "rules": [{"id": "x", "match": {"kind": "scatter"}, "normalize": "b", "against": "a"}],
+    }
+    for pads in (0, 400):
+        notes = regbn_surgery.plan(build(Padded), rules, given(pads)).notes
+        assert not [note for note in notes if note.startswith("RB118")]
+    unknown = {name: value for name, value in given(400).items() if name != "attention_mask"}
+    assert [note for note in regbn_surgery.plan(build(Padded), rules, unknown).notes if note.startswith("RB118")]

@@ -149,6 +149,7 @@ FAR = torch.finfo(torch.float32).min
         (~KEEP, True),
         (KEEP, False),
         (KEEP.long(), False),
+        ((~KEEP).long(), True),
         (KEEP.float(), False),
         (torch.zeros(2, 4).masked_fill(~KEEP, float("-inf")), False),
         (torch.zeros(2, 4).masked_fill(~KEEP, FAR), True),
@@ -156,7 +157,18 @@ FAR = torch.finfo(torch.float32).min
         ((~KEEP)[:, None, :].expand(2, 5, 4), True),
         (torch.zeros(2, 1, 1, 4).masked_fill(~KEEP[:, None, None], FAR), False),
     ],
-    ids=["padding", "bool", "int", "0/1", "-inf", "lowest", "spread", "padding spread", "additive spread"],
+    ids=[
+        "padding",
+        "bool",
+        "int",
+        "int padding",
+        "0/1",
+        "-inf",
+        "lowest",
+        "spread",
+        "padding spread",
+        "additive spread",
+    ],
 )
 def test_masks_of_every_kind_keep_the_same_positions(mask: torch.Tensor, padding: bool) -> None:
     found = keep_mask(mask, 4, padding)

@@ -187,6 +187,8 @@ _KINDS = (
         "a side is averaged over positions, padding included, although the model has a mask that marks it",
         "Nothing, if your batches are not padded. Else batch by length, or normalise a point at which the positions "
         "are pooled already; see [padding](regbn.md#padding).",
+    ),
+    NoteKind(
         "RB125",
         "g contains f already, by an earlier fusion",
         "`pair` with the layer that makes g before that fusion. Leave it where it is meant, as between two rounds of "

@@ -110,7 +110,8 @@ def _mixed(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint]) -> I
     """g has taken up f on its way, as the queries of an attention do: it predicts f by what is f's own."""
     members: dict[tuple[tuple[str, ...], tuple[str, ...]], list[PlannedSite]] = {}
     for site in sites:
-        operands = points[site.point].operands if site.point in points else ()
+        point = points.get(site.point or "")
+        operands = () if point is None else point.operands
         seen = {name for operand in operands if operand.home == site.g.home for name in operand.modalities}
         if seen.intersection(site.f.home) and not set(site.g.home).intersection(site.f.home):
             members.setdefault((site.f.home, site.g.home), []).append(site)

@@ -145,7 +145,7 @@ class HostSurgery:
     @property
     def direct(self) -> FunctionType | None:
         """The rewritten forward where it can stand for the whole call: bound, and the same in every one."""
-        forward = None if self.woven is None or self.roles is not None else self.woven.forward
+        forward = None if self.woven is None or self.roles is not None or self.woven.by_super else self.woven.forward
         return forward if isinstance(forward, FunctionType) else None
 
     def _call(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -166,13 +166,22 @@ class HostSurgery:
             return call_unbound(unbound_forward(host), host, args, kwargs)
         if self.by_mode:
             return self._run_by_mode(host, role, args, kwargs)
-        if torch.compiler.is_compiling():
-            return self._run_compiled(host, role, args, kwargs)
+        if not torch.compiler.is_compiling():
+            return self._run(host, role, args, kwargs)
+        if self.woven is not None and self.woven.by_super:
+            return self._run_outside_graphs(host, role, args, kwargs)
+        return self._run_compiled(host, role, args, kwargs)
+
+    def _run(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with on_the_stack(self.token), Frame(args, kwargs, host, role) as frame:
             self._begin(frame, args, kwargs)
             output = self._call(host, args, kwargs)
             self._end(frame, host, args, kwargs, output)
         return output
+
+    @outside_graphs
+    def _run_outside_graphs(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._run(host, role, args, kwargs)
 
     # -- calls with symbols in place of tensors: see `_symbolic` -------------------------------------------------------
 

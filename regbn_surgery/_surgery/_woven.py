@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FunctionType
@@ -13,6 +14,8 @@ from ._locate import Locator
 from ._record import CodeSite, Place
 from ._table import Helper, Path, SiteTable, Table, made_table
 from ._weave import Wrapping, behind_decorators, rewritten_text, weave
+
+_SUPER = re.compile(r"_regbn\.call\(\d+, super\(")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,9 @@ class Woven:
     table: Table
     texts: tuple[tuple[str, str, str, int], ...]  # of each function: file, text before and after, number of first line
     slots: tuple[tuple[int, str, str], ...]  # what each number in the texts is for: the site, and what of it
+    #: Whether the way to a place leads through `super().method(...)`: a compiler does not say which function that is,
+    #: and would run the one that is there, without RegBN.
+    by_super: bool
 
 
 class Slots:
@@ -144,7 +150,8 @@ def woven(locator: Locator, sites: Sequence[CodeSite]) -> Woven:
                 helpers[path[: number + 1]] = (*known, helper)
     forward = behind_decorators(locator.forward, replaced, inner_forward)
     table = table_of(sites, slots, helpers, False)
-    return Woven(replaced, inner_forward, forward, table, tuple(texts), tuple(_meanings(sites, slots)))
+    by_super = any(_SUPER.search(after) for _, _, after, _ in texts)
+    return Woven(replaced, inner_forward, forward, table, tuple(texts), tuple(_meanings(sites, slots)), by_super)
 
 
 def _meanings(sites: Sequence[CodeSite], slots: Slots) -> Iterator[tuple[int, str, str]]:

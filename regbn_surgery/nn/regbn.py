@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace as with_options
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,11 @@ from .options import (
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+#: A compiler that takes hours over the derivative of a training step, seen with torch 2.6: the step is then a graph
+#: break. Torch 2.10 and newer take it in one graph.
+OLD_COMPILER = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10)
 
 
 class Call(NamedTuple):
@@ -211,6 +216,9 @@ class RegBN(RunningState):
             given = {"is_training": is_training, "n_epoch": n_epoch, **more}
             return as_one_call_for_two(self, f, g, **given, zeros_absent=zeros_absent)
         training = self._is_fitted(f, self.training if is_training is None else is_training, zeros_absent)
+        if training and OLD_COMPILER and torch.compiler.is_compiling():
+            more = {"f_mask": f_mask, "g_mask": g_mask, "present": present, "multiplier": multiplier}
+            return self._outside_graphs(f, g, is_training, n_epoch, **more, zeros_absent=zeros_absent)
         ranks = joined(self.options.sync, self.process_group) if training else None
         any_length = self.options.reduce == "mean"
         _checks.check_features("f", f, self.f_num_channels, self.f_layer_dim, f_mask, any_length)
@@ -226,6 +234,10 @@ class RegBN(RunningState):
             with torch.autocast(kind, enabled=False):
                 return self._normalize(f, g, call)
         return self._normalize(f, g, call)
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _outside_graphs(self, f: Tensor, g: Tensor, *arguments: Any, **more: Any) -> tuple[Tensor, Tensor]:
+        return self.forward(f, g, *arguments, **more)
 
     def _normalize(self, f: Tensor, g: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         work = torch.promote_types(torch.promote_types(f.dtype, g.dtype), self.change_mean.dtype)

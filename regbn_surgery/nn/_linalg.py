@@ -80,7 +80,8 @@ def unit_of(size: Tensor) -> float | Tensor:
 
 def power_of_2_below(x: Tensor) -> Tensor:
     """The largest power of two that is no larger than each x > 0, in one operation; infinity for what is not finite."""
-    if torch.compiler.is_compiling():  # which makes one of these, too, and may write what cannot read a number's bits
+    # A compiler makes one operation of these, too, and may write what cannot read bits, as torch.func of 2.6 cannot.
+    if not runs_plainly():
         return x.log2().floor().exp2()
     whole, mask = _EXPONENT[x.dtype]
     return (x.view(whole) & mask).view(x.dtype)

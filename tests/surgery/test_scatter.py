@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import regbn_surgery
 from regbn_surgery import PlanError, RegBNError, RewriteError, unregbnify
 from regbn_surgery._surgery import identity
+from regbn_surgery.nn.regbn import OLD_COMPILER
 
 from .models import build, counting, operate_by, run, site_of, step
 
@@ -478,6 +479,7 @@ def test_symbols_are_followed_with_the_mask(train: bool) -> None:
         traced.load_state_dict(plain.state_dict())
 
 
+@pytest.mark.skipif(OLD_COMPILER, reason="exported by an old torch, a host counts padding (docs/regbn.md)")
 @pytest.mark.parametrize("rule", [{}, {"normalize": "a", "against": "b"}])
 def test_an_exported_model_leaves_padding_out(rule: Any) -> None:
     model = operate_padded(Padded, **rule)
@@ -489,6 +491,7 @@ def test_an_exported_model_leaves_padding_out(rule: Any) -> None:
     torch.testing.assert_close(exported(**with_pads(bare, 4))[:, :7], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(OLD_COMPILER, reason="compiled by an old torch, a host counts padding (docs/regbn.md)")
 def test_a_compiled_model_leaves_padding_out() -> None:
     model = operate_padded(Padded)
     plain = copy.deepcopy(model)

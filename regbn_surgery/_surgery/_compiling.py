@@ -32,11 +32,3 @@ def constant_in_graphs(function: Callable[[], T]) -> Callable[[], T]:
     marked: Any = function
     marked._dynamo_marked_constant = True
     return function
-
-
-def _is_exporting() -> bool:
-    """Said by torch 2.6 of exports that are not strict alone."""
-    return bool(torch.compiler._is_compiling_flag)
-
-
-is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", _is_exporting)

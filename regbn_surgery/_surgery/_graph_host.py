@@ -23,13 +23,14 @@ from .._codes import coded
 from .._errors import CaptureError, RegBNBypassedError, RegBNWarning, RewriteError, UnseenCallError
 from .._state import preserved, random_state, seeded
 from .._trace import Trace, capture
+from ..nn._compilers import exporting
 from ._arguments import own_arguments, spelled
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
 from ._calls import Key, Known, key_of, kind_of, sizes_of
 from ._changed import named_at
 from ._classes import original_class, original_forward
 from ._compare import difference
-from ._compiling import is_exporting, outside_graphs
+from ._compiling import outside_graphs
 from ._growing import called_with
 from ._guard import on_the_stack
 from ._local import LocalSite, Variant, build_variant
@@ -104,7 +105,7 @@ class GraphHost:
             return original(*args, **kwargs)
         if compiling:  # the fewer frames, the fewer that a break within splits once more
             output = _stored(host, variant, variant.function(host, *args, **kwargs))
-            if not is_exporting():
+            if not exporting():
                 mark_compiled(variant.tokens, args, kwargs, output)
             return output
         with called_with(args, kwargs):

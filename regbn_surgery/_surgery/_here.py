@@ -70,7 +70,7 @@ def inside(value: Any, helpers: tuple[Helper, ...], here: Here) -> Any:
         inner = inside(value.func, helpers, here)
         return value if inner is value.func else functools.partial(inner, *value.args, **value.keywords)
     if isinstance(value, Tensor):
-        return value  # asked for what it lacks under dynamo, it raises an error of dynamo's before torch 2.12
+        return value  # asked for what it lacks under dynamo, it raises an error of dynamo's (torch 2.10, 2.11)
     try:  # dynamo does not find these by `getattr` with a default
         function, receiver = value.__func__, value.__self__
     except AttributeError:

@@ -16,10 +16,10 @@ from torch.fx import Proxy
 
 from .. import _tree
 from .._errors import RegBNBypassedError, RewriteError
+from ..nn._compilers import exporting
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
 from ._changed import named_at, refuse_another
 from ._classes import original_class, unbound_function
-from ._compiling import is_exporting
 from ._growing import Frame
 from ._locate import Locator
 from ._memory import forget_if_empty, has_caches, mark_compiled
@@ -107,7 +107,7 @@ class HoistHook:
             masks = {} if spec.mask is None else self._masks(spec, spec.mask, site, f, g, args, kwargs)
             if torch.compiler.is_compiling():
                 f_new, g_new = site(f, g, **masks)
-                if not is_exporting():
+                if not exporting():
                     mark_compiled((site.token,), args, kwargs)
             else:
                 f_new, g_new = _normalised(module, site, spec, (f, g), masks, args, kwargs)

@@ -20,11 +20,12 @@ from torch import nn
 
 from .._codes import coded
 from .._errors import RegBNBypassedError, RegBNWarning
+from ..nn._compilers import exporting
 from ._arguments import spelled
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
 from ._changed import ChangedError, named_at, refuse_another
 from ._classes import InstanceForward, original_class, unbound_forward, unbound_function
-from ._compiling import is_exporting, outside_graphs
+from ._compiling import outside_graphs
 from ._functions import NoSourceError
 from ._growing import Frame, called_with, enclosing_frame
 from ._guard import on_the_stack
@@ -243,7 +244,7 @@ class HostSurgery:
         """What caches in a call that is being compiled are to know of it."""
         passage, self.compiled_passage, self.compiled_role = self.compiled_passage, None, 0
         if passage is not None and has_caches(args, kwargs, output):
-            if passage.reached and not is_exporting():
+            if passage.reached and not exporting():
                 mark_compiled(tuple([site_at(host, name).token for name in passage.reached]), args, kwargs, output)
             elif not passage.reached:
                 refuse_unknown_caches(host, self.path, self._sites(role), args, kwargs)

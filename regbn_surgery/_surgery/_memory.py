@@ -114,7 +114,7 @@ def _has_cache(value: Any, depth: int) -> bool:
     kind = type(value)
     if kind in _tree.PLAIN or kind is torch.Size:
         return False
-    # Dynamo before torch 2.12 cannot ask the type of a named tuple what it has.
+    # Dynamo of torch 2.10 and 2.11 cannot ask the type of a named tuple what it has.
     if kind is tuple or kind is list or kind is dict or (isinstance(value, tuple) and hasattr(value, "_fields")):
         children = value.values() if kind is dict else value
         for child in children if depth < _tree.MAX_DEPTH else ():  # noqa: SIM110 - a loop that dynamo can follow

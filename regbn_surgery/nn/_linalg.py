@@ -46,12 +46,6 @@ def runs_plainly() -> bool:
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
-def exporting() -> bool:
-    """Whether this is traced for evaluation elsewhere (torch 2.6 cannot say)."""
-    exporting = getattr(torch.compiler, "is_exporting", None)
-    return exporting is not None and bool(exporting())
-
-
 #: Powers of two between which squares and sums of float32 features stay within float32.
 ORDINARY = (-40, 40)
 

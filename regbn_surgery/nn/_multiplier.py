@@ -151,7 +151,7 @@ def fixed(trace: Array, floor: Array, sizes: Sizes, problem: Problem, xp: Any) -
     return xp.where(wanted > floor, wanted, floor), wanted > floor
 
 
-class Limits(NamedTuple):  # a dataclass made in a compiled step is a graph break before torch 2.12
+class Limits(NamedTuple):  # a dataclass made in a compiled step is a graph break in torch 2.10 and 2.11
     """What counts as zero. `eps` is the precision of the features that K came from.
 
     `threshold` and `substitute` are the published sigma_THR and sigma_MIN: singular values sqrt(s_i) not above

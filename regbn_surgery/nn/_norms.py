@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._linalg import accumulation_dtype, exporting, power_of_2_below, values_at_hand
+from ._compilers import exporting
+from ._linalg import accumulation_dtype, power_of_2_below, values_at_hand
 from ._no_gradient import without_gradient
 from ._presence import Rows
 from ._ranks import Ranks

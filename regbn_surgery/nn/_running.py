@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from .._codes import coded
 from .._errors import RegBNWarning
+from ._compilers import exporting
 from ._dense import DenseUpdate, PrimalUpdate, RmsUpdate
-from ._linalg import as_dtype, exporting, values_at_hand
+from ._linalg import as_dtype, values_at_hand
 from ._low_rank import LowRankUpdate
 from ._multiplier import Ridge
 from ._no_gradient import without_gradient

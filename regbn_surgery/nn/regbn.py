@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks, functional
+from ._compilers import OLD_COMPILER
 from ._dense import PrimalUpdate
 from ._features import Features, Preparation, mean_over_positions
 from ._linalg import accumulation_dtype, as_dtype
@@ -38,11 +39,6 @@ from .options import (
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-
-#: A compiler that takes hours over the derivative of a training step, seen with torch 2.6: the step is then a graph
-#: break. Torch 2.10 and newer take it in one graph.
-OLD_COMPILER = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10)
 
 
 class Call(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 import torch._dynamo
 
 from regbn_surgery import RegBN
-from regbn_surgery.nn.regbn import OLD_COMPILER
+from regbn_surgery.nn._compilers import OLD_COMPILER
 
 OPTIONS = {
     "published": {},

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from regbn_surgery import RegBN, RegBNShapeError
+from regbn_surgery.nn._compilers import exporting
 
 OPTIONS: dict[str, dict[str, object]] = {
     "published": {},
@@ -148,3 +149,21 @@ def test_any_scale_in_float32(options: dict[str, object], constraint: str, form:
             one = RegBN(3, 4, [2, 2], [1, 2], **chosen)
             want = one(f.detach() / f_scale, g.detach() / g_scale)[0]
             torch.testing.assert_close(module.train()(f, g)[0] / f_scale, want, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("exports", [False, True])
+def test_what_is_compiled_is_not_taken_for_an_export(exports: bool) -> None:
+    """Several versions of `torch.compiler.is_exporting` say it of both."""
+
+    class Tells(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + (1.0 if exporting() else 0.0)
+
+    zero = torch.zeros(1)
+    torch._dynamo.reset()
+    if exports:
+        run = torch.export.export(Tells(), (zero,), strict=False).module()
+    else:
+        run = torch.compile(Tells(), backend="eager")
+    assert run(zero).item() == float(exports)
+    assert not exporting()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import regbn_surgery
 from regbn_surgery import PlanError, RegBNError, RewriteError, unregbnify
 from regbn_surgery._surgery import identity
-from regbn_surgery.nn.regbn import OLD_COMPILER
+from regbn_surgery.nn._compilers import OLD_COMPILER
 
 from .models import build, counting, operate_by, run, site_of, step
 

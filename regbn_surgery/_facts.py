@@ -100,7 +100,7 @@ def _masked(analysis: Analysis) -> Iterator[_Place]:
     """The sides of which RegBN is given a mask, and those without padding: what a scatter writes, row by row."""
     for (point, index), recipe in analysis.recipes.items():
         if recipe.mask is not None:
-            yield point, index, recipe.mask_side
+            yield point, index, recipe.mask.side
         if recipe.scatter is not None and not recipe.scatter.written:
             yield point, index, 1
 

@@ -27,7 +27,10 @@ _KEEPS_MEANING: tuple[Value, ...] = (
 
 @dataclass(frozen=True)
 class Mask:
-    """`name` is an argument of the owner, or of the torch module that attends; `side` is the side that it masks."""
+    """`name` is an argument of the owner, or of the torch module that attends; `side` is the side that it masks.
+
+    `leaves_out`: True in it marks what to leave out, not what to keep.
+    """
 
     name: str
     side: int

@@ -12,7 +12,7 @@ from ._anchors import Event, Frames, FrameView, Key, Spot, Take
 from ._axes import concat_dim
 from ._flow import Meeting, Met
 from ._lineage import comparable
-from ._masks import find_mask, find_padding_mask
+from ._masks import Mask, find_mask, find_padding_mask
 from ._ranges import why_bounded
 from ._rounds import Rounds
 from ._runs import Run, layer_behind, ordered, producer
@@ -27,8 +27,7 @@ class Recipe:
 
     `leaf` is the path of the torch module whose arguments the two sides are (an `nn.MultiheadAttention`). `cycle` is
     the role of each call of the owner within one call of the module `caller`, where roles differ; else None. `ways` are
-    the functions that lead from the caller to each of these calls in any run, innermost first, with its role. `mask` is
-    the argument that masks the positions of side `mask_side`.
+    the functions that lead from the caller to each of these calls in any run, innermost first, with its role.
     """
 
     owner: str
@@ -39,11 +38,9 @@ class Recipe:
     role: int = 0
     cycle: tuple[int, ...] | None = None
     caller: str = ""
-    mask: str | None = None
-    mask_side: int = 1
+    mask: Mask | None = None  # over the positions of one side
     repeats: bool = False  # the call stands in a loop: each of its rounds is this site
     whole_input: tuple[bool, bool] = (False, False)  # whether nothing else in the owner reads that argument
-    mask_leaves_out: bool = False  # whether True in the mask marks what to leave out, not what to keep
     makers: tuple[str | None, str | None] = (None, None)  # the nearest layer that each side comes out of
     scatter: Scatter | None = None  # of a point of that kind: its calls, in other words
     rounds: Rounds | None = None  # how these follow one another; None: each call of that line is one
@@ -186,15 +183,12 @@ def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role:
     in_sequence = any(side.layout.sequence or scatter.axis in side.layout.spatial_dims for side in sides)
     reduce: Reduce = "mean" if not scatter.written or in_sequence else "flatten"
     site = Site(host, (sides[0], sides[1]), reduce, role, None, obstacle)
-    mask = find_padding_mask(view, sides[0], 0) if not scatter.written else None
     recipe = Recipe(
         owner=host,
         key=op.key,
         takes=(takes[0], takes[1]),
         role=role,
-        mask=mask.name if mask is not None else None,
-        mask_side=0,
-        mask_leaves_out=mask is not None and mask.leaves_out,
+        mask=None if scatter.written else find_padding_mask(view, sides[0], 0),
         makers=(layer_behind(run, takes[0].uid), layer_behind(run, takes[1].uid)),
         scatter=scatter,
     )
@@ -276,7 +270,6 @@ def _site(
         and all((reader.key, position) in take.readers for reader, position in view.readers.get(take.uid, ()))
         for take in takes
     )
-    mask = find_mask(meeting, view, sides)
     recipe = Recipe(
         owner=host,
         key=event.key,
@@ -286,12 +279,10 @@ def _site(
         role=role,
         cycle=None,
         caller="",
-        mask=mask.name if mask is not None else None,
-        mask_side=mask.side if mask is not None else 1,
+        mask=find_mask(meeting, view, sides),
         repeats=False,
         whole_input=(whole[0], whole[1]),
         makers=(layer_behind(run, takes[0].uid), layer_behind(run, takes[1].uid)),
-        mask_leaves_out=mask is not None and mask.leaves_out,
     )
     return site, recipe
 

@@ -84,7 +84,7 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
         g_readers=readers[1] if member.replace_g else (),
         replace_g=member.replace_g,
         role=recipe.role,
-        mask=recipe.mask,
+        mask=None if recipe.mask is None else recipe.mask.name,
         scatter=None
         if scatter is None
         else Stretches(scatter.into, scatter.source, scatter.inplace, written, scatter.axis),

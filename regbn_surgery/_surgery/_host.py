@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import uuid
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import FunctionType
@@ -18,10 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._codes import coded
-from .._errors import RegBNBypassedError, RegBNWarning
 from ..nn._compilers import exporting
-from ._arguments import spelled
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
 from ._changed import ChangedError, named_at, refuse_another
 from ._classes import InstanceForward, original_class, unbound_forward, unbound_function
@@ -33,6 +29,7 @@ from ._hoist import hooked
 from ._locate import Locator
 from ._memory import forget_if_empty, hand_on, has_caches, mark_compiled
 from ._methods import interposed_method
+from ._missing import tell, tell_outside_graphs, untold, why_not
 from ._mode import run_by_mode
 from ._passage import Passage
 from ._record import CodeSite, End, FunctionText, Place
@@ -42,8 +39,6 @@ from ._symbol_passage import NotFollowedError, SymbolPassage, first_tracer
 from ._table import Returns, Table
 from ._weave import behind_decorators
 from ._woven import Slots, Woven, table_of, woven
-
-_LATER = "Later calls like this give no warning; see `missing` in the rule."
 
 
 class HostSurgery:
@@ -227,7 +222,7 @@ class HostSurgery:
             left = [site for site in sites if site.name not in {*passage.reached, *frame.reached_within}]
             for site in left:
                 if any((site.name, side) in passage.held for side in "fg"):
-                    raise NotFollowedError(f"{_why(site, passage)}, as far as symbols show (RegBN {site.name})")
+                    raise NotFollowedError(f"{why_not(site, passage)}, as far as symbols show (RegBN {site.name})")
             if left:
                 self._tell_missing(host, left, passage, (), {})
         return output
@@ -241,13 +236,16 @@ class HostSurgery:
     def after_compiled(
         self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        """What caches in a call that is being compiled are to know of it."""
+        """What caches are to know of a call that is being compiled, and the user of a RegBN that it leaves out."""
         passage, self.compiled_passage, self.compiled_role = self.compiled_passage, None, 0
         if passage is not None and has_caches(args, kwargs, output):
             if passage.reached and not exporting():
                 mark_compiled(tuple([site_at(host, name).token for name in passage.reached]), args, kwargs, output)
             elif not passage.reached:
                 refuse_unknown_caches(host, self.path, self._sites(role), args, kwargs)
+        if passage is not None and not exporting():
+            for name, why in untold(host, self._sites(role), passage):
+                tell_outside_graphs(host, self.path, name, why, args, kwargs)
 
     @outside_graphs
     def _run_by_mode(self, host: nn.Module, role: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -293,23 +291,9 @@ class HostSurgery:
         """A call that did not come by some sites runs as it always did; the user is told once per site."""
         if passage is None or not passage.reached:
             refuse_going_on(host, self.path, left, args, kwargs)
-        if is_identity():
-            return
-        for site in left:
-            if passage is not None and passage.reached and not any((site.name, side) in passage.held for side in "fg"):
-                continue  # nothing of it was computed: another part of the model ran
-            module = site_at(host, site.name)
-            if module.missing == "ignore" or (module.missing == "warn" and module.told_missing):
-                continue
-            text = (
-                f"{named_at(type(host), self.path)} was called ({spelled(args, kwargs)}), and "
-                f"{_why(site, passage)}: RegBN `{site.name}` did not run; this call computes what the original does."
-            )
-            if module.missing == "error":
-                raise RegBNBypassedError(text + " (The rule says `missing: error`.)")
-            module.told_missing = True
-            text = coded("RB401", f"{text} If it should fuse them, give `regbnify` a second example of it. {_LATER}")
-            warnings.warn(text, RegBNWarning, 4)
+        if not is_identity():
+            for name, why in untold(host, left, passage):
+                tell(host, self.path, name, why, args, kwargs)
 
     def run_method(self, host: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A further method that a rule names, with RegBN in it."""
@@ -338,17 +322,6 @@ def _lifted(site: CodeSite, returns: Returns) -> CodeSite:
         return before
 
     return replace(site, f=end("f", site.f), g=end("g", site.g))
-
-
-def _why(site: CodeSite, passage: Passage | None) -> str:
-    if passage is None:
-        return "its forward is not the one that RegBN was inserted into"
-    there = [side for side in "fg" if (site.name, side) in passage.held]
-    if any(read.site == site.name for read in passage.early):
-        return "one side was read before the other existed"
-    if len(there) == 2:
-        return f"f and g do not meet at {site.join.op}"
-    return f"only {there[0]} was computed" if there else "neither f nor g was computed"
 
 
 def call_unbound(forward: Any, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -283,7 +283,7 @@ def _masking(planned: PlannedSite, recipe: Recipe | None) -> tuple[str, bool] | 
     """Which side of a generated or interposed site is masked, and whether True in the mask leaves out."""
     if recipe is None or recipe.mask is None or planned.reduce != "mean":
         return None
-    return ("f" if recipe.mask_side == _orient(recipe, planned)[0] else "g"), recipe.mask_leaves_out
+    return ("f" if recipe.mask.side == _orient(recipe, planned)[0] else "g"), recipe.mask.leaves_out
 
 
 def _roles(model: nn.Module, members: list[Operation]) -> Roles | None:
@@ -306,18 +306,11 @@ def _spec(planned: PlannedSite, recipe: Recipe | None) -> HoistSpec:
         names = recipe.leaf_arguments
     else:
         names = tuple((str(take.argument),) for take in recipe.takes)  # type: ignore[assignment]
-    mask_of = "f" if recipe.mask_side == i else "g"
-    leaves_out = recipe.mask_leaves_out
-    return HoistSpec(
-        planned.name,
-        names[i],
-        names[j],
-        _replaces_g(planned),
-        recipe.role,
-        recipe.mask,
-        mask_of,
-        leaves_out,
-    )
+    spec = HoistSpec(planned.name, names[i], names[j], _replaces_g(planned), recipe.role)
+    if recipe.mask is None:
+        return spec
+    mask_of = "f" if recipe.mask.side == i else "g"
+    return replace(spec, mask=recipe.mask.name, mask_of=mask_of, padding=recipe.mask.leaves_out)
 
 
 def _local(planned: PlannedSite, recipe: Recipe, host: str) -> LocalSite:
@@ -334,7 +327,7 @@ def _local(planned: PlannedSite, recipe: Recipe, host: str) -> LocalSite:
         i == 0,
         (_within(host, recipe.makers[i]), _within(host, recipe.makers[j])),
         planned.methods,
-        recipe.mask,
+        None if recipe.mask is None else recipe.mask.name,
         recipe.across,
         recipe.rounds,
         (planned.f.anchor, planned.g.anchor),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import _tree
+from ._early import VIEWS, Early
 from ._growing import current_frame
 from ._here import Here, TensorMethod, inside, run, run_positional, without_checkpoint
 from ._onward import GoingOn
@@ -42,27 +43,6 @@ def enter(host: nn.Module, arguments: dict[str, Any]) -> Here:
         passage.returns = surgery.returns
         passage.met_before = frame.met_before
     return Here(passage, ())
-
-
-class Early:
-    """A side of a site that was read before the other existed, or after such a read of the other and before the two
-    meet: by the call at `path`, or by `call` where that only gives another view of it (function, operands, keyword
-    arguments and result)."""
-
-    def __init__(self, site: str, side: Tensor) -> None:
-        self.site = site
-        self.side = side
-        self.path: Path | None = None
-        self.call: tuple[Any, tuple[Any, ...], dict[str, Any], Tensor] | None = None
-
-
-#: Names of functions and methods that give a view of a tensor.
-VIEWS = frozenset({
-    "getitem", "unsqueeze", "squeeze", "view", "reshape", "expand", "permute", "transpose", "flatten", "unflatten",
-    "movedim", "t", "swapaxes", "narrow", "select", "view_as", "expand_as",
-})  # fmt: skip
-#: The same as functions and operators are called (the compiler of torch 2.10 cannot strip a text).
-_VIEWS_AS_CALLED = frozenset(form.format(name) for name in VIEWS for form in ("{}", "{}_", "_{}", "__{}__"))
 
 
 class Passage(GoingOn):
@@ -279,7 +259,7 @@ class Passage(GoingOn):
         for read in self.early:
             if read.path is None:
                 read.path = path
-                if name in _VIEWS_AS_CALLED:
+                if name in VIEWS:
                     read.call = (func, operands, kwargs, output)
 
     def _is_view_among(self, read: Early, tensors: list[Tensor]) -> bool:

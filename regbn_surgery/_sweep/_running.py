@@ -120,8 +120,7 @@ def sweep(
     for done, (seed, variant) in enumerate(runs):
         tell(f"{variant.name}, seed {seed}", done, len(runs))
         alike = [other for other in variants if trained_as[other.name] == variant.name]
-        before = (stored.read(other.name, seed, other.fingerprint) for other in alike)
-        measured = next((measured for measured in before if measured is not None), None)
+        measured = _finished(stored, alike, seed)
         if measured is None:
             try:
                 more = {"folder": stored.run_folder(variant.name, seed)} if _takes_folder(train) else {}
@@ -132,19 +131,22 @@ def sweep(
         found.update({(other.name, seed): measured for other in alike})
     tell("finished", len(runs), len(runs))
     _check_same_measures(found)
-    result = Sweep(
-        tuple(
-            SweepResult(variant.name, seed, measure, value)
-            for variant in variants
-            for seed in seeds
-            for measure, value in found[variant.name, seed].items()
-        ),
-        same,
-    )
+    keys = [(variant.name, seed) for variant in variants for seed in seeds]
+    result = Sweep(tuple(SweepResult(*key, *measured) for key in keys for measured in found[key].items()), same)
+    _write(result, folder)
+    return result
+
+
+def _finished(stored: Stored, alike: Sequence[_Variant], seed: int) -> dict[str, float] | None:
+    """What a run from before gave, of whichever variant that is the same model."""
+    before = (stored.read(variant.name, seed, variant.fingerprint) for variant in alike)
+    return next((measured for measured in before if measured is not None), None)
+
+
+def _write(result: Sweep, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.csv").write_text(result.to_csv(), encoding="utf-8")
     (folder / "sweep.md").write_text(result.to_markdown(), encoding="utf-8")
-    return result
 
 
 def _try_out(

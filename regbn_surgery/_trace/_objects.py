@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import enum
 import functools
-import inspect
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -337,14 +336,6 @@ def named_tensors(
 ) -> list[tuple[str, torch.Tensor]]:
     """The tensors among the arguments, by dotted name."""
     return _named(module, args, kwargs, torch.Tensor)
-
-
-def parameters_of(module: nn.Module) -> tuple[str, ...]:
-    """The names that the forward of a module takes arguments by; none where it has no signature."""
-    try:
-        return tuple(inspect.signature(module.forward).parameters)
-    except (TypeError, ValueError):
-        return ()
 
 
 def named_arrays(

@@ -6,10 +6,20 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 if TYPE_CHECKING:
     from ._recorder import Recorder
 
 _SIMPLE = (int, float, bool, str, type(None))
+
+
+def parameters_of(module: nn.Module) -> tuple[str, ...]:
+    """The names that the forward of a module takes arguments by; none where it has no signature."""
+    try:
+        return tuple(inspect.signature(module.forward).parameters)
+    except (TypeError, ValueError):
+        return ()
 
 
 def bind_arguments(

@@ -25,7 +25,8 @@ from .. import _tree
 from .._types import Source
 from ._guards import expect_value
 from ._meta import Key
-from ._objects import Contents, Objects, UnrecordableError, named_tensors, parameters_of
+from ._objects import Contents, Objects, UnrecordableError, named_tensors
+from ._placeholders import parameters_of
 from ._scopes import FrameScope, Paused
 from ._source import current_source, entering_grad_mode, is_importing, kind_of_module
 from ._trace import Frame, Stranger, Trace, ValueRead

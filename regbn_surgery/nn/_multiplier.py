@@ -223,10 +223,8 @@ class Sizes:
     @property
     def zero(self) -> int | Tensor:
         """Eigenvalues up to so many times the rounding unit, relative to the largest, count as 0."""
-        if self.scored:
-            return (
-                self.shared
-            )  # the score may have its minimum at the floor, which then is to be the same in both forms
+        if self.scored:  # the score may have its minimum at the floor, which then is to be the same in both forms
+            return self.shared
         return _at_least_1(self.rows) if self.dual else self.features
 
     @property

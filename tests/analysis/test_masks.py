@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regbn_surgery._analysis._masks import Mask
 from tests.trace.replay import make
 
 from .reading import analysed, normal
@@ -44,7 +45,7 @@ def recipe_of(attend: Any) -> Any:
     b_mask[:, 3:] = True
     example = {"a": normal(4, 7, 8), "b": normal(4, 5, 8), "b_mask": b_mask}
     (recipe,) = analysed(forward, example, cross=inner).recipes.values()
-    assert (recipe.mask, recipe.mask_side, recipe.owner) == ("mask", 1, "cross")
+    assert (recipe.mask.name, recipe.mask.side, recipe.owner) == ("mask", 1, "cross")
     return recipe
 
 
@@ -52,14 +53,14 @@ def recipe_of(attend: Any) -> Any:
 def test_what_is_done_with_a_mask_tells_what_it_means(use: str) -> None:
     leaves_out, masked = USES[use]
     recipe = recipe_of(lambda q, k, v, m: masked(q @ k.mT, m[:, None, :]).softmax(-1) @ v)
-    assert recipe.mask_leaves_out is leaves_out
+    assert recipe.mask.leaves_out is leaves_out
 
 
 def test_the_fused_kernel_keeps_where_its_mask_is_true() -> None:
     recipe = recipe_of(lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m[:, None, :]))
-    assert recipe.mask_leaves_out is False
+    assert recipe.mask.leaves_out is False
     recipe = recipe_of(lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=~m[:, None, :]))
-    assert recipe.mask_leaves_out is True
+    assert recipe.mask.leaves_out is True
 
 
 def test_keys_left_out_by_a_mask_do_not_count() -> None:
@@ -105,4 +106,4 @@ def test_masks_of_torchs_own_modules_are_known_by_name() -> None:
     whole = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
     for module, name, side in ((layer, "memory_key_padding_mask", 1), (whole, "src_key_padding_mask", 0)):
         (recipe,) = analysed(forward, example, read=module).recipes.values()
-        assert (recipe.mask, recipe.mask_side, recipe.mask_leaves_out) == (name, side, True)
+        assert recipe.mask == Mask(name, side, True)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from regbn_surgery import RegBN, RegBNWarning
-from regbn_surgery.nn import _dense, _linalg, _norms, _presence, _running, functional
+
+from .elsewhere import go_elsewhere
 
 OPTIONS = [
     {},
@@ -63,9 +64,7 @@ def test_what_other_devices_compute(options: dict[str, object], monkeypatch: pyt
 
     with pytest.warns(RegBNWarning, match="not finite"):
         want = run(here)
-    monkeypatch.setattr(functional, "solve_by_eigenvectors", functional.solve_by_inverses)
-    for room in (_dense, _linalg, _norms, _presence, _running, functional):
-        monkeypatch.setattr(room, "values_at_hand", lambda x: False)
+    go_elsewhere(monkeypatch)
     for ours, theirs in zip(run(there), want, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     for name, value in there.state_dict().items():
@@ -92,9 +91,7 @@ def test_scales_elsewhere(
         return [*outputs, *(gradient * scale for gradient, scale in zip(gradients, scales, strict=True))]
 
     want = run(here)
-    monkeypatch.setattr(functional, "solve_by_eigenvectors", functional.solve_by_inverses)
-    for room in (_dense, _linalg, _norms, _presence, _running, functional):
-        monkeypatch.setattr(room, "values_at_hand", lambda x: False)
+    go_elsewhere(monkeypatch)
     for ours, theirs in zip(run(there), want, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
     assert int(there.num_steps) == int(here.num_steps) == 1

@@ -14,7 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from regbn_surgery import RegBN
-from regbn_surgery.nn import _dense, _linalg, _norms, _presence, _running, functional
+
+from .elsewhere import go_elsewhere
 
 NO_LAUNCH = ("aten.detach", "aten.alias", "aten.promote_types", "aten.lift_fresh")
 
@@ -46,9 +47,7 @@ def launches(run: Callable[[], Any]) -> tuple[Any, Counter[str]]:
 
 @pytest.fixture
 def _another_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "solve_by_eigenvectors", functional.solve_by_inverses)
-    for room in (_dense, _linalg, _norms, _presence, _running, functional):
-        monkeypatch.setattr(room, "values_at_hand", lambda x: False)
+    go_elsewhere(monkeypatch)
 
 
 @pytest.mark.usefixtures("_another_device")

@@ -1,4 +1,4 @@
-"""A side of a site that is read before the other exists, and the calls by which that is no harm: they give a view of it."""
+"""A side of a site that is read before the other exists, and the calls by which that is no harm: they give a view."""
 
 from __future__ import annotations
 

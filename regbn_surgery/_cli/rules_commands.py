@@ -16,7 +16,7 @@ from .._visible import visible
 from .completing import complete_preset, complete_rules
 from .destination import ENDINGS, output_option, output_options
 from .options import ModelRequest, ignore_option, modality_option, model_options, rules_modality_option, verbose_option
-from .output import debuggable, finish_plan, next_step, write_text, write_views
+from .output import debuggable, finish_plan, message, next_step, write_text, write_views
 from .with_regbn import load_rules
 from .work import looked_at
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @rules_modality_option
 @click.argument("rules", shell_complete=complete_rules)
 @output_options("text", "json", "yaml")
-@click.option("--steps", type=click.IntRange(1), help="Training steps to follow: notes say where they are too few.")
+@click.option("--steps", type=click.IntRange(1), help="Training steps to follow: says whether they are enough for W.")
 @verbose_option
 @ignore_option
 @debuggable
@@ -54,6 +54,9 @@ def plan(
     RULES is a rules file or the name of a preset. MODEL is as for `inspect`; it is not changed. The JSON can be read
     back (`Plan.from_json`) and given to `regbnify` in place of the rules.
     """
+    from .._codes import code_of
+    from .._report.words import count_text
+
     planned = _plan(request, load_rules(rules, modalities, ignore), steps)
     if form == "text":
         from .._report.tables import IN_THE_SHELL, plan_view
@@ -64,6 +67,8 @@ def plan(
     else:
         write_text(_yaml(planned), output)
     finish_plan(planned)
+    if steps is not None and planned.sites and "RB112" not in {*map(code_of, planned.notes), *planned.ignore}:
+        message(f"{count_text(steps, 'step')} {'is' if steps == 1 else 'are'} enough for every RegBN in this plan")
     next_step("see the lines that change", "show", *(request.command if modalities else request.with_rules), rules)
 
 
@@ -104,6 +109,7 @@ def check(rules: str, request: ModelRequest, modalities: dict[str, Any], ignore:
 
     With MODEL, as for `inspect`, also whether each rule, exclude and override finds something in it.
     """
+    from .._report.tables import what_is_normalised
     from .._report.words import count_text
 
     parsed = load_rules(rules, modalities, ignore)
@@ -114,10 +120,8 @@ def check(rules: str, request: ModelRequest, modalities: dict[str, Any], ignore:
         next_step("check it on your model", "check", rules, "MODEL")
         return
     planned = _plan(request, parsed)
-    normalised = sum(decision.action == "normalize" for decision in planned.decisions)
-    points = count_text(len(planned.decisions), "fusion point")
     modules = count_text(len(planned.sites), "RegBN module")
-    click.echo(visible(f"{head}; {normalised} of {points} normalised, {modules}"))
+    click.echo(visible(f"{head}; {what_is_normalised(planned)}, {modules}"))
     finish_plan(planned)
     next_step("see each decision", "plan", *(request.command if modalities else request.with_rules), rules)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .completing import complete_file, complete_model, complete_rules
 from .destination import check_file
-from .options import ModelRequest, model_options
+from .options import ModelRequest, model_options, rules_modality_option
 from .output import debuggable, message, next_step, write_bytes
+
+if TYPE_CHECKING:
+    from .._rules import Rules
 
 
 def _seeds(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
@@ -29,6 +32,7 @@ def _seeds(context: click.Context, option: click.Parameter, value: str) -> tuple
     epilog="Example: regbn-surgery sweep model.py:build --rules late.yaml --rules early --train train.py:train",
 )
 @model_options
+@rules_modality_option
 @click.option(
     "--rules",
     "rules",
@@ -62,6 +66,7 @@ def _seeds(context: click.Context, option: click.Parameter, value: str) -> tuple
 @debuggable
 def sweep(
     request: ModelRequest,
+    modalities: dict[str, Any],
     rules: tuple[str, ...],
     train: str,
     seeds: tuple[int, ...],
@@ -75,11 +80,8 @@ def sweep(
     The control has the norms of RegBN and no projection. The table shows differences with the same seed and their 95 %
     intervals. MODEL is as for `inspect`; it is made anew for each run, so name a factory or class.
     """
-    from .._rules import Rules
-
     _check_folder(output, force=force or resume)
-    for item in rules:
-        Rules.load(item)
+    variants = _by_name(rules, modalities)
     from .._sweep import SweepError
     from .._sweep import sweep as run
     from .loading import load_object
@@ -89,7 +91,7 @@ def sweep(
         raise SweepError(f"--train {train}: found a {type(function).__name__}, not a function train(model, seed).")
     try:
         found = run(
-            lambda: request.load(weights=True), rules=rules, train=function, seeds=seeds, out=output, resume=resume,
+            lambda: request.load(weights=True), rules=variants, train=function, seeds=seeds, out=output, resume=resume,
             control=not no_control, observe=_tell,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -101,6 +103,26 @@ def sweep(
         message(f"wrote {file}")
     _plot(found, Path(output))
     next_step(f"read {table}: a difference whose interval leaves out 0 is chance in one of 20 comparisons")
+
+
+def _by_name(rules: tuple[str, ...], modalities: dict[str, Any]) -> dict[str, Rules]:
+    """The rules by the names that the table gives them, with `modalities` in those that name none themselves.
+
+    Raises click.UsageError for two of the same name; RulesError for a file with problems, and where no rules lack
+    modalities.
+    """
+    from .._rules import Rules
+
+    found: dict[str, Rules] = {}
+    for item in rules:
+        name = Path(item).stem
+        if name in found:
+            raise click.UsageError(
+                f"--rules {item}: another one is called {name!r} too, and so would both be in the table"
+            )
+        found[name] = Rules.load(item)
+    open_ones = [name for name, item in found.items() if not item.modalities] or list(found)
+    return found | {name: found[name].with_modalities(modalities) for name in open_ones}
 
 
 _RESULTS = ("sweep.csv", "sweep.md", "sweep.png")

@@ -128,11 +128,7 @@ def tier_text(tier: int | None) -> str:
 
 def plan_view(plan: Plan, width: int = 80, verbose: bool = False, *, rest: str = IN_PYTHON) -> RenderableType:
     """What will be done: the modules that go in, every decision, and the first notes (`verbose`, `rest`: see above)."""
-    normalised = sum(decision.action == "normalize" for decision in plan.decisions)
-    head = (
-        f"{count_text(len(plan.sites), 'RegBN module')} to put in; "
-        f"{normalised} of {count_text(len(plan.decisions), 'fusion point')} normalised"
-    )
+    head = f"{count_text(len(plan.sites), 'RegBN module')} to put in; {what_is_normalised(plan)}"
     pairs = dict.fromkeys(f"{home_text(site.f.home)} against {home_text(site.g.home)}" for site in plan.sites)
     head += f": {', '.join(list(pairs)[:_PAIRS])}" if pairs else ""
     head += f" and {len(pairs) - _PAIRS} more pairs" if len(pairs) > _PAIRS else ""
@@ -147,6 +143,17 @@ def plan_view(plan: Plan, width: int = 80, verbose: bool = False, *, rest: str =
             table.add_row(name, Text(decision.action, style=style), _why(decision))
         parts += [Text(""), table]
     return Group(*parts, *notes_view((*plan.warnings, *plan.notes), verbose, rest))
+
+
+def what_is_normalised(plan: Plan) -> str:
+    """How many of the fusion points are normalised, and how many pairs beside them: a pair is at no fusion point."""
+    points = sum(decision.action == "normalize" for decision in plan.decisions)
+    pairs = sum(site.pair is not None for site in plan.sites)
+    of_points = f"{points} of {count_text(len(plan.decisions), 'fusion point')} normalised"
+    if not pairs:
+        return of_points
+    told = f"{count_text(pairs, 'pair')} of layers or inputs normalised"
+    return f"{told}, and {of_points.removesuffix(' normalised')}" if points else told
 
 
 def _why(decision: Decision) -> Text:

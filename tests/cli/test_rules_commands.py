@@ -51,6 +51,32 @@ def project(tmp_path: Path) -> Path:
 
 
 class TestPlan:
+    @pytest.mark.parametrize(
+        ("more", "says", "not_said"),
+        [
+            (("--steps", "4000"), "4000 steps are enough for every RegBN", "RB112"),
+            (("--steps", "3"), "RB112", "enough for every"),
+            (("--steps", "3", "--ignore", "RB112"), "in the host's own code", "enough for every"),
+            ((), "in the host's own code", "enough for every"),
+        ],
+    )
+    def test_steps(self, run, project, more, says, not_said):
+        result = run("plan", "project.py:build", "r.yaml", *more)
+        assert says in result.output
+        assert not_said not in result.output
+
+    def test_a_pair_is_at_no_fusion_point(self, run, project):
+        pair = "version: 1\nrules: [{id: p, pair: {f: 'module:gray', g: 'module:colored'}}]\n"
+        (project / "pair.yaml").write_text(pair)
+        late = "{id: late, match: {kind: concat}, normalize: gray}, "
+        (project / "both.yaml").write_text(pair.replace("rules: [", f"rules: [{late}"))
+        for command in (("plan", "project.py:build", "pair.yaml"), ("check", "pair.yaml", "project.py:build")):
+            told = run(*command).output
+            assert "1 pair of layers or inputs normalised" in told
+            assert "0 of 1" not in told
+        told = " ".join(run("plan", "project.py:build", "both.yaml").output.split())
+        assert "2 RegBN modules to put in; 1 pair of layers or inputs normalised, and 1 of 1 fusion point" in told
+
     def test_text(self, run, project):
         result = run("plan", "project.py:build", "r.yaml")
         assert result.exit_code == 0, result.output

@@ -122,3 +122,28 @@ def test_results_of_another_sweep_are_not_overwritten(here: Path) -> None:
 def test_a_file_in_place_of_the_folder(here: Path) -> None:
     (here / "out").write_text("mine")
     assert "this is a file; give the name of a folder" in call().stderr
+
+
+def test_modalities_for_the_rules_that_name_none(here: Path) -> None:
+    (here / "named.yaml").write_text(RULES + "modalities: {a: [a], b: [b]}\n")
+    (here / "open.yaml").write_text(RULES.replace("normalize: a, against: b", "normalize: left, against: right"))
+    both = " --rules named.yaml --rules open.yaml --no-control --seeds 0"
+    command = f"sweep for_sweep.py:build --train for_sweep.py:train -o out{both}"
+    said = ["--modality", "left=a", "--modality", "right=b"]
+    done = CliRunner().invoke(cli, [*command.split(), *said])
+    assert done.exit_code == 0, done.output
+    assert "open" in done.stdout
+    assert CliRunner().invoke(cli, [*command.split(), "--force"]).exit_code == 2  # who is `left`?
+    none_is_open = command.replace(" --rules open.yaml", "").replace("-o out", "-o other")
+    refused = CliRunner().invoke(cli, [*none_is_open.split(), *said])
+    assert refused.exit_code == 2
+    assert "the rules name the modalities themselves (a, b)" in refused.stderr
+
+
+def test_two_files_of_one_name(here: Path) -> None:
+    (here / "sub").mkdir()
+    (here / "sub" / "late.yaml").write_text(RULES)
+    done = call(" --rules sub/late.yaml")
+    assert done.exit_code == 2
+    assert "--rules sub/late.yaml: another one is called 'late', too" in done.stderr
+    assert not (here / "out").exists()

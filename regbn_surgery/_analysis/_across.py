@@ -6,6 +6,7 @@ opened: their own calls are then the ancestor's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .._errors import PlanError
@@ -53,6 +54,24 @@ def _chain(trace: Trace, index: int | None) -> list[int]:
         chain.append(index)
         index = trace.frames[index].parent
     return chain[::-1]
+
+
+def first_read(trace: Trace, caller: int, outputs: Sequence[int]) -> int:
+    """Of the tensors that a module returns the first that its caller reads, as `h` is of `_, h = self.gru(x)`."""
+    reads = {uid for op in trace.calls if op.frame == caller for uid in op.inputs}
+    reads.update(uid for frame in trace.frames if frame.parent == caller for _, uid in frame.inputs)
+    reads.update(trace.frames[caller].outputs)
+    return next((uid for uid in outputs if uid in reads), outputs[0])
+
+
+def calls_of(trace: Trace, path: str) -> Iterator[tuple[int, Sequence[int]]]:
+    """The calls of a module that return tensors: the frame of the caller, and the tensors."""
+    for op in trace.calls:
+        if op.module == path and op.outputs:
+            yield op.frame, op.outputs
+    for frame in trace.frames:
+        if frame.path == path and frame.parent is not None and frame.outputs:
+            yield frame.parent, frame.outputs
 
 
 def seen_from(host: str, path: str) -> str:

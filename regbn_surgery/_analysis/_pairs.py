@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .._errors import PlanError
 from .._spelling import nearest
 from .._types import Side
-from ._across import Across, Spot, common_frame, seen_from
+from ._across import Across, Spot, calls_of, common_frame, first_read, seen_from
 from ._anchors import FrameView, Take
 from ._runs import Run
 from ._sites import Recipe, placed
@@ -93,13 +93,10 @@ def _input(run: Run, name: str) -> _Place:
 
 
 def _module(run: Run, path: str) -> _Place:
+    """What a module returns; of several tensors the first that is read, as `h` is of `_, h = self.gru(x)`."""
     trace = run.trace
-    for op in trace.calls:
-        if op.module == path and op.outputs:
-            return _Place(op.frame, op.outputs[0], f"module `{path}`", False)
-    for frame in trace.frames:
-        if frame.path == path and frame.parent is not None and frame.outputs:
-            return _Place(frame.parent, frame.outputs[0], f"module `{path}`", False)
+    for frame, outputs in calls_of(trace, path):
+        return _Place(frame, first_read(trace, frame, outputs), f"module `{path}`", False)
     called = [op.module for op in trace.calls if op.module] + [frame.path for frame in trace.frames if frame.path]
     raise PlanError(f"pair: no module {path!r} is called; {_choices(path, called, 'some that are:')}")
 
@@ -117,8 +114,12 @@ def _side(run: Run, place: _Place) -> Side:
     return Side(home, info.shape, str(info.dtype).removeprefix("torch."), run.layout(place.uid), place.words)
 
 
+def _forward_of(view: FrameView) -> str:
+    return f"the forward of `{view.frame.path}`" if view.frame.path else "the model's own forward"
+
+
 def _take(view: FrameView, place: _Place, reference: str) -> Take:
     readers = tuple((event.key, position) for event, position in view.readers.get(place.uid, ()))
     if not readers:
-        raise PlanError(f"pair: nothing in the forward of `{view.frame.path}` reads {reference!r}")
+        raise PlanError(f"pair: nothing in {_forward_of(view)} reads what {reference!r} gives")
     return view.taken(place.uid, readers[0], readers)

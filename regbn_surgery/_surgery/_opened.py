@@ -12,7 +12,7 @@ from typing import Any
 import torch.fx
 from torch import nn
 
-from .._analysis._across import Across, Spot
+from .._analysis._across import Across, Spot, calls_of, first_read
 from .._errors import RewriteError
 from .._trace import Trace
 from .._trace._watch import token
@@ -88,9 +88,8 @@ def _node(trace: Trace, spot: Spot) -> torch.fx.Node | None:
 def _uid(trace: Trace, spot: Spot) -> int | None:
     if spot.argument is not None:
         return dict(trace.inputs).get(spot.argument)
-    made = [op.outputs[0] for op in trace.calls if op.module == spot.module and op.outputs]
-    made += [frame.outputs[0] for frame in trace.frames if frame.path == spot.module and frame.outputs]
-    return made[0] if made else None
+    made = next(calls_of(trace, spot.module or ""), None)
+    return None if made is None else first_read(trace, *made)
 
 
 def readers_of(node: torch.fx.Node) -> list[torch.fx.Node]:

@@ -278,6 +278,11 @@ _KINDS = (
         "a flat batch has more items than the model requires, and was passed by position",
         "Nothing, if it was passed as the warning says; else give pairs `((inputs), target)`, or dicts of arguments.",
     ),
+    NoteKind(
+        "RB418",
+        "`update_regbn` was called on a model without RegBN",
+        "Nothing, where that is meant; else give the model that `regbnify` has returned.",
+    ),
 )
 #: Every kind of note by its code.
 KINDS = MappingProxyType({kind.code: kind for kind in _KINDS})

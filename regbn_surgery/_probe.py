@@ -122,7 +122,9 @@ def diagnose(
             "to analyse the model with goes by its name: diagnose(model, data, example=batch)."
         )
     if rules is not None or modalities is not None:
-        refuse_second(model, "diagnose(model, data) measures it as it is; rules and modalities are for a model without")
+        refuse_second(
+            model, "Measure it as it is, without rules (`--rules`) and modalities: these are for a model without RegBN"
+        )
     elif rewritten_inside(model):
         return _as_it_is(the_rewritten(model), itertools.islice(data, int(count)), seed)
     given = read_batches(model, itertools.islice(data, int(count)))

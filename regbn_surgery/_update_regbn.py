@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import _tree
 from ._adapter_copies import regbns_in
 from ._codes import coded
-from ._errors import InputsError, RegBNWarning, RewriteError
+from ._errors import InputsError, RegBNWarning
 from ._given_batches import filled_calls, run_on
 from ._inputs import Inputs
 from ._misfits import refusing_strange_names
@@ -58,16 +58,19 @@ def update_regbn(
     Returns:
         By the name of each RegBN, as `statistics` has it, the number of batches that its projection is the average of.
         A batch that is not finite, or in which RegBN sees fewer than two rows with both sides, does not count. A RegBN
-        without any stays as it was, with warning RB416.
+        without any stays as it was, with warning RB416. Empty, with warning RB418, for a model without RegBN.
 
     Raises:
-        RewriteError: for a model without RegBN.
         InputsError: for data that gives no batch, batches that do not fit the model, or none that any RegBN can be
             fitted on.
     """
     found = regbns_in(model)
     if not found:
-        raise RewriteError(f"{type(model).__name__} has no RegBN, so there is no running projection to form again.")
+        text = (
+            f"{type(model).__name__} has no RegBN: there is no running projection to form again, and nothing was done."
+        )
+        warnings.warn(coded("RB418", text), RegBNWarning, stacklevel=6)
+        return {}
     was_training = [(module, module.training) for module in model.modules()]
     before = [_State(regbn) for regbn in found.values()]
     modes = later(lambda: _set_modes(was_training))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from regbn_surgery import NothingMatchedError, RegBN, SweepError, sweep
+from regbn_surgery import NothingMatchedError, RegBN, SweepError, sweep, update_regbn
 from regbn_surgery._rules import Rules
 from regbn_surgery.nn import NormsOnly
 
@@ -54,6 +55,19 @@ def test_every_variant_with_every_seed(tmp_path: Path) -> None:
     assert str(found) == table
     assert "| late | 6 ± 19 | +0.3" in table
     assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 1 + 3 * 2 * 2
+
+
+def test_one_train_function_ends_with_update_regbn_for_all_variants(tmp_path: Path) -> None:
+    formed = []
+
+    def train(model: nn.Module, seed: int) -> float:
+        formed.append((inside(model), update_regbn(model, [(torch.randn(9, 3), torch.randn(9, 2))])))
+        return 1.0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sweep(make, rules=[LATE], train=train, seeds=(0,), out=tmp_path)
+    assert formed == [("nothing", {}), ("RegBN", {"regbn_late": 1}), ("norms", {})]
 
 
 def test_a_stopped_sweep_goes_on(tmp_path: Path) -> None:

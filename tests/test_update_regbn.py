@@ -14,7 +14,6 @@ from regbn_surgery import (
     InputsError,
     RegBN,
     RegBNWarning,
-    RewriteError,
     freeze,
     load_regbn,
     regbnify,
@@ -271,9 +270,14 @@ def test_a_regbn_without_a_batch_stays_as_it_was() -> None:
         update_regbn(model, [(torch.randn(1, 6), torch.randn(1, 4))])
 
 
+def test_a_model_without_regbn_is_left_alone_with_a_warning() -> None:
+    model = Model()
+    with pytest.warns(RegBNWarning, match="RB418 Model has no RegBN") as told:
+        assert update_regbn(model, iter(())) == {}  # not a batch is asked for
+    assert told[0].filename == __file__
+
+
 def test_what_cannot_be_formed_again_is_refused() -> None:
-    with pytest.raises(RewriteError, match="Model has no RegBN"):
-        update_regbn(Model(), batches())
     with pytest.raises(InputsError, match="the data gave no batch"):
         update_regbn(trained(), [])
     with pytest.raises(InputsError, match="could not be run on batch 1"):

@@ -96,10 +96,11 @@ def side_text(side: Side, reduce: Reduce = "flatten") -> str:
 
 
 def mib_text(m: int, n: int) -> str:
-    """`96×96, 0.04 MiB`: the size of a dense W in float32; `8×16, 0.5 KiB` below 0.01 MiB."""
-    mib = m * n * _BYTES / 2**20
-    if mib < 0.01:
-        return f"{m}×{n}, {mib * 2**10:.1f} KiB"
+    """`96×96, 36 KiB`: the size of a dense W in float32; `512×512, 1.00 MiB` from a MiB on."""
+    kib = m * n * _BYTES / 2**10
+    if kib < 2**10:
+        return f"{m}×{n}, {kib:.1f} KiB" if kib < 10 else f"{m}×{n}, {kib:.0f} KiB"
+    mib = kib / 2**10
     return f"{m}×{n}, {mib:.2f} MiB" if mib < 100 else f"{m}×{n}, {mib:,.0f} MiB"
 
 

@@ -48,8 +48,14 @@ def _who_meet(points: Sequence[FusionPoint]) -> str:
     first_order = {frozenset(pair): pair for pair in reversed(found)}  # who meets whom, in either order
     once = dict.fromkeys(first_order[frozenset(pair)] for pair in found)
     pairs = [f"{home_text(first)} meets {home_text(second)}" for first, second in once]
-    more = f" and {len(pairs) - _PAIRS} more pairs" if len(pairs) > _PAIRS else ""
-    return f", where {', '.join(pairs[:_PAIRS])}{more}" if pairs else ""
+    return f", where {_first_of(pairs)}" if pairs else ""
+
+
+def _first_of(pairs: Sequence[str]) -> str:
+    """The pairs, or the first of many and how many more there are: two at least, since one could be named instead."""
+    if len(pairs) <= _PAIRS + 1:
+        return ", ".join(pairs)
+    return f"{', '.join(pairs[:_PAIRS])} and {len(pairs) - _PAIRS} more pairs"
 
 
 def _points_table(points: Sequence[FusionPoint], width: int) -> Table:
@@ -130,8 +136,7 @@ def plan_view(plan: Plan, width: int = 80, verbose: bool = False, *, rest: str =
     """What will be done: the modules that go in, every decision, and the first notes (`verbose`, `rest`: see above)."""
     head = f"{count_text(len(plan.sites), 'RegBN module')} to put in; {what_is_normalised(plan)}"
     pairs = dict.fromkeys(f"{home_text(site.f.home)} against {home_text(site.g.home)}" for site in plan.sites)
-    head += f": {', '.join(list(pairs)[:_PAIRS])}" if pairs else ""
-    head += f" and {len(pairs) - _PAIRS} more pairs" if len(pairs) > _PAIRS else ""
+    head += f": {_first_of(tuple(pairs))}" if pairs else ""
     parts: list[RenderableType] = [Text(head)]
     if plan.sites:
         parts += [Text(""), sites_table(plan.sites, width)]

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from .._api import regbnify
+from .._errors import RegBNWarning
 from .._rules import Rules
 from .._user_code import users_own
 from ..nn import NormsOnly
@@ -216,7 +218,9 @@ def _trained(
         torch.manual_seed(seed)
         model = variant.build(make_model, example_inputs, seed)
         torch.manual_seed(seed)
-        with users_own(f"{_called('train', train)}, called {variant.words(seed)},", SweepError):
+        called = f"{_called('train', train)}, called {variant.words(seed)},"
+        with users_own(called, SweepError), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "RB418 ", RegBNWarning)  # one `train` serves variants without RegBN, too
             measured = train(model, seed, **more)
     where = f"train returned for {variant.name!r} with seed {seed}"
     if not isinstance(measured, Mapping):

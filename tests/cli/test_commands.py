@@ -116,7 +116,7 @@ class TestShow:
         assert result.exit_code == 0, result.stderr
         for part in (
             "1 RegBN module to put in", "regbn_late", "f gray: 96 channels", "g colored: 96 channels",
-            "96×96, 0.04 MiB", "in the host's own code", "(root) (TwoBranch), source: its own code, with RegBN at",
+            "96×96, 36 KiB", "in the host's own code", "(root) (TwoBranch), source: its own code, with RegBN at",
             "--- two_branch.py\n+++ two_branch.py\n@@ -7 +7 @@\n",
             "-return torch.cat((a, b), 1)\n+return torch.cat((c, d), 1)\n",
         ):  # fmt: skip

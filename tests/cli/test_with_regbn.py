@@ -86,7 +86,7 @@ def test_diagnose_with_rules_says_what_to_leave_out(here: Any) -> None:
     result = here("diagnose", "mine.py:rewritten", "--data", "mine.py:loader", "--rules", "late.yaml")
     told = " ".join(result.stderr.split())
     assert result.exit_code == 2
-    assert "already contains RegBN (regbn_late). diagnose(model, data) measures it as it is" in told
+    assert "already contains RegBN (regbn_late). Measure it as it is, without rules" in told
     assert "Several rules" not in told
 
 

@@ -263,7 +263,7 @@ def test_notes_name_files_from_here_or_from_where_packages_lie(monkeypatch, tmp_
     assert "read at lib/a.py:3, called at b.py:4" in text
 
 
-@pytest.mark.parametrize(("m", "n", "text"), [(8, 16, "8×16, 0.5 KiB"), (96, 96, "96×96, 0.04 MiB")])
+@pytest.mark.parametrize(("m", "n", "text"), [(8, 16, "8×16, 0.5 KiB"), (96, 96, "96×96, 36 KiB")])
 def test_a_small_projection_is_not_said_to_hold_nothing(m: int, n: int, text: str) -> None:
     assert mib_text(m, n) == text
 

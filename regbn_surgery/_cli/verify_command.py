@@ -73,27 +73,30 @@ def verify(
         first = verified(model, find_inputs(model, inputs, section), training=train)
         found["the example"] = _told(first, ignored)
         further = list(calls_of(model, itertools.islice(source, calls)))
-        for number, call in enumerate(further, 1):
-            name = f"call {number} of {data}"
+        names = ["the example", *(f"call {number} of {data}" for number in range(1, len(further) + 1))]
+        for name, call in zip(names[1:], further, strict=True):
             try:
                 found[name] = _told(verified(model, call, training=train), ignored)
             except (CaptureError, InputsError) as error:  # the last batch of a loader may hold one sample, say
                 unchecked[name] = str(error)
     if form == "json":
-        calls_told: list[dict[str, object]] = [{"call": name, **one.to_dict()} for name, one in found.items()]
-        calls_told += [{"call": name, "not_checked": why} for name, why in unchecked.items()]
+        what: dict[str, dict[str, object]] = {name: one.to_dict() for name, one in found.items()}
+        what |= {name: {"not_checked": why} for name, why in unchecked.items()}
+        calls_told = [{"call": name, **what[name]} for name in names]
         write_text(json.dumps({"calls": calls_told}, indent=2, ensure_ascii=False), output)
     else:
         from rich.text import Text
 
-        lines = [f"{name}: {one}" for name, one in found.items()]
-        text = Text("\n".join([*lines, *(f"{name}: not checked. {why}" for name, why in unchecked.items())]))
+        told = {name: str(one) for name, one in found.items()}
+        told |= {name: f"not checked. {why}" for name, why in unchecked.items()}
+        text = Text("\n".join(f"{name}: {told[name]}" for name in names))
         write_views(lambda width: [text], output)
     wrong, total = sum(not one.ok for one in found.values()), len(found) + len(unchecked)
+    calls_in_all = f"{total} calls, the example included," if further else f"{total} call"
     if unchecked:
-        message(f"{len(unchecked)} of {total} calls could not be checked")
+        message(f"{len(unchecked)} of {calls_in_all} could not be checked")
     if wrong:
-        finding(f"in {wrong} of {total} calls RegBN did not run as its rule says; docs/notes.md explains the codes")
+        finding(f"in {wrong} of {calls_in_all} RegBN did not run as its rule says; docs/notes.md explains the codes")
     if unchecked:
         raise click.exceptions.Exit(1)
     if rules is not None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from .._errors import RewriteError
+from ..nn import RegBN
 from ._guard import RECORD
 from ._operations import Operation
 from ._site import RegBNSite
@@ -80,7 +81,11 @@ def no_regbn(model: nn.Module, so: str = "") -> str:
     name = type(model).__name__
     found = rewritten_inside(model)
     if not found:
-        return f"{name} carries no RegBN put in by regbnify{so}."
+        by_hand = any(isinstance(module, RegBN) for module in model.modules())
+        hint = (
+            " Its RegBN was put in by hand: the model's own state_dict() has all of it." if by_hand else ""
+        )
+        return f"{name} carries no RegBN put in by regbnify{so}.{hint}"
     places = ", ".join(f"`.{path}` ({type(module).__name__})" for path, module in list(found.items())[:_NAMED])
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return f"{name} contains {len(found)} models with RegBN: {places}{more}. Pass one of them."

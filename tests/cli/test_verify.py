@@ -113,7 +113,9 @@ def test_a_call_that_cannot_be_checked_hides_no_other(verify):
     assert "call 2 of verified.py:last: not checked. The inputs have batch size 1" in result.stdout
     assert result.stdout.count(RIGHT) == 2
     assert EXCHANGED in result.stdout
-    assert "1 of 4 calls could not be checked" in result.stderr
+    assert "1 of 4 calls, the example included, could not be checked" in result.stderr
+    heads = [line.partition(" of ")[0] for line in result.stdout.splitlines() if not line.startswith(" ")]
+    assert [head for head in heads if head.startswith("call ")] == ["call 1", "call 2", "call 3"]
     calls = json.loads(verify("--data", "verified.py:last", "--format", "json").stdout)["calls"]
     assert "give at least 2 samples" in next(call for call in calls if call["call"].startswith("call 2"))["not_checked"]
 
@@ -121,7 +123,7 @@ def test_a_call_that_cannot_be_checked_hides_no_other(verify):
 def test_a_call_that_cannot_be_checked_is_no_success(verify):
     result = verify("--data", "verified.py:one")
     assert result.exit_code == 1, result.stdout
-    assert "1 of 2 calls could not be checked" in result.stderr
+    assert "1 of 2 calls, the example included, could not be checked" in result.stderr
 
 
 def test_a_call_in_which_the_streams_do_not_meet_is_a_finding(verify):

@@ -11,6 +11,7 @@ from torch import nn
 
 from regbn_surgery import (
     RecipeError,
+    RegBN,
     RewriteError,
     explain,
     fold,
@@ -155,6 +156,12 @@ def test_a_model_without_regbn_is_told_by_all_in_the_same_words() -> None:
     for ask in (freeze, unregbnify, summary, lambda m: verify(m, vectors()), lambda m: fold(m, vectors())):
         with pytest.raises(RewriteError, match=said):
             ask(Own(build(Late)))
+
+
+def test_of_regbn_by_hand_its_state_dict_is_named(tmp_path: Any) -> None:
+    with pytest.raises(RecipeError, match=r"put in by hand: the model's own state_dict\(\) has all"):
+        save_regbn(nn.ModuleList([RegBN(3, 2)]), tmp_path / "x")
+    assert "by hand" not in str(explain(build(Late)))
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)

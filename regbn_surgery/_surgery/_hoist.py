@@ -228,7 +228,9 @@ def hooked(host: nn.Module, forward: Any, run: Any, given: list[Any]) -> list[An
     code = inspect.unwrap(forward).__code__
     names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
     named = dict(zip(names, given[1:], strict=False))
-    for name in [name for hook in hooks for spec in hook.specs for name in (*spec.f, *spec.g)]:
+    specs = [spec for hook in hooks for spec in hook.specs]
+    masks = [mask.argument for spec in specs for mask in spec.masks]
+    for name in [*masks, *(name for spec in specs for name in (*spec.f, *spec.g))]:
         if name.split(".")[0] not in named:
             raise NotFollowedError(f"`{name}` is among arguments that symbols show as one")
     for hook in hooks:

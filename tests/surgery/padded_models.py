@@ -3,11 +3,14 @@ what RegBN makes of it. At module level, so that they can be pickled."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from .models import run, site_of
 
 A, B = 7, 5
 Inputs = dict[str, Any]
@@ -37,6 +40,11 @@ def padded(inputs: Inputs, pads_a: int = 3, pads_b: int = 2, names: tuple[str, s
 
 def at_words(outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return outputs[0][:, :A], outputs[1][:, :B]
+
+
+#: Names that tell nothing, and what a rule says of them.
+NAMES = ("words", "pads")
+SPELT = {"a": {"argument": "words", "marks": "content"}, "b": {"argument": "pads", "marks": "padding"}}
 
 
 class Encoders(nn.Module):
@@ -91,6 +99,31 @@ class OwnQueries(Queries):
         if b_padding_mask is not None:
             scores = scores.masked_fill(b_padding_mask[:, None], float("-inf"))
         return self.head(query + scores.softmax(-1) @ key), key
+
+
+class Decoded(Queries):
+    """torch's own decoder layer, which is given the mask of its memory by position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(
+        self, a: Tensor, b: Tensor, attention_mask: Any = None, b_padding_mask: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        query, key = self.enc_a(a), self.enc_b(b)
+        pads = None if attention_mask is None else attention_mask == 0
+        return self.head(self.decoder(query, key, None, None, pads, b_padding_mask)), key
+
+
+class OneName(Queries):
+    """The owner's `key_padding_mask` is that of the queries; the layer is given another one by this name."""
+
+    def forward(
+        self, a: Tensor, b: Tensor, key_padding_mask: Any = None, b_padding_mask: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        query, key = self.enc_a(a), self.enc_b(b)
+        return self.head(query + self.attention(query, key, key, b_padding_mask, need_weights=False)[0]), key
 
 
 class Gate(Encoders):
@@ -196,3 +229,39 @@ class Checkpointed(nn.Module):
             return self.inner(a, b, attention_mask, b_padding_mask)
         out: Any = checkpoint(self.inner, a, b, attention_mask, b_padding_mask, use_reentrant=False)
         return out
+
+
+# -- what the tests ask about them -----------------------------------------------------------------------------------
+
+
+def holds(model: nn.Module, seeds: int = 3) -> None:
+    """Trained and evaluated on padded batches, the model is the one without padding, at every word."""
+    plain = copy.deepcopy(model)
+    for seed in range(seeds):
+        inputs = bare(6, seed)
+        pads = 3 + seed, 2 + seed
+        step_on_words(model, padded(inputs, *pads))
+        step_on_words(plain, inputs)
+        for training in (True, False):
+            found = at_words(run(model, padded(inputs, *pads), training))
+            torch.testing.assert_close(found, at_words(run(plain, inputs, training)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
+    assert site_of(model).regbn.W.abs().max() > 0
+
+
+def step_on_words(model: nn.Module, inputs: Inputs) -> None:
+    loss = sum(out.square().mean() for out in at_words(run(model, inputs, training=True)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    loss.backward()  # type: ignore[union-attr]
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def masks_of(model: nn.Module) -> list[tuple[str, str]]:
+    return [(mask.side, mask.argument) for mask in site_of(model).masks]
+
+
+def given_to_regbn(model: nn.Module) -> list[Inputs]:
+    seen: list[Inputs] = []
+    site_of(model).regbn.register_forward_hook(lambda m, args, kwargs, out: seen.append(kwargs), with_kwargs=True)
+    return seen

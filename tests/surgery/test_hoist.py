@@ -37,6 +37,7 @@ class Marking(RegBNSite):
     def __init__(self) -> None:
         nn.Module.__init__(self)
         self.f_axes = self.g_axes = (0, 2, 1)
+        self.told_mask = True
         self.given: list[Any] = []
 
     def forward(  # type: ignore[override]

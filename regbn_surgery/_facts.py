@@ -13,11 +13,13 @@ from ._analysis import Analysis
 from ._analysis._causal import Streams
 from ._analysis._pairs import Pair
 from ._analysis._runs import Run
+from ._errors import PlanError
 from ._plan import Facts, SiteMasks
+from ._spelling import did_you_mean
 from ._state import has_no_values
 from ._surgery import kept_at
 from ._trace import Trace
-from ._types import PaddingMask, PlannedSite, Side
+from ._types import PaddingMask, Plan, PlannedSite, Side
 
 
 def find_facts(model: nn.Module, analysis: Analysis, streams: Streams | None = None) -> Facts:
@@ -116,6 +118,20 @@ def masks_at(model: nn.Module, analysis: Analysis, site: PlannedSite) -> SiteMas
         masking.arguments,
         masking.meaning,
     )
+
+
+def refuse_missing_masks(model: nn.Module, analysis: Analysis, plan: Plan) -> None:
+    """Raises PlanError where a plan from a file names a mask that the host has no argument for."""
+    for site in plan.sites:
+        named = [mask.argument for mask in site.padding or () if not mask.layer]
+        masks = masks_at(model, analysis, site)
+        known = [argument.name for argument in masks.arguments()] if named else []
+        for name in named:
+            if name not in known:
+                raise PlanError(
+                    f"The plan leaves out padding of {site.path} by `{name}`, which is no argument of {masks.host}"
+                    f"{did_you_mean(name, known)}. Make a plan for this model: plan(model, rules, example_inputs)."
+                )
 
 
 def pair_sides(analysis: Analysis, pair: Pair, streams: Streams) -> tuple[Side, Side]:

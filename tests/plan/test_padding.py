@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regbn_surgery import PlanError, Rules, RulesError, plan
+from regbn_surgery import Plan, PlanError, Rules, RulesError, plan, regbnify
 
 from ..surgery.padded_models import Gate, Hooked, Named, Queries, Tokens, bare, padded
 
@@ -215,6 +215,17 @@ def test_what_the_model_does_with_a_mask_tells_what_it_means() -> None:
     masks = {"word_mask": ones(*A)}
     wanted = {("f", "word_mask", False), ("g", "key_padding_mask", True)}
     assert found(Filled(), masks, mask="word_mask") == wanted
+
+
+def test_a_plan_changed_by_hand_is_held_to_the_arguments() -> None:
+    content = plan(Tokens(), rules(), padded(bare(4))).to_dict()
+    first = content["sites"][0]["padding"][0]
+    first["argument"] = "attention_msk"
+    with pytest.raises(PlanError, match="`attention_msk`, which is no argument of Tokens; did you mean `attention_m"):
+        regbnify(Tokens(), Plan.from_dict(content), padded(bare(4)))
+    content["sites"][0]["padding"] = [first, first]
+    with pytest.raises(PlanError, match=r"sites\[0\].padding: at most one mask for each side"):
+        Plan.from_dict(content)
 
 
 def test_rules_are_written_out_as_they_were() -> None:

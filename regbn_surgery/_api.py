@@ -17,7 +17,7 @@ from ._analysis._causal import Streams
 from ._codes import coded, kept
 from ._copying import Model, deep_copy
 from ._errors import RegBNWarning, RewriteError
-from ._facts import find_facts, needs, pair_sides, streams_of
+from ._facts import find_facts, needs, pair_sides, refuse_missing_masks, streams_of
 from ._inputs import InputsLike, are_two, find_inputs, make_batches, named_shapes
 from ._inspecting import refuse_wrapped
 from ._leaving_out import perform_borne
@@ -298,7 +298,9 @@ def _resumed(model: nn.Module, made: Plan, example_inputs: InputsLike | None) ->
     specs = {name: InputSpec.model_validate(spec) for name, spec in made.inputs.items()}
     batches = make_batches(model, find_inputs(model, example_inputs, specs))
     analysis = analyse(model, batches, _spelt(made.modalities))
-    return rebind(made, analysis.inspection, _resolver(analysis)), analysis
+    bound = rebind(made, analysis.inspection, _resolver(analysis))
+    refuse_missing_masks(model, analysis, bound)
+    return bound, analysis
 
 
 def _spelt(modalities: Iterable[Modality]) -> Any:

@@ -185,8 +185,9 @@ _KINDS = (
     NoteKind(
         "RB123",
         "a side is averaged over positions, padding included, although the model has a mask that marks it",
-        "Nothing, if your batches are not padded. Else batch by length, or normalise a point at which the positions "
-        "are pooled already; see [padding](regbn.md#padding).",
+        "Nothing, or `mask: none` in the rule, if your batches are not padded. Else name the mask in the rule, as in "
+        "`mask: {text: attention_mask}`; it is an argument of the module in which the fusion happens. See "
+        "[padding](regbn.md#padding).",
     ),
     NoteKind(
         "RB125",
@@ -277,6 +278,11 @@ _KINDS = (
         "RB417",
         "a flat batch has more items than the model requires, and was passed by position",
         "Nothing, if it was passed as the warning says; else give pairs `((inputs), target)`, or dicts of arguments.",
+    ),
+    NoteKind(
+        "RB418",
+        "a mask that a training step was given fits no side of a RegBN, so that padding counts",
+        "Give it as `[batch, length]`, as in the example, or leave it out.",
     ),
     NoteKind(
         "RB419",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +13,13 @@ from ._analysis import Analysis
 from ._analysis._causal import Streams
 from ._analysis._pairs import Pair
 from ._analysis._runs import Run
-from ._plan import Facts
+from ._errors import PlanError
+from ._plan import Facts, SiteMasks
+from ._spelling import did_you_mean
 from ._state import has_no_values
 from ._surgery import kept_at
 from ._trace import Trace
-from ._types import Side
+from ._types import PaddingMask, Plan, PlannedSite, Side
 
 
 def find_facts(model: nn.Module, analysis: Analysis, streams: Streams | None = None) -> Facts:
@@ -34,7 +35,7 @@ def find_facts(model: nn.Module, analysis: Analysis, streams: Streams | None = N
         streams=sides,
         layers={place: recipe.leaf for place, recipe in analysis.recipes.items() if recipe.leaf is not None},
         masks=_masks(analysis.runs[0]),
-        masked=frozenset(_masked(analysis)),
+        masks_at=functools.partial(masks_at, model, analysis),
         kept_at=functools.partial(kept_at, model),
     )
 
@@ -96,13 +97,41 @@ def _masks(run: Run) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _masked(analysis: Analysis) -> Iterator[_Place]:
-    """The sides of which RegBN is given a mask, and those without padding: what a scatter writes, row by row."""
-    for (point, index), recipe in analysis.recipes.items():
-        if recipe.mask is not None:
-            yield point, index, recipe.mask.side
-        if recipe.scatter is not None and not recipe.scatter.written:
-            yield point, index, 1
+def masks_at(model: nn.Module, analysis: Analysis, site: PlannedSite) -> SiteMasks:
+    """What could mark the padding of f and g at a planned site."""
+    if site.pair is not None:
+        masking, first = analysis.pair(*site.pair).masking, 0
+    else:
+        recipe = analysis.recipe_of(site)
+        assert recipe is not None, "a point has recipes"
+        assert site.site is not None, "a planned site is at a point or at a pair"
+        masking, first = recipe.masking, 0 if site.site.sides[0] == site.f else 1
+    found = (
+        PaddingMask("f" if mask.side == first else "g", mask.name, mask.leaves_out, mask.layer)
+        for mask in masking.found
+    )
+    name = type(model.get_submodule(site.host)).__name__
+    return SiteMasks(
+        f"{name} at `{site.host}`" if site.host else name,
+        tuple(found),
+        (masking.open[first], masking.open[1 - first]),
+        masking.arguments,
+        masking.meaning,
+    )
+
+
+def refuse_missing_masks(model: nn.Module, analysis: Analysis, plan: Plan) -> None:
+    """Raises PlanError where a plan from a file names a mask that the host has no argument for."""
+    for site in plan.sites:
+        named = [mask.argument for mask in site.padding or () if not mask.layer]
+        masks = masks_at(model, analysis, site)
+        known = [argument.name for argument in masks.arguments()] if named else []
+        for name in named:
+            if name not in known:
+                raise PlanError(
+                    f"The plan leaves out padding of {site.path} by `{name}`, which is no argument of {masks.host}"
+                    f"{did_you_mean(name, known)}. Make a plan for this model: plan(model, rules, example_inputs)."
+                )
 
 
 def pair_sides(analysis: Analysis, pair: Pair, streams: Streams) -> tuple[Side, Side]:

@@ -257,6 +257,34 @@ class Inspection:
 
 
 @dataclass(frozen=True)
+class HostArgument:
+    """An argument of a host, from which a rule may choose the mask of a side.
+
+    `shape` is None where the example does not give it. `inputs` are the model's inputs that are this very tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...] | None
+    inputs: tuple[str, ...] = ()
+    content: bool = False  # whether it carries a modality
+    uid: int | None = field(default=None, compare=False)  # of its tensor, within one analysis
+
+
+@dataclass(frozen=True)
+class PaddingMask:
+    """Which argument marks the padding among the positions of one side of a site: RegBN leaves that out.
+
+    `argument`, by its dotted name, is one of the host, or with `layer` one of the torch module that attends.
+    `leaves_out`: what is true in it is padding, not content.
+    """
+
+    side: Literal["f", "g"]
+    argument: str
+    leaves_out: bool
+    layer: bool = False
+
+
+@dataclass(frozen=True)
 class PlannedSite:
     """One RegBN module that will go in. `f` and `g` are indices into `site.sides` (or describe a pair)."""
 
@@ -275,6 +303,7 @@ class PlannedSite:
     methods: tuple[str, ...] = ()  # methods of the host beside `forward` in which the site counts, too
     tier: int | None = None  # 1: by a hook, 2: in the host's own code, 3: under a mode; None where not tried
     kept_at: str = ""  # path of the new submodule where it is not the host that keeps it (a layer with a hook)
+    padding: tuple[PaddingMask, ...] | None = None  # what marks it; None where nobody looked: what is found by itself
 
     @property
     def path(self) -> str:

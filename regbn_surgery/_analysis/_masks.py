@@ -1,18 +1,18 @@
-"""Which argument of an attention masks whose positions, and whether True in it means "keep" or "leave out".
+"""Which arguments mask whose positions, and whether True in them means "keep" or "leave out".
 
-A name does not tell: `mask` is what to keep in `transformers` and what to leave out in many models written by hand.
-What is done with it does: `masked_fill(mask, -inf)` leaves out, `masked_fill(mask == 0, -inf)` keeps.
+A name does not always tell: `mask` is what to keep in `transformers` and what to leave out in many models written by
+hand. What is done with it does: `masked_fill(mask, -inf)` leaves out, `masked_fill(mask == 0, -inf)` keeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from .._ops import Value
 from .._trace import Call, Trace, tensor_of
-from .._types import Side
+from .._types import HostArgument, Side
 from ._anchors import FrameView
 from ._met import Meeting
 
@@ -27,7 +27,7 @@ _KEEPS_MEANING: tuple[Value, ...] = (
 
 @dataclass(frozen=True)
 class Mask:
-    """`name` is an argument of the owner, or of the torch module that attends; `side` is the side that it masks.
+    """`name` is an argument of the owner, or (`layer`) of the torch module that attends; `side` is what it masks.
 
     `leaves_out`: True in it marks what to leave out, not what to keep.
     """
@@ -35,15 +35,97 @@ class Mask:
     name: str
     side: int
     leaves_out: bool
+    layer: bool = False
 
 
-def find_mask(meeting: Meeting, view: FrameView, sides: Sequence[Side]) -> Mask | None:
-    """The mask over the positions of an attention's sides, if it has one."""
-    if meeting.kind != "attention":
-        return None
+@dataclass(frozen=True)
+class Masking:
+    """What is known of the padding of a site's sides.
+
+    `found` are the masks that need no word of the user's; `open` says of each side whether RegBN could leave positions
+    of it out. `arguments` lists what the host is given, from which a rule may choose, and `meaning` tells of one
+    whether what is true in it marks padding, by its name or else by what is done with it; None where neither tells.
+    """
+
+    found: tuple[Mask, ...] = ()
+    open: tuple[bool, bool] = (True, True)
+    arguments: Callable[[], tuple[HostArgument, ...]] = field(default=tuple, compare=False, repr=False)
+    meaning: Callable[[HostArgument], bool | None] = field(default=lambda _: None, compare=False, repr=False)
+
+
+NOT_ASKED = Masking()
+
+
+def masking_of(view: FrameView, sides: Sequence[Side], meeting: Meeting | None = None) -> Masking:
+    """The masks over the positions of a site's sides; `meeting` is the fusion, where the site is at one."""
+    found = {} if meeting is None or meeting.kind != "attention" else _of_attention(meeting, view, sides)
+    for side in (0, 1):
+        known = None if side in found else _by_name(view, sides, side)
+        if known is not None:
+            found[side] = known
+    return replace(asked_of(view), found=tuple(found.values()))
+
+
+def masking_of_scatter(view: FrameView, sides: Sequence[Side], written: bool) -> Masking:
+    """The mask over what a scatter writes into. `written`: other calls have filled that before, stretch by stretch.
+
+    What it writes has no padding: its rows go where the call puts them.
+    """
+    found = None if written or not _has_positions(sides[0]) else _of_text(view, sides[0])
+    return replace(asked_of(view), found=() if found is None else (found,), open=(not written, False))
+
+
+def asked_of(view: FrameView) -> Masking:
+    """What a host is given, with nothing found in it yet."""
+    return Masking(arguments=functools.partial(_arguments, view), meaning=functools.partial(_meaning, view.trace))
+
+
+def _meaning(trace: Trace, argument: HostArgument) -> bool | None:
+    told = means_padding(argument.name)
+    return _leaves_out(argument.uid, trace) if told is None and argument.uid is not None else told
+
+
+def _arguments(view: FrameView) -> tuple[HostArgument, ...]:
+    """The tensors that the host is given in the example, and the further arguments that it may be given."""
+    trace = view.trace
+    given = []
+    for name, uid in view.frame.inputs:
+        info = trace.tensors[uid]
+        given.append(
+            HostArgument(
+                name,
+                tuple(info.shape),
+                tuple(other for other, number in trace.inputs if number == uid),
+                view.carries(uid) is not None,
+                uid,
+            )
+        )
+    names = {argument.name.split(".")[0] for argument in given}
+    rest = (name for name in view.frame.parameters if name not in names)
+    return (*given, *(HostArgument(name, None) for name in rest))
+
+
+def means_padding(name: str) -> bool | None:
+    """Whether True in a mask of this name marks padding; None where the name does not tell."""
+    last = name.split(".")[-1]
+    return next((leaves_out for known, leaves_out in PADDING_MASKS.items() if last.endswith(known)), None)
+
+
+def _has_positions(side: Side) -> bool:
+    return len(side.spatial_shape) == 1 and side.layout.batch_dim is not None
+
+
+def _rows(side: Side) -> tuple[int, ...]:
+    """The shape of a mask over the positions of a side, [B, L]."""
+    batch = side.layout.batch_dim
+    return () if batch is None else (side.shape[batch], *side.spatial_shape)
+
+
+def _of_attention(meeting: Meeting, view: FrameView, sides: Sequence[Side]) -> dict[int, Mask]:
+    """The mask that an attention is given itself, over its keys or else over its queries."""
     if meeting.op.row.key_mask is not None:
         name, side = meeting.op.row.key_mask
-        return Mask(name, side, leaves_out=True)
+        return {side: Mask(name, side, leaves_out=True, layer=True)}
     for side in (1, 0):
         spatial = sides[side].spatial_shape
         if len(spatial) != 1:
@@ -52,27 +134,46 @@ def find_mask(meeting: Meeting, view: FrameView, sides: Sequence[Side]) -> Mask 
             shape = view.trace.tensors[uid].shape
             named = "mask" in name.lower() and view.carries(uid) is None
             if named and len(shape) >= 2 and shape[-1] == spatial[0] and shape[0] == sides[side].shape[0]:
-                return Mask(name, side, _leaves_out(uid, view.trace, "padding" in name))
-    return None
+                used = _leaves_out(uid, view.trace)
+                return {side: Mask(name, side, "padding" in name if used is None else used)}
+    return {}
 
 
-def find_padding_mask(view: FrameView, into: Side, side: int) -> Mask | None:
-    """The argument of the owner that marks the padding among the positions of what a scatter writes into, if it has
-    one. The example need not give it; a call in which it is not there, or of another shape, is one without padding."""
-    if len(into.spatial_shape) != 1:
+def _by_name(view: FrameView, sides: Sequence[Side], side: int) -> Mask | None:
+    """The one argument that a usual name and its shape, [B, L] of this side alone, say to mark the padding of it."""
+    shape = _rows(sides[side])
+    if not _has_positions(sides[side]) or shape == _rows(sides[1 - side]):
         return None
+    fits = [
+        name
+        for uid, name in view.arguments.items()
+        if means_padding(name) is not None and _is_mask(view, uid, shape) and view.layout(uid).batch_dim == 0
+    ]
+    exact = [name for name in PADDING_MASKS if name in fits]
+    if not exact and len(fits) != 1:
+        return None
+    name = (exact or fits)[0]
+    return Mask(name, side, bool(means_padding(name)))
+
+
+def _of_text(view: FrameView, into: Side) -> Mask | None:
+    """The argument that marks the padding of what a scatter writes into. The example need not give it; a call in which
+    it is not there, or of another shape, is one without padding."""
     given = {name: uid for uid, name in view.arguments.items()}
-    shape = (into.shape[into.layout.batch_dim], *into.spatial_shape) if into.layout.batch_dim is not None else ()
-    fits = [name for name in PADDING_MASKS if name in given and view.trace.tensors[given[name]].shape == shape]
+    fits = [name for name in PADDING_MASKS if name in given and _is_mask(view, given[name], _rows(into))]
     others = [name for name in PADDING_MASKS if name in given or name in view.frame.parameters]
     for name in (*fits, *others):
         if name not in given or view.carries(given[name]) is None:
-            return Mask(name, side, PADDING_MASKS[name])
+            return Mask(name, 0, PADDING_MASKS[name])
     return None
 
 
-def _leaves_out(mask: int, trace: Trace, otherwise: bool) -> bool:
-    """Whether True in a mask marks what to leave out, by following it to where it is used."""
+def _is_mask(view: FrameView, uid: int, shape: tuple[int, ...]) -> bool:
+    return view.trace.tensors[uid].shape == shape and view.carries(uid) is None
+
+
+def _leaves_out(mask: int, trace: Trace) -> bool | None:
+    """Whether True in a mask marks what to leave out, by following it to where it is used; None where none tells."""
     negated = {mask: False}
     for op in trace.calls:
         positions = [i for i, uid in enumerate(op.inputs) if uid in negated]
@@ -85,7 +186,7 @@ def _leaves_out(mask: int, trace: Trace, otherwise: bool) -> bool:
         flips = _flips(op)
         if flips is not None:
             negated.update((uid, odd != flips) for uid in op.outputs)
-    return otherwise
+    return None
 
 
 def _use(op: Call, position: int) -> bool | None:
@@ -98,7 +199,7 @@ def _use(op: Call, position: int) -> bool | None:
     return marks == "out"
 
 
-def _is_low(value: Any) -> bool:
+def _is_low(value: object) -> bool:
     return isinstance(value, int | float) and value < -1
 
 

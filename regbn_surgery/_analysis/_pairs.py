@@ -9,6 +9,7 @@ from .._spelling import nearest
 from .._types import Side
 from ._across import Across, Spot, calls_of, common_frame, first_read, seen_from
 from ._anchors import FrameView, Take
+from ._masks import NOT_ASKED, Masking, masking_of
 from ._runs import Run
 from ._sites import Recipe, placed
 
@@ -21,6 +22,7 @@ class Pair:
     f: Side
     g: Side
     recipe: Recipe | None
+    masking: Masking = NOT_ASKED
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,18 @@ def resolve_pair(run: Run, f: str, g: str) -> Pair:
         PlanError: for a reference that is not understood or names nothing.
     """
     first, second = _place(run, f), _place(run, g)
+    sides = _side(run, first), _side(run, second)
     if first.is_input and second.is_input:
-        return Pair("", _side(run, first), _side(run, second), None)
+        root = FrameView(run.trace.frames[0], run.trace, run.flow, run.layout)
+        return Pair("", *sides, None, masking_of(root, sides))
     if first.frame != second.frame:
         return _across(run, (first, second), (f, g))
     frame = run.trace.frames[first.frame]
     view = FrameView(frame, run.trace, run.flow, run.layout)
     takes = _take(view, first, f), _take(view, second, g)
-    recipe = Recipe(owner=frame.path, key=takes[0].at[0], takes=takes)
-    return Pair(frame.path, _side(run, first), _side(run, second), placed(view, recipe, None))
+    masking = masking_of(view, sides)
+    recipe = Recipe(owner=frame.path, key=takes[0].at[0], takes=takes, masking=masking)
+    return Pair(frame.path, *sides, placed(view, recipe, None), masking)
 
 
 def _across(run: Run, places: tuple[_Place, _Place], references: tuple[str, str]) -> Pair:
@@ -62,14 +67,18 @@ def _across(run: Run, places: tuple[_Place, _Place], references: tuple[str, str]
         spots.append(Spot(None, name) if place.is_input else Spot(seen_from(host, name)))
     take = Take(first.uid, (("", "", 0, 0), 0), ()), Take(second.uid, (("", "", 0, 0), 0), ())
     makers = tuple(None if place.is_input else r.partition(":")[2] for place, r in zip(places, references, strict=True))
+    sides = _side(run, first), _side(run, second)
+    view = FrameView(run.trace.frames[common], run.trace, run.flow, run.layout)
+    masking = masking_of(view, sides)
     recipe = Recipe(
         owner=host,
         key=("", "", 0, 0),
         takes=take,
+        masking=masking,
         makers=(makers[0], makers[1]),
         across=Across(spots[0], spots[1], tuple(seen_from(host, path) for path in opened)),
     )
-    return Pair(host, _side(run, first), _side(run, second), recipe)
+    return Pair(host, *sides, recipe, masking)
 
 
 def _place(run: Run, reference: str) -> _Place:

@@ -12,7 +12,7 @@ from ._anchors import Event, Frames, FrameView, Key, Spot, Take
 from ._axes import concat_dim
 from ._flow import Meeting, Met
 from ._lineage import comparable
-from ._masks import Mask, find_mask, find_padding_mask
+from ._masks import NOT_ASKED, Masking, asked_of, masking_of, masking_of_scatter
 from ._ranges import why_bounded
 from ._rounds import Rounds
 from ._runs import Run, layer_behind, ordered, producer
@@ -38,7 +38,7 @@ class Recipe:
     role: int = 0
     cycle: tuple[int, ...] | None = None
     caller: str = ""
-    mask: Mask | None = None  # over the positions of one side
+    masking: Masking = NOT_ASKED  # masks over the positions of the two sides
     repeats: bool = False  # the call stands in a loop: each of its rounds is this site
     whole_input: tuple[bool, bool] = (False, False)  # whether nothing else in the owner reads that argument
     makers: tuple[str | None, str | None] = (None, None)  # the nearest layer that each side comes out of
@@ -93,7 +93,7 @@ def from_caller(run: Run, view: FrameView, recipe: Recipe) -> Recipe | None:
     in exchanged places. None where the owner is called from several places, or another thing than the two counts.
     """
     others = [frame for frame in run.trace.frames if frame.path == view.frame.path and frame is not view.frame]
-    whole = all(recipe.whole_input) and recipe.mask is None
+    whole = all(recipe.whole_input)
     given = all(take.argument is not None for take in recipe.takes)
     if not given or not whole or others or view.frame.parent is None:
         return None
@@ -108,6 +108,7 @@ def from_caller(run: Run, view: FrameView, recipe: Recipe) -> Recipe | None:
         return None
     named = not all(map(_is_item, recipe.takes))
     moved = replace(recipe, owner=caller.path, key=event.key, takes=(takes[0], takes[1]), leaf=None, named=named)
+    moved = replace(moved, masking=asked_of(around))
     return replace(placed(around, moved, event), onward=())
 
 
@@ -188,7 +189,7 @@ def _scatter_site(run: Run, meeting: Meeting, view: FrameView, pair: Pair, role:
         key=op.key,
         takes=(takes[0], takes[1]),
         role=role,
-        mask=None if scatter.written else find_padding_mask(view, sides[0], 0),
+        masking=masking_of_scatter(view, sides, bool(scatter.written)),
         makers=(layer_behind(run, takes[0].uid), layer_behind(run, takes[1].uid)),
         scatter=scatter,
     )
@@ -279,7 +280,7 @@ def _site(
         role=role,
         cycle=None,
         caller="",
-        mask=find_mask(meeting, view, sides),
+        masking=masking_of(view, sides, meeting),
         repeats=False,
         whole_input=(whole[0], whole[1]),
         makers=(layer_behind(run, takes[0].uid), layer_behind(run, takes[1].uid)),

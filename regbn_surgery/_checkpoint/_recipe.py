@@ -28,6 +28,7 @@ from .._surgery._record import FunctionText
 from .._types import Layout, Modality
 from .._visible import visible
 from ._fit import class_at, fitted, refusal, versions_of
+from ._older import modernised
 from ._sound import refuse_unsound_operation
 from ._sources import Sources
 
@@ -188,7 +189,7 @@ class Recipe:
         found = content.pop("format", None)
         if found != FORMAT or isinstance(found, bool):
             raise CodecError("format", f"this release reads format {FORMAT} of recipes; found {found!r}")
-        recipe = _codec.build(cls, content)
+        recipe = _codec.build(cls, modernised(content))
         if not recipe.operations:
             raise CodecError("operations", "at least one is expected; found none")
         for number, source in enumerate(recipe.sources):

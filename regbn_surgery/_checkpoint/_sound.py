@@ -44,8 +44,10 @@ def _problems(operation: Operation, sources: int) -> Iterator[tuple[str, str]]:
             yield f"{name}.{'site' if name == 'hook' else 'name'}", f"{expected!r} is expected; found {way.name!r}"
     if operation.texts:
         yield "texts", "must be empty: functions are listed in `sources`"
-    if operation.masking is not None and operation.masking[0] not in ("f", "g"):
-        yield "masking[0]", f"`f` or `g` is expected; found {operation.masking[0]!r}"
+    for name, way in ways.items():
+        sides = [mask.side for mask in way.masks]
+        if len(set(sides)) < len(sides):
+            yield f"{name}.masks", "at most one mask for each side is expected"
     if operation.roles is not None:
         if not operation.roles[0]:
             yield "roles[0]", "the roles of a shared owner are expected; found none"
@@ -71,7 +73,7 @@ def _problems_within(value: Any, where: str, sources: int) -> Iterator[tuple[str
                     yield f"{where}.{name}", f"a number from {lowest} is expected; found {getattr(value, name)}"
         if isinstance(value, Place) and not value.steps:
             yield f"{where}.steps", "the steps that lead to a call are expected; found none"
-        if isinstance(value, HoistSpec) and not (value.f and value.g and value.mask_of in ("f", "g")):
+        if isinstance(value, HoistSpec) and not (value.f and value.g):
             yield where, "at least one argument for f and one for g are expected"
         for field in fields(value):
             inner = f"{where}.{field.name}" if where else field.name

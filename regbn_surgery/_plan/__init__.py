@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .binding import rebind
-from .facts import Facts
+from .facts import Facts, SiteMasks
 from .placing import PairSides, ResolvePair
 from .planner import decide
 
-__all__ = ["Facts", "PairSides", "ResolvePair", "decide", "rebind"]
+__all__ = ["Facts", "PairSides", "ResolvePair", "SiteMasks", "decide", "rebind"]

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from .._codes import coded
 from .._rules.naming import home_name
 from .._rules.problems import listing
-from .._types import FusionPoint, PlannedSite, Side
+from .._types import FusionPoint, HostArgument, PlannedSite
 from ..nn.options import RegBNOptions
 from ..nn.start import too_few
-from .facts import Facts
+from .facts import Facts, SiteMasks
+from .padding import LETTERS, Letter, candidates, rows
 
 _BYTES = 4  # of one float32 of W
 _LARGE = 256 * 2**20  # bytes of one W that are worth a word
 
 
-def advise(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint], facts: Facts) -> Iterator[str]:
-    """All notes on the planned sites, the gravest first."""
+def advise(
+    sites: Sequence[PlannedSite],
+    points: Mapping[str, FusionPoint],
+    facts: Facts,
+    counted: Collection[tuple[str, str]] = (),
+) -> Iterator[str]:
+    """All notes on the planned sites, the gravest first. `counted`: sides (path of a RegBN, "f" or "g") whose padding
+    is to count."""
     yield from _rescaled(sites, facts)
     yield from _causal(sites)
     yield from _short(sites, facts)
@@ -25,7 +32,7 @@ def advise(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint], fact
     yield from _mixed(sites, points)
     yield from _repeated(sites)
     yield from _doubled(sites)
-    yield from _padded(sites, points, facts)
+    yield from _padded(sites, facts, counted)
     yield from _underdetermined(sites, facts)
     yield from _large(sites)
 
@@ -153,32 +160,51 @@ def _doubled(sites: Sequence[PlannedSite]) -> Iterator[str]:
             )
 
 
-def _padded(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint], facts: Facts) -> Iterator[str]:
-    """Sides that are averaged over positions, of which an input tells the padding that RegBN is not told."""
-    found: dict[tuple[tuple[str, ...], str, str], list[PlannedSite]] = {}
+def _padded(sites: Sequence[PlannedSite], facts: Facts, counted: Collection[tuple[str, str]]) -> Iterator[str]:
+    """Sides that are averaged over positions, of which a mask tells the padding that RegBN is not told."""
+    found: dict[tuple[tuple[str, ...], Letter, str, str], list[PlannedSite]] = {}
     for site in sites:
-        for letter, side in (("f", site.f), ("g", site.g)):
-            batch, length = side.layout.batch_dim, side.spatial_shape
-            if site.reduce != "mean" or batch is None or len(length) != 1 or _is_masked(site, side, points, facts):
+        masks = None if facts.masks_at is None else facts.masks_at(site)
+        masked = {mask.side for mask in site.padding or ()}
+        for letter in LETTERS if site.reduce == "mean" and masks is not None else ():
+            assert masks is not None, "asked above"
+            side = site.f if letter == "f" else site.g
+            if letter in masked or (site.path, letter) in counted or _has_no_padding(masks, letter):
                 continue
-            names = tuple(name for name, shape in facts.masks.items() if shape == (side.shape[batch], *length))
+            given = candidates(masks, side, letter)
+            inputs = tuple(name for name, shape in facts.masks.items() if shape == rows(side))
+            names = inputs or tuple(argument.name for argument in given)
             if names:
-                found.setdefault((names, letter, home_name(side.home)), []).append(site)
-    for (names, letter, home), members in found.items():
+                remedy = _remedy(masks, given, home_name(side.home))
+                found.setdefault((names, letter, home_name(side.home), remedy), []).append(site)
+    for (names, letter, home, remedy), members in found.items():
         marks = " and ".join(f"`{name}`" for name in names) + (" marks" if len(names) == 1 else " mark")
         yield coded(
             "RB123",
             f"padding counts in the mean: {marks} positions of {letter} ({home}), and RegBN averages over all of them "
-            f"at {_named(members)}. If your batches are padded, batch by length, or normalise a point at which the "
-            "positions are pooled already",
+            f"at {_named(members)}. {remedy}",
         )
 
 
-def _is_masked(site: PlannedSite, side: Side, points: Mapping[str, FusionPoint], facts: Facts) -> bool:
-    if site.site is None or site.point is None:
-        return False
-    index = next(i for i, other in enumerate(points[site.point].sites) if site.site in (other, other.by_rows()))
-    return (site.point, index, 0 if site.site.sides[0] == side else 1) in facts.masked
+def _has_no_padding(masks: SiteMasks, letter: Letter) -> bool:
+    """What a scatter writes has none: its rows go where the call puts them."""
+    return not masks.open[LETTERS.index(letter)] and any(masks.open)
+
+
+def _remedy(masks: SiteMasks, given: Sequence[HostArgument], home: str) -> str:
+    """What leaves padding out: the key of a rule, where the host is given a mask."""
+    if not given:
+        return (
+            f"{masks.host.split()[0]}, in which they meet, is not given it. If your batches are padded, hand it the "
+            f"mask and name it in the rule (`mask: {{{home}: ...}}`), batch by length, or normalise a point at which "
+            "the positions are pooled already"
+        )
+    name = given[0].name
+    if masks.meaning(given[0]) is None:
+        named = f"`mask: {{{home}: {{argument: {name}, marks: content}}}}` in the rule, or `padding` for `content`"
+    else:
+        named = f"`mask: {{{home}: {name}}}` in the rule"
+    return f"To leave padding out, write {named}; `mask: none` if your batches have none"
 
 
 def _underdetermined(sites: Sequence[PlannedSite], facts: Facts) -> Iterator[str]:

@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from .._types import FusionPoint, Side
+from .._types import FusionPoint, HostArgument, PaddingMask, PlannedSite, Side
 
 
 def below(path: str, name: str) -> str:
     """The path of a submodule of the module at `path`."""
     return f"{path}.{name}".lstrip(".")
+
+
+@dataclass(frozen=True)
+class SiteMasks:
+    """What could mark the padding at one site. `automatic` needs no rule; `open` says of f and of g whether RegBN could
+    leave positions out; `meaning` tells of an argument whether what is true in it is padding, None where that is not
+    known."""
+
+    host: str  # class and path, for people
+    automatic: tuple[PaddingMask, ...] = ()
+    open: tuple[bool, bool] = (True, True)
+    arguments: Callable[[], tuple[HostArgument, ...]] = field(default=tuple, compare=False)
+    meaning: Callable[[HostArgument], bool | None] = field(default=lambda _: None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,7 @@ class Facts:
     streams: frozenset[tuple[str, int, int]] | None = None  # sides (point, site, 0 or 1) with such positions
     layers: Mapping[tuple[str, int], str] = field(default_factory=dict)  # by (point, site): path of a layer with a hook
     masks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # shapes of inputs that look like masks, by name
-    masked: frozenset[tuple[str, int, int]] = frozenset()  # sides (point, site, 0 or 1) whose padding RegBN leaves out
+    masks_at: Callable[[PlannedSite], SiteMasks] | None = field(default=None, compare=False)
     kept_at: Callable[[str, str], str] = field(default=below, compare=False)  # from (host, name) to the RegBN's path
 
 

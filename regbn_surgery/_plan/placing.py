@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .._errors import PlanError
@@ -29,6 +30,7 @@ from .hindrances import (
     too_large,
     unknown_layout,
 )
+from .padding import Chooser
 
 
 class PairSides(NamedTuple):
@@ -57,6 +59,7 @@ class Placer:
         self.problems: list[str] = []
         self.findings: list[str] = []  # what matched nothing
         self.refused: dict[str, list[str]] = {}  # by point, why RegBN cannot go there
+        self.counted: set[tuple[str, str]] = set()  # sides (path of a RegBN, "f" or "g") whose padding is to count
         self._names: set[tuple[str, str]] = set()
 
     def at_point(self, point: FusionPoint, order: Order) -> None:
@@ -174,8 +177,14 @@ class Placer:
             **{"point": None, **place},
         )
         at = f" at `{site.point}`" if site.point is not None else f" for {' with '.join(site.pair or ())}"
+        asked = None if self.facts.masks_at is None else self.facts.masks_at(site)
+        padding = Chooser(site, self._said(order, "mask"), asked)
+        if asked is not None:
+            site = replace(site, padding=tuple(padding.found.values()))
+        self.counted |= {(site.path, letter) for letter in padding.off}
         allowed = bool(self._said(order, "allow_noncausal"))
         wrong = [*size_problems(site, stated), *option_problems(site), *causal_problems(site, allowed=allowed)]
+        wrong += padding.faults
         hindered = [] if wrong else too_large(site)
         self.problems += self._told(order, at, wrong)
         if hindered:

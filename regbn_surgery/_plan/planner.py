@@ -84,7 +84,7 @@ class _Planner:
         return Plan(
             decisions=tuple(self._decision(point) for point in self.inspection.fusion_points),
             sites=sites,
-            notes=kept(advise(sites, self.points, self.facts), self.rules.ignore),
+            notes=kept(advise(sites, self.points, self.facts, self.placer.counted), self.rules.ignore),
             model=self.inspection.model,
             modalities=self.inspection.modalities,
             points=described_points(self.inspection),
@@ -226,6 +226,10 @@ def _named_modalities(rules: Rules) -> Iterator[tuple[Path, str]]:
                 yield ("rules", index, key), name
         for position, name in enumerate(rule.match.between or () if rule.match else ()):
             yield ("rules", index, "match", "between", position), name
+        for name in filter(None, rule.mask or ()):
+            yield ("rules", index, "mask", name), name
+    for name in filter(None, rules.defaults.mask or ()):
+        yield ("defaults", "mask", name), name
     for index, match in enumerate(rules.exclude):
         for position, name in enumerate(match.between or ()):
             yield ("exclude", index, "between", position), name
@@ -233,6 +237,8 @@ def _named_modalities(rules: Rules) -> Iterator[tuple[Path, str]]:
         for side in ("normalize", "against"):
             if name := getattr(override, side):
                 yield ("overrides", key, side), name
+        for name in filter(None, override.mask or ()):
+            yield ("overrides", key, "mask", name), name
 
 
 def _taker(decision: Decision | None) -> str:

@@ -42,6 +42,9 @@ def _problems(site: PlannedSite) -> Iterator[tuple[str, str]]:
     for index, method in enumerate(site.methods):
         if not method.isidentifier():
             yield f"methods[{index}]", f"the name of a method is expected; found {method!r}"
+    masked = [mask.side for mask in site.padding or ()]
+    if len(set(masked)) < len(masked):
+        yield "padding", "at most one mask for each side is expected"
     sides = {"f": site.f, "g": site.g}
     if site.site is not None:
         sides |= {f"site.sides[{index}]": side for index, side in enumerate(site.site.sides)}

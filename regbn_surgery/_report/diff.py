@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .._types import PlannedSite
-from .shapes import owner_text
+from .shapes import owner_text, padding_text
 
 
 class HostLike(Protocol):
@@ -163,4 +163,5 @@ def _flow(site: PlannedSite) -> str:
     """Which tensors go through one RegBN: `argument gray, argument colored -> both replaced`."""
     f, g = site.pair or (site.f.anchor, site.g.anchor)
     returned = "both are replaced" if site.replace == "both" else "the first is replaced"
-    return f"takes {f} as f and {g} as g; {returned}"
+    out = [f"{letter} {text}" for letter in "fg" if (text := padding_text(site, letter))]
+    return f"takes {f} as f and {g} as g; {'; '.join((returned, *out))}"

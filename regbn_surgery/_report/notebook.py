@@ -8,7 +8,7 @@ from html import escape
 
 from .._types import Inspection, Plan
 from .diff import HostLike, diff_of, whys_of
-from .shapes import meeting_texts, owner_text, projection_text, side_text
+from .shapes import meeting_texts, owner_text, padding_text, projection_text, side_text
 from .tables import collapsed, cost_text, tier_text
 from .words import all_notes, count_text
 
@@ -45,8 +45,11 @@ def plan_to_html(plan: Plan) -> str:
     sites = [
         (
             f"<b>{escape(site.path)}</b>" + (f"<br>{_muted('at ' + site.point)}" if site.point is not None else ""),
-            escape(side_text(site.f, site.reduce)),
-            escape(side_text(site.g, site.reduce)),
+            *(
+                escape(side_text(side, site.reduce))
+                + (f"<br>{_muted(padding_text(site, letter))}" if padding_text(site, letter) else "")
+                for letter, side in (("f", site.f), ("g", site.g))
+            ),
             escape(projection_text(site)),
             escape(f"{site.reduce}, replaces {'f and g' if site.replace == 'both' else 'f only'}")
             + (f"<br>{_muted(tier_text(site.tier))}" if site.tier else ""),

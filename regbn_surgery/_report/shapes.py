@@ -95,6 +95,12 @@ def side_text(side: Side, reduce: Reduce = "flatten") -> str:
     return f"{text} averaged over " + (f"those of {positions} positions that are kept" if side.partly else positions)
 
 
+def padding_text(site: PlannedSite, letter: str) -> str:
+    """``without padding (`attention_mask`)``, of f or of g; "" where all positions count."""
+    names = [mask.argument for mask in site.padding or () if mask.side == letter]
+    return f"without padding (`{names[0]}`)" if names else ""
+
+
 def mib_text(m: int, n: int) -> str:
     """`96×96, 36 KiB`: the size of a dense W in float32; `512×512, 1.00 MiB` from a MiB on."""
     kib = m * n * _BYTES / 2**10

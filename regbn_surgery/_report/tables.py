@@ -14,7 +14,7 @@ from rich.text import Text
 
 from .._codes import code_of, is_minor, text_of
 from .._types import Decision, FusionPoint, Inspection, Plan, PlannedSite, Side, Site
-from .shapes import home_text, meeting_texts, mib_text, projection_text, side_text
+from .shapes import home_text, meeting_texts, mib_text, padding_text, projection_text, side_text
 from .words import FEW, all_notes, count_text
 
 #: Repeats of one call over layers are shown once from this number on.
@@ -179,7 +179,8 @@ def sites_table(sites: Iterable[PlannedSite], width: int = 80) -> Table:
             name.append("\n" + broken_path(f"at {site.point}", narrow), style="not bold")
         sides = [f"{letter} {side_text(side, site.reduce)}" for letter, side in (("f", site.f), ("g", site.g))]
         places = site.pair or tuple(_taken(side) for side in (site.f, site.g))
-        sides = [f"{text}\n  {place}" if place else text for text, place in zip(sides, places, strict=True)]
+        left_out = (padding_text(site, "f"), padding_text(site, "g"))
+        sides = ["\n  ".join(filter(None, lines)) for lines in zip(sides, left_out, places, strict=True)]
         returned = "replaces f and g" if site.replace == "both" else "replaces f only"
         how = f"\n{_TIERS[site.tier]}" if site.tier in _TIERS else ""
         table.add_row(name, Text("\n".join(sides)), Text(f"{projection_text(site)}\n{site.reduce}, {returned}{how}"))

@@ -22,7 +22,9 @@ SIZES = ("f_num_channels", "g_num_channels", "f_layer_dim", "g_layer_dim")
 #: Options that are keys of the rule itself, since they change where tensors are taken and put back.
 RULE_LEVEL = ("reduce", "replace", "fit")
 #: What only a rule that normalises can say.
-_TREATMENT = ("normalize", "against", "pairs", "regbn", *RULE_LEVEL, "methods", "missing", "samples", "allow_noncausal")
+_TREATMENT = (
+    "normalize", "against", "pairs", "regbn", *RULE_LEVEL, "methods", "missing", "samples", "mask", "allow_noncausal",
+)  # fmt: skip
 _INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 
 
@@ -44,6 +46,7 @@ def check(value: Any) -> list[Problem]:
     problems += _check_options(_mapping(defaults.get("regbn")), None, ("defaults", "regbn"))
     shared = _mapping(defaults.get("regbn"))
     names = list(_mapping(value.get("modalities")))
+    problems += _check_names(defaults, names, ("defaults",))
     for index, rule in _rules(value):
         path: Path = ("rules", index)
         problems += _check_shape(rule, path)
@@ -274,6 +277,7 @@ def _check_names(rule: dict[str, Any], modalities: list[str], path: Path) -> Ite
         *_texts(against, (*path, "against")),
         *_texts(_mapping(rule.get("match")).get("between"), (*path, "match", "between")),
     ]
+    named += [(name, (*path, "mask", name)) for name in _mapping(rule.get("mask")) if isinstance(name, str)]
     for name, where in named:
         if parts_of(name, modalities) is None:
             yield Problem(where, unknown_modality(name, modalities))

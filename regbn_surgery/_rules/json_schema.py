@@ -55,6 +55,10 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "f": "input:NAME or module:PATH, or re: over these; it is normalised.",
         "g": "input:NAME or module:PATH; what it explains is taken out of f. \\1 is the first group of f's re:.",
     },
+    "MaskSpec": {
+        "argument": "An argument of the module in which the fusion happens, or an input that it is given as it is.",
+        "marks": "What 1 (or true) in it marks; needed where neither its name nor its use tells.",
+    },
     "Count": {"min": "At least so many.", "max": "At most so many."},
     "Rule": {
         "id": "Names the new modules, regbn_<id>.",
@@ -71,6 +75,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "missing": "What to do in a call in which f and g do not meet: warn once, raise an error, or nothing.",
         "samples": "batch: what follows the batch size; rows: each row of f and g is a sample (time folded into the "
         "batch, nodes of a graph).",
+        "mask": "With reduce: mean, the argument that marks padding, [batch, length]; by modality where its shape does "
+        "not tell the side; none: leave nothing out.",
         "allow_noncausal": "true: a causal stream may be g.",
         "action": "skip: leave the points that match alone.",
         "expect": "How many points the rule must decide.",
@@ -159,6 +165,12 @@ def _shorthands(parts: dict[str, Schema]) -> None:
         "description": expect["description"],
         "anyOf": [{"type": "integer", "minimum": 0}, {"$ref": "#/$defs/Count"}],
     }
+    for part in ("Treatment", "Override", "Rule"):
+        mask = parts[part]["properties"]["mask"]
+        name: Schema = {"type": "string", "minLength": 1}
+        by_modality = {"type": "object", "minProperties": 1}
+        by_modality["additionalProperties"] = {"anyOf": [name, {"$ref": "#/$defs/MaskSpec"}]}
+        parts[part]["properties"]["mask"] = {"description": mask["description"], "anyOf": [name, by_modality]}
     stretch = parts["Slice"]["properties"]["range"]
     stretch["prefixItems"] = [{"type": "integer", "minimum": 0}, {"type": ["integer", "null"]}]
 
@@ -178,6 +190,7 @@ def _combinations(parts: dict[str, Schema]) -> None:
         "methods",
         "missing",
         "samples",
+        "mask",
         "allow_noncausal",
         "pair",
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StrictBool, StrictInt, StrictStr
 
 from .._types import Kind, Level, Missing, Reduce, Replace, Samples
 from ..nn.options import Fit
@@ -36,6 +36,30 @@ def _as_count(value: Any) -> Any:
         return {"min": value, "max": value}
     return value
 
+
+def _as_masks(value: Any) -> Any:
+    """`mask: attention_mask` is short for a mask of whichever side it fits."""
+    return {ANY_SIDE: value} if isinstance(value, str) else value
+
+
+def _as_mask(value: Any) -> Any:
+    """`text: attention_mask` is short for `text: {argument: attention_mask}`."""
+    return {"argument": value} if isinstance(value, str) else value
+
+
+def _as_written(masks: dict[str, MaskSpec] | None) -> Any:
+    """The shortest form of a rule's `mask`."""
+    if masks is None:
+        return None
+    short = {
+        name: spec.argument if spec.marks is None else spec.model_dump(exclude_unset=True)
+        for name, spec in masks.items()
+    }
+    return short[ANY_SIDE] if set(short) == {ANY_SIDE} else short
+
+
+#: Stands for the modality where a rule's `mask` names none.
+ANY_SIDE = ""
 
 Name = Annotated[StrictStr, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_as_list), Field(min_length=1)]
@@ -120,6 +144,26 @@ class Count(Model):
     max: Annotated[StrictInt, Field(ge=0)] | None = None
 
 
+class MaskSpec(Model):
+    """The argument that marks the padding of one side, and what 1 (or true) in it marks."""
+
+    argument: Name
+    marks: Literal["content", "padding"] | None = None
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it says that nothing is to be left out."""
+        return self.argument == "none"
+
+
+Masks = Annotated[
+    dict[StrictStr, Annotated[MaskSpec, BeforeValidator(_as_mask)]],
+    BeforeValidator(_as_masks),
+    Field(min_length=1),
+    PlainSerializer(_as_written),
+]
+
+
 class Treatment(Model):
     """What is done at a site, as far as rules, defaults and overrides may all say it."""
 
@@ -130,6 +174,7 @@ class Treatment(Model):
     methods: Methods | None = None
     missing: Missing | None = None
     samples: Samples | None = None
+    mask: Masks | None = None
     allow_noncausal: StrictBool | None = None
 
 

@@ -34,6 +34,10 @@ _REMEDY = {
     "f": "a pair names both f (normalised) and g (against which)",
     "g": "a pair names both f (normalised) and g (against which)",
 }
+_MASK = (
+    "`mask` is the name of an argument, names by modality as in `mask: {text: attention_mask}`, or `none` to leave no "
+    "padding out"
+)
 _RULE_KEYS_OF_REGBN = ("reduce", "replace")
 
 
@@ -68,6 +72,8 @@ def _problem(detail: ErrorDetails, value: Any) -> Problem:
         )
     if kind == "tuple_type" and path[-1:] == ("range",):
         return Problem(path, _limit(detail, found, path))
+    if "mask" in path[-2:] and kind in ("dict_type", "too_short", "model_type", "model_attributes_type"):
+        return Problem(path, _MASK + f"; found {found}")
     if kind == "bool_type":
         return Problem(path, f"expected true or false; found {found}{boolean_hint(detail['input'])}")
     if kind == "literal_error":

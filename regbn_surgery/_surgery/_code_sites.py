@@ -8,7 +8,7 @@ from .._analysis import Recipe, Take
 from .._errors import RewriteError
 from .._types import PlannedSite
 from ._locate import Locator
-from ._record import CodeSite, End, Place, Stretches
+from ._record import CodeSite, End, MaskArgument, Place, Stretches
 
 Key = tuple[str, str, int, int]
 
@@ -22,6 +22,7 @@ class Oriented:
     f: int
     replace_g: bool
     makers: tuple[str | None, str | None]  # as seen from the host, f's first
+    masks: tuple[MaskArgument, ...] = ()
 
 
 def code_site(locator: Locator, member: Oriented) -> CodeSite:
@@ -84,7 +85,7 @@ def code_site(locator: Locator, member: Oriented) -> CodeSite:
         g_readers=readers[1] if member.replace_g else (),
         replace_g=member.replace_g,
         role=recipe.role,
-        mask=None if recipe.mask is None else recipe.mask.name,
+        masks=member.masks,
         scatter=None
         if scatter is None
         else Stretches(scatter.into, scatter.source, scatter.inplace, written, scatter.axis),

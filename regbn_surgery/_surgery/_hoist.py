@@ -23,7 +23,7 @@ from ._classes import original_class, unbound_function
 from ._growing import Frame
 from ._locate import Locator
 from ._memory import forget_if_empty, has_caches, mark_compiled
-from ._record import FunctionText
+from ._record import FunctionText, MaskArgument, with_masks
 from ._roles import Roles
 from ._site import RegBNSite, site_at
 from ._symbol_passage import NotFollowedError, first_tracer
@@ -39,9 +39,10 @@ class HoistSpec:
     g: tuple[str, ...]
     replace_g: bool
     role: int = 0
-    mask: str | None = None  # argument that masks the positions of g (or of f, see `mask_of`)
-    mask_of: str = "g"
-    padding: bool = False  # whether the mask's True means "leave out"
+    masks: tuple[MaskArgument, ...] = ()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(with_masks(state))
 
     @property
     def name(self) -> str:
@@ -51,11 +52,6 @@ class HoistSpec:
     def methods(self) -> tuple[str, ...]:
         """Of the host, beside `forward`: a hook is called for none."""
         return ()
-
-    @property
-    def masking(self) -> tuple[str, bool] | None:
-        """See `RegBNSite`."""
-        return None if self.mask is None else (self.mask_of, self.padding)
 
 
 class HoistHook:
@@ -104,13 +100,13 @@ class HoistHook:
                     changed = changed or went_on
                 continue
             site = site_at(module, spec.site)
-            masks = {} if spec.mask is None else self._masks(spec, spec.mask, site, f, g, args, kwargs)
+            mask = self._masks(spec, args, kwargs)
             if torch.compiler.is_compiling():
-                f_new, g_new = site(f, g, **masks)
+                f_new, g_new = site(f, g, mask=mask)
                 if not exporting():
                     mark_compiled((site.token,), args, kwargs)
             else:
-                f_new, g_new = _normalised(module, site, spec, (f, g), masks, args, kwargs)
+                f_new, g_new = _normalised(module, site, spec, (f, g), mask, args, kwargs)
             args, kwargs = self._replace(spec.f, f, f_new, args, kwargs)
             if spec.replace_g:
                 args, kwargs = self._replace(spec.g, g, g_new, args, kwargs)
@@ -125,14 +121,13 @@ class HoistHook:
         Raises:
             RegBNBypassedError: where what is f, g or the mask does not show in symbols.
         """
-        for name in (spec.f[0], spec.g[0], spec.mask or ""):
+        for name in (spec.f[0], spec.g[0], *(mask.argument for mask in spec.masks)):
             root, dotted, _ = name.partition(".")
             if dotted and isinstance(self._find(root, args, kwargs), Proxy):
                 raise not_followed(module, f"`{name}` is a part of an argument whose structure symbols do not show")
         if not isinstance(f, Tensor | Proxy) or not isinstance(g, Tensor | Proxy):
             return args, kwargs
-        mask = None if spec.mask is None else self._find(spec.mask, args, kwargs)
-        f_new, g_new = site_at(module, spec.site)(f, g, mask=mask)
+        f_new, g_new = site_at(module, spec.site)(f, g, mask=self._masks(spec, args, kwargs))
         args, kwargs = self._replace(spec.f, f, f_new, args, kwargs)
         return self._replace(spec.g, g, g_new, args, kwargs) if spec.replace_g else (args, kwargs)
 
@@ -157,18 +152,10 @@ class HoistHook:
             raise
         return (*self._replace(spec.f, f, new, args, kwargs), True)
 
-    def _masks(
-        self,
-        spec: HoistSpec,
-        mask: str,
-        site: RegBNSite,
-        f: Tensor,
-        g: Tensor,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> dict[str, Tensor]:
-        keep = site.kept(self._find(mask, args, kwargs), f, g, spec.mask_of, spec.padding)
-        return {f"{spec.mask_of}_mask": keep} if keep is not None else {}
+    def _masks(self, spec: HoistSpec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        if not spec.masks:
+            return None
+        return tuple([self._find(mask.argument, args, kwargs) for mask in spec.masks])
 
     def _find(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         root, *rest = name.split(".")
@@ -210,7 +197,7 @@ def _normalised(
     site: RegBNSite,
     spec: HoistSpec,
     sides: tuple[Tensor, Tensor],
-    masks: dict[str, Tensor],
+    mask: tuple[Any, ...] | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
@@ -219,7 +206,7 @@ def _normalised(
     if cached:
         forget_if_empty(args, kwargs)
     with Frame(args, kwargs):
-        f_new, g_new = site(*sides, **masks)
+        f_new, g_new = site(*sides, mask=mask)
         if cached:
             remember_caches(module, (spec.site,), (), args, kwargs)
     return f_new, g_new
@@ -241,7 +228,9 @@ def hooked(host: nn.Module, forward: Any, run: Any, given: list[Any]) -> list[An
     code = inspect.unwrap(forward).__code__
     names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
     named = dict(zip(names, given[1:], strict=False))
-    for name in [name for hook in hooks for spec in hook.specs for name in (*spec.f, *spec.g)]:
+    specs = [spec for hook in hooks for spec in hook.specs]
+    masks = [mask.argument for spec in specs for mask in spec.masks]
+    for name in [*masks, *(name for spec in specs for name in (*spec.f, *spec.g))]:
         if name.split(".")[0] not in named:
             raise NotFollowedError(f"`{name}` is among arguments that symbols show as one")
     for hook in hooks:

@@ -26,6 +26,7 @@ from .._errors import RewriteError
 from .._trace import Call, Trace, tensor_of
 from .._trace._keywords import without_keywords
 from ._opened import nodes_of, readers_of
+from ._record import MASK_POSITIONS, MaskArgument, with_masks
 from ._reorder import dependents, place, refuse_cycle, refuse_hazard
 from ._scatter import insert_scatter
 from ._site import site_at
@@ -49,11 +50,14 @@ class LocalSite:
     makers: tuple[str | None, str | None] = (None, None)  # of the host's layers, those that f and g come out of
     methods: tuple[str, ...] = ()  # beside `forward`, in which the two meet as well
 
-    mask: str | None = None  # argument of the host (or of its torch module that attends) that masks one of the sides
+    masks: tuple[MaskArgument, ...] = ()
 
     across: Across | None = None
     rounds: Rounds | None = None  # how the rounds of a loop follow one another; None: each call of that line is one
     words: tuple[str, str] = ("f", "g")  # where f and g are, for people
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(with_masks(state))
 
     @property
     def point_call(self) -> str:
@@ -187,8 +191,7 @@ def _insert(
         return None
     readers = [events[key].node for key, _ in site.f.readers if key in events]
     g_readers = [events[key].node for key, _ in site.g.readers if key in events] if site.replace_g else []
-    mask = _mask(trace, events, site)
-    return _put_between(host, trace, site, (f_first, g_first), (readers, g_readers), current, mask)
+    return _put_between(host, trace, site, (f_first, g_first), (readers, g_readers), current, events)
 
 
 def _insert_across(
@@ -197,7 +200,7 @@ def _insert_across(
     if places is None:
         return None
     sides, readers, g_readers = places
-    return _put_between(host, trace, site, sides, (readers, g_readers if site.replace_g else []), current, None)
+    return _put_between(host, trace, site, sides, (readers, g_readers if site.replace_g else []), current, {})
 
 
 #: The nodes of f and g, and who reads them before any site is in.
@@ -216,7 +219,7 @@ def _put_between(
     sides: tuple[torch.fx.Node, torch.fx.Node],
     both_readers: tuple[list[torch.fx.Node], list[torch.fx.Node]],
     current: Current,
-    mask: torch.fx.Node | None,
+    events: dict[Key, Call],
 ) -> frozenset[torch.fx.Node]:
     """Put RegBN behind both sides and let the readers read its results; the calls that had to wait for it."""
     graph = trace.graph
@@ -234,8 +237,11 @@ def _put_between(
     refuse_cycle(site.name, site.words, late, (f, g))
     refuse_hazard(host, trace, site.name, late, after, order)
     with graph.inserting_after(after):
-        known = mask is not None and order.get(mask, len(order)) <= order[after]
-        given: dict[str, Any] = {"mask": mask} if known else {}
+        masks = tuple(
+            node if node is not None and order.get(node, len(order)) <= order[after] else None
+            for node in _masks(trace, events, site)
+        )
+        given: dict[str, Any] = {"mask": masks} if any(masks) else {}
         call = graph.create_node("call_module", site.name, (f, g), given, name=site.name)
     with graph.inserting_after(call):
         g_new = graph.create_node("call_function", operator.getitem, (call, 1), name=f"{site.name}_g")
@@ -253,16 +259,20 @@ def _put_between(
     return frozenset(late)
 
 
-def _mask(trace: Trace, events: dict[Key, Call], site: LocalSite) -> torch.fx.Node | None:
-    """The node of the mask over a side's positions, where this call has one."""
-    uid = dict(trace.inputs).get(site.mask or "")
+def _masks(trace: Trace, events: dict[Key, Call], site: LocalSite) -> list[torch.fx.Node | None]:
+    """The nodes of the masks over a site's sides, each None where this call has none."""
     attending = events.get(site.f.at[0])
-    if uid is None and attending is not None:
-        given = attending.kwargs.get(site.mask or "", attending.args[3] if len(attending.args) > 3 else None)
-        known = tensor_of(given)
-        uid = known.uid if known is not None and attending.name == "MultiheadAttention" else None
-    nodes = (node for op in trace.calls for i, node in zip(op.inputs, op.input_nodes, strict=True) if i == uid)
-    return next((node for node in nodes if node is not None), None)
+    uids = []
+    for mask in site.masks:
+        uid = None if mask.layer else dict(trace.inputs).get(mask.argument)
+        if uid is None and attending is not None and attending.module is not None:
+            position = MASK_POSITIONS.get(mask.argument, len(attending.args))
+            beside = attending.args[position] if position < len(attending.args) else None
+            known = tensor_of(attending.kwargs.get(mask.argument, beside))
+            uid = None if known is None else known.uid
+        uids.append(uid)
+    nodes = {info.uid: node for node in reversed(trace.graph.nodes) if (info := tensor_of(node)) is not None}
+    return [None if uid is None else nodes.get(uid) for uid in uids]
 
 
 def _insert_scatter(trace: Trace, events: dict[Key, Call], site: LocalSite, scatter: Scatter) -> bool:
@@ -275,9 +285,9 @@ def _insert_scatter(trace: Trace, events: dict[Key, Call], site: LocalSite, scat
             f"RegBN {site.name!r} cannot be inserted: {op.source} writes a tensor that no call has produced"
         )
     earlier = tuple(events[key].node for key in scatter.written)
-    mask = _mask(trace, events, site)
+    masks = tuple(_masks(trace, events, site))
     sides = (into, source)
-    insert_scatter(trace.graph, op.node, sides, scatter, site.name, site.into_is_f, site.replace_g, earlier, mask)
+    insert_scatter(trace.graph, op.node, sides, scatter, site.name, site.into_is_f, site.replace_g, earlier, masks)
     return True
 
 

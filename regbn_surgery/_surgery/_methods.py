@@ -116,14 +116,14 @@ class _MethodPassage(TorchFunctionMode):
         self.reached.add(site.name)
         module = site_at(self.host, site.name)
         tensors = _tree.tensors((args, kwargs))
+        mask = tuple(self.arguments.get(mask.argument) for mask in site.masks) or None
         with leaving(self):
             if site.scatter is not None:
-                mask = None if site.mask is None else self.arguments.get(site.mask)
                 output = run_scatter(module, site.scatter, site.into_is_f, func, args, kwargs, (), mask)
                 self._met(site, tensors[site.scatter.into], output)
                 return output
             f, g = (next(t for t, own in zip(tensors, tags, strict=True) if (site.name, s) in own) for s in ("f", "g"))
-            f_new, g_new = module(f, g)
+            f_new, g_new = module(f, g, mask=mask)
 
             def change(_: str, leaf: Any) -> Any:
                 if leaf is f:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from .._analysis import Analysis, Recipe, index_of
+from .._analysis._masks import Masking
 from .._errors import RewriteError
-from .._types import Plan, PlannedSite
+from .._types import PaddingMask, Plan, PlannedSite
 from ..nn import convert_sync_regbn
 from ..nn._ranks import synchronised
 from ._branches import with_branches
@@ -26,7 +27,7 @@ from ._keep import keep
 from ._local import LocalSite
 from ._locate import Locator
 from ._opened import refuse_hooks
-from ._record import CodeSite, FunctionText, Place, Way
+from ._record import CodeSite, FunctionText, MaskArgument, Place, Way
 from ._roles import RoleReset, Roles, ways_of
 from ._scatter import PositionSite
 from ._site import RegBNSite
@@ -46,7 +47,6 @@ class Operation:
     graph: LocalSite | None = None
     roles: tuple[tuple[int, ...], str] | None = None  # of a shared owner: the roles of its calls within one of a module
     ways: tuple[tuple[Way, int], ...] = ()  # by which expressions these calls come, each with its role
-    masking: tuple[str, bool] | None = None  # which side a mask is of, and whether True in it leaves out
     texts: tuple[FunctionText, ...] = ()  # of the functions that surgery writes into
     unhooked: str = ""
     keeper: str = ""  # path of the module that keeps the RegBN, where that is not the host
@@ -95,19 +95,40 @@ def _chosen(
     """The site, its recipe, its host, and whether a hook serves."""
     if planned.pair is not None:
         pair = analysis.pair(*planned.pair)
+        planned = replace(planned, padding=_padding(planned, pair.masking, 0))
         return planned, pair.recipe, pair.host, pair.recipe is None
     assert planned.site is not None, "a planned site is at a point or at a pair"
     point = next(p for p in analysis.inspection.fusion_points if p.id == planned.point)
     recipe = analysis.recipes[(point.id, index_of(planned.site, point))]
-    if hooks and recipe.leaf is not None:
+    masks = _padding(planned, recipe.masking, _orient(recipe, planned)[0])
+    planned = replace(planned, padding=masks)
+    if hooks and recipe.leaf is not None and all(mask.layer for mask in masks):
         return planned, recipe, recipe.leaf, True
-    hooked = hooks and _is_hoistable(recipe, point.kind, planned)
+    hooked = hooks and recipe.leaf is None and not any(mask.layer for mask in masks)
+    hooked = hooked and _is_hoistable(recipe, point.kind, planned)
     outer = recipe.outer
-    if hooked and outer is not None:
+    renamed = None if outer is None else _renamed(masks, recipe, outer)
+    if hooked and outer is not None and renamed is not None:
         outer = replace(outer, elsewhere=functools.partial(_outer_elsewhere, recipe))
         if not outer.named or (point.kind in _JOINS and exchanges(model, outer)):
-            return planned, outer, outer.owner, False
+            return replace(planned, padding=renamed), outer, outer.owner, False
     return planned, recipe, recipe.owner, hooked
+
+
+def _arguments(planned: PlannedSite) -> tuple[MaskArgument, ...]:
+    return tuple(MaskArgument(m.side, m.argument, m.leaves_out, m.layer) for m in planned.padding or ())
+
+
+def _renamed(masks: tuple[PaddingMask, ...], inner: Recipe, outer: Recipe) -> tuple[PaddingMask, ...] | None:
+    """The masks by the names that the owner's caller is given them by; None where it makes one of them itself."""
+    if not masks:
+        return ()
+    numbers = {argument.name: argument.uid for argument in inner.masking.arguments() if argument.uid is not None}
+    names = {argument.uid: argument.name for argument in outer.masking.arguments() if argument.uid is not None}
+    new = [None if mask.layer else names.get(numbers.get(mask.argument, -1)) for mask in masks]
+    if None in new:
+        return None
+    return tuple(replace(mask, argument=str(name)) for mask, name in zip(masks, new, strict=True))
 
 
 #: Kinds at which an owner that is given two branches joins them as they are.
@@ -159,21 +180,21 @@ def _operation(
         known = () if forward is None else (forward,)
         return Operation(planned, path, hook=_spec(planned, recipe), roles=roles, ways=ways_of(ways), texts=known)
     roles = None if recipe.cycle is None else (recipe.cycle, recipe.caller)
-    masking = _masking(planned, recipe)
     if as_graph:
         local = _local(planned, recipe, path)
-        return Operation(planned, path, graph=local, roles=roles, ways=ways_of(ways), masking=masking)
+        return Operation(planned, path, graph=local, roles=roles, ways=ways_of(ways))
     assert locator is not None, "every host that is not hooked has one"
     i, j = _orient(recipe, planned)
     makers = (_within(path, recipe.makers[i]), _within(path, recipe.makers[j]))
-    site = code_site(locator, Oriented(planned, recipe, i, _replaces_g(planned), makers))
+    masks = _arguments(planned)
+    site = code_site(locator, Oriented(planned, recipe, i, _replaces_g(planned), makers, masks))
     site = with_branches(locator, site)
     if recipe.named:
         site = _at_other_calls(locator, site)
     texts = locator.texts(site.places())
     keeper = recipe.leaf or planned.host  # what a hook would be on keeps RegBN in any case: its path is the same
     if keeper == path:
-        return Operation(planned, path, code=site, roles=roles, ways=ways_of(ways), masking=masking, texts=texts)
+        return Operation(planned, path, code=site, roles=roles, ways=ways_of(ways), texts=texts)
     alias = f"{planned.name}_{_within(path, keeper)}".replace(".", "_")
     renamed = replace(site, name=alias)
     return Operation(
@@ -182,7 +203,6 @@ def _operation(
         code=renamed,
         roles=roles,
         ways=ways_of(ways),
-        masking=masking,
         texts=texts,
         keeper=keeper,
     )
@@ -197,6 +217,17 @@ def _is_hoistable(recipe: Recipe, kind: str, planned: PlannedSite) -> bool:
     f, g = _orient(recipe, planned)
     replaced = (f, g) if _replaces_g(planned) else (f,)
     return all(recipe.whole_input[i] for i in replaced)
+
+
+def _padding(planned: PlannedSite, masking: Masking, f: int) -> tuple[PaddingMask, ...]:
+    """The masks of a site, as the plan has them; as they are found, where it does not say. `f`: which side is f."""
+    if planned.reduce != "mean":
+        return ()
+    if planned.padding is not None:
+        return planned.padding
+    return tuple(
+        PaddingMask("f" if mask.side == f else "g", mask.name, mask.leaves_out, mask.layer) for mask in masking.found
+    )
 
 
 def _orient(recipe: Recipe, planned: PlannedSite) -> tuple[int, int]:
@@ -268,22 +299,15 @@ def put_in(
 
 def _site_module(operation: Operation) -> RegBNSite:
     planned, code = operation.planned, operation.code
+    masks = next(way.masks for way in (operation.hook, code, operation.graph) if way is not None)
     if code is None or code.scatter is None or code.scatter.written:
-        masking = operation.masking if operation.hook is None else operation.hook.masking
-        return RegBNSite(planned, _replaces_g(planned), masking)
+        return RegBNSite(planned, _replaces_g(planned), masks)
     if planned.reduce != "mean":
         raise RewriteError(
             f"rule `{planned.rule}` at `{planned.point}` has reduce: {planned.reduce}, but the number of positions "
             "that the call writes to differs between samples; use `reduce: mean` there"
         )
-    return PositionSite(planned, _replaces_g(planned), code.into_is_f, operation.masking)
-
-
-def _masking(planned: PlannedSite, recipe: Recipe | None) -> tuple[str, bool] | None:
-    """Which side of a generated or interposed site is masked, and whether True in the mask leaves out."""
-    if recipe is None or recipe.mask is None or planned.reduce != "mean":
-        return None
-    return ("f" if recipe.mask.side == _orient(recipe, planned)[0] else "g"), recipe.mask.leaves_out
+    return PositionSite(planned, _replaces_g(planned), code.into_is_f, masks)
 
 
 def _roles(model: nn.Module, members: list[Operation]) -> Roles | None:
@@ -300,17 +324,13 @@ def _spec(planned: PlannedSite, recipe: Recipe | None) -> HoistSpec:
     if recipe is None:
         assert planned.pair is not None, "only pairs of inputs have no recipe"
         f, g = (reference.removeprefix("input:") for reference in planned.pair)
-        return HoistSpec(planned.name, (f,), (g,), _replaces_g(planned))
+        return HoistSpec(planned.name, (f,), (g,), _replaces_g(planned), masks=_arguments(planned))
     i, j = _orient(recipe, planned)
     if recipe.leaf_arguments is not None:
         names = recipe.leaf_arguments
     else:
         names = tuple((str(take.argument),) for take in recipe.takes)  # type: ignore[assignment]
-    spec = HoistSpec(planned.name, names[i], names[j], _replaces_g(planned), recipe.role)
-    if recipe.mask is None:
-        return spec
-    mask_of = "f" if recipe.mask.side == i else "g"
-    return replace(spec, mask=recipe.mask.name, mask_of=mask_of, padding=recipe.mask.leaves_out)
+    return HoistSpec(planned.name, names[i], names[j], _replaces_g(planned), recipe.role, _arguments(planned))
 
 
 def _local(planned: PlannedSite, recipe: Recipe, host: str) -> LocalSite:
@@ -327,7 +347,7 @@ def _local(planned: PlannedSite, recipe: Recipe, host: str) -> LocalSite:
         i == 0,
         (_within(host, recipe.makers[i]), _within(host, recipe.makers[j])),
         planned.methods,
-        None if recipe.mask is None else recipe.mask.name,
+        _arguments(planned),
         recipe.across,
         recipe.rounds,
         (planned.f.anchor, planned.g.anchor),

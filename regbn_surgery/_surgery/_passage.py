@@ -22,7 +22,7 @@ from ._growing import current_frame
 from ._here import Here, TensorMethod, inside, run, run_positional, without_checkpoint
 from ._onward import GoingOn
 from ._operands import among, exchanged, now_of, placed, put, same
-from ._record import CodeSite
+from ._record import MASK_POSITIONS, CodeSite, MaskArgument
 from ._scatter import run_scatter
 from ._site import is_identity, site_at
 from ._table import ATTRIBUTE, At, Making, Path, Reading, Returns, SiteTable, Table
@@ -235,7 +235,7 @@ class Passage(GoingOn):
             return
         assert f is not None, "else it is missing"
         assert g is not None, "else it is missing"
-        mask = None if site.mask is None else self._mask(site.mask, layer, args, kwargs)
+        mask = self._masks(site, layer, args, kwargs)
         if early:
             self._look_again(site, early, (f, g), mask, tensors, now)
             return
@@ -352,11 +352,20 @@ class Passage(GoingOn):
         with self.around():
             return run(*args, **kwargs)
 
-    def _mask(self, name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name in self.arguments:
-            return self.arguments[name]
-        if isinstance(layer, nn.MultiheadAttention):
-            return kwargs.get("key_padding_mask", args[3] if len(args) > 3 else None)
+    def _masks(
+        self, site: CodeSite, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, ...] | None:
+        if not site.masks:
+            return None
+        return tuple([self._mask(mask, layer, args, kwargs) for mask in site.masks])
+
+    def _mask(self, mask: MaskArgument, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What this call is given for a mask; None where it is given none."""
+        if not mask.layer and mask.argument in self.arguments:
+            return self.arguments[mask.argument]
+        if mask.layer or isinstance(layer, nn.MultiheadAttention):
+            position = MASK_POSITIONS.get(mask.argument, len(args))
+            return kwargs.get(mask.argument, args[position] if layer is not None and position < len(args) else None)
         return None
 
     # -- scatter ------------------------------------------------------------------------------------------------------
@@ -380,7 +389,7 @@ class Passage(GoingOn):
         stretches = tuple([self.stretches[place] for place in entry.written])
         module = site_at(self.host, site.name)
         write = functools.partial(run_positional, func)
-        mask = None if site.mask is None else self._mask(site.mask, None, args, kwargs)
+        mask = self._masks(site, None, args, kwargs)
         given = (module, site.scatter, site.into_is_f, write, args, kwargs, stretches, mask)
         return self._out_of_the_way(run_scatter, *given)
 

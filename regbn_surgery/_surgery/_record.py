@@ -7,7 +7,10 @@ ordinal of the expression in that function, so that the file may lie elsewhere, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
+#: Where torch's own modules that attend have their masks over positions, among positional arguments.
+MASK_POSITIONS = {"key_padding_mask": 3, "memory_key_padding_mask": 5, "src_key_padding_mask": 5}
 #: The expressions by which a call comes, innermost first: of each the function, and its ordinal in the text.
 Way = tuple[tuple[str, int], ...]
 
@@ -77,6 +80,29 @@ class Stretches:
 
 
 @dataclass(frozen=True)
+class MaskArgument:
+    """An argument that marks padding of f or of g: of the host, or with `layer` of the torch module that attends.
+
+    `leaves_out`: what is true in it is padding, not content.
+    """
+
+    side: Literal["f", "g"]
+    argument: str
+    leaves_out: bool
+    layer: bool = False
+
+
+def with_masks(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a pickled site, brought from when there was one mask to `masks`. Where a record said no more than
+    the name, its RegBN knows the rest."""
+    if "masks" in state or "mask" not in state:
+        return state
+    older = dict(state)
+    name, side, leaves_out = older.pop("mask"), older.pop("mask_of", "f"), older.pop("padding", False)
+    return {**older, "masks": () if name is None else (MaskArgument(side, name, leaves_out),)}
+
+
+@dataclass(frozen=True)
 class CodeSite:
     """One RegBN in the code of a host.
 
@@ -94,7 +120,7 @@ class CodeSite:
     g_readers: tuple[Place, ...]
     replace_g: bool
     role: int = 0
-    mask: str | None = None  # the argument that masks one side: of the host, or of the torch module that attends
+    masks: tuple[MaskArgument, ...] = ()
     scatter: Stretches | None = None
     into_is_f: bool = True  # of a scatter: whether the tensor written into is f
     onward: tuple[Place, ...] = ()
@@ -102,6 +128,9 @@ class CodeSite:
     methods: tuple[str, ...] = ()  # of the host, beside `forward`, in which the two sides meet as well
     positions: tuple[int, int] | None = None  # which tensors of the join are f and g, where nothing else tells
     unwoven: str = ""  # why a place of it has no expression that could be wrapped; "" where all have
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(with_masks(state))
 
     @property
     def point_call(self) -> str:

@@ -19,7 +19,7 @@ from .._analysis._scatter import Scatter
 from .._errors import RewriteError
 from .._types import PlannedSite
 from ..nn._symbols import as_one_call, symbols_in
-from ._record import Stretches
+from ._record import MaskArgument, Stretches
 from ._site import RegBNSite, _permuted_back, is_identity
 
 
@@ -32,10 +32,10 @@ class PositionSite(RegBNSite):
     """
 
     def __init__(
-        self, planned: PlannedSite, replace_g: bool, into_is_f: bool, masking: tuple[str, bool] | None = None
+        self, planned: PlannedSite, replace_g: bool, into_is_f: bool, masks: tuple[MaskArgument, ...] = ()
     ) -> None:
-        """`masking`: see `RegBNSite`; the side is the one that is written into."""
-        super().__init__(planned, replace_g, masking)
+        """`masks`: see `RegBNSite`; the side is the one that is written into."""
+        super().__init__(planned, replace_g, masks)
         self.into_is_f = into_is_f
 
     def forward(  # type: ignore[override]
@@ -63,9 +63,10 @@ class PositionSite(RegBNSite):
 
     def _content(self, into: Tensor, mask: Any) -> Tensor | None:
         """Where the tensor that is written into has content, `[B, length]`; None where no mask tells."""
-        if self.masking is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+        given = mask[0] if isinstance(mask, tuple | list) and mask else mask
+        if not self.masks or not isinstance(given, Tensor) or given.dim() != 2:
             return None
-        return self.kept(mask, into, into, *self.masking)
+        return self._kept(self.masks[0], given, into, into)
 
     def pair_of(  # type: ignore[override]
         self, into: Tensor, full: Tensor, chosen: Tensor, mask: Any = None
@@ -104,10 +105,10 @@ def insert_scatter(
     into_is_f: bool,
     replace_g: bool,
     earlier: tuple[torch.fx.Node, ...],
-    mask: torch.fx.Node | None,
+    masks: tuple[torch.fx.Node | None, ...],
 ) -> None:
     """Change the call `node`, which writes `operands[1]` into `operands[0]`, so that it writes RegBN's results.
-    `mask`: what the host was given as mask over the positions."""
+    `masks`: what the host was given as masks over the positions."""
     into, source = operands
     with graph.inserting_before(node):
         if scatter.written:
@@ -127,7 +128,7 @@ def insert_scatter(
             for value in (source, graph.call_function(torch.ones_like, (source,)))
         )
         chosen = graph.call_function(torch.ne, (chosen, 0))
-        masked: dict[str, Any] = {} if mask is None else {"mask": mask}
+        masked: dict[str, Any] = {"mask": masks} if any(masks) else {}
         if scatter.inplace:
             old = graph.call_method("clone", (into,))
             call = graph.create_node("call_module", name, (old, full, chosen), masked, name=name)

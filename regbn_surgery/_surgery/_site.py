@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .._adapter_copies import is_wrapper, regbn_in
-from .._errors import RegBNBypassedError, RegBNError, RegBNShapeError
+from .._codes import coded
+from .._errors import RegBNBypassedError, RegBNError, RegBNShapeError, RegBNWarning
 from .._types import PlannedSite, Side
 from .._undo import later, undone
 from ..nn import RegBN
@@ -20,6 +22,7 @@ from ..nn._checks import refuse_script
 from ..nn._symbols import as_one_call_for_two, symbols_in
 from ._growing import refuse_growing_g
 from ._memory import SPOILT, Met, note
+from ._record import MaskArgument
 
 
 class RegBNSite(nn.Module):
@@ -29,10 +32,10 @@ class RegBNSite(nn.Module):
     unchanged where the site replaces f alone.
     """
 
-    def __init__(self, planned: PlannedSite, replace_g: bool, masking: tuple[str, bool] | None = None) -> None:
-        """`masking`: which side ("f" or "g") a `mask` given to forward is of, and whether True in it leaves out."""
+    def __init__(self, planned: PlannedSite, replace_g: bool, masks: tuple[MaskArgument, ...] = ()) -> None:
+        """`masks`: of which sides the masks are that are given to forward as `mask`, in this order."""
         super().__init__()
-        self.masking = masking
+        self.masks = masks
         self.causal_g = planned.g.causal is True
         self.f_axes = _to_channels_first(planned.f)
         self.g_axes = _to_channels_first(planned.g)
@@ -48,6 +51,7 @@ class RegBNSite(nn.Module):
         self.frozen = False  # the running projection is subtracted in training, too, and stays as it is
         self.folded = False  # RegBN has become a part of the layer behind it
         self.missing = planned.missing  # what a call does in which the two sides do not meet
+        self.told_mask = False  # the user knows that a mask was given that fits nothing
         self.told_missing = False  # the user knows that calls without one of its sides are left as they are
 
     def forward(
@@ -67,9 +71,9 @@ class RegBNSite(nn.Module):
             self._check_rank("g", g, g_axes)
         if self.causal_g and len(g_axes) > 2 and not torch.compiler.is_compiling():
             refuse_growing_g(g.shape[g_axes[2]])
-        if self.masking is not None and mask is not None:
-            keep = self.kept(mask, f, g, *self.masking)
-            f_mask, g_mask = (keep, None) if self.masking[0] == "f" else (None, keep)
+        kept: tuple[Tensor | None, Tensor | None] = (None, None)
+        if mask is not None:
+            kept = f_mask, g_mask = self._content_of(mask, f, g)
         self._note(g, g_mask)
         given = _permuted(f, f_axes), _permuted(g, g_axes)
         if isinstance(self.regbn, RegBN) or regbn_in(self.regbn) is not None:
@@ -77,7 +81,10 @@ class RegBNSite(nn.Module):
             f_new, g_new = self.regbn(*given, training, f_mask=f_mask, g_mask=g_mask)
         else:
             f_new, g_new = self._by_other(*given)
-        return _permuted_back(f_new, f_axes), (_permuted_back(g_new, g_axes) if self.replace_g else g)
+        f_new = _with_padding(_permuted_back(f_new, f_axes), f, kept[0], f_axes)
+        if not self.replace_g:
+            return f_new, g
+        return f_new, _with_padding(_permuted_back(g_new, g_axes), g, kept[1], g_axes)
 
     def _by_other(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """What the module gives that stands in RegBN's place, held to what a site may give."""
@@ -158,33 +165,61 @@ class RegBNSite(nn.Module):
                 "model was called with tensors of another rank than in the example inputs"
             )
 
-    def kept(self, mask: Any, f: Tensor, g: Tensor, side: str, leaves_out: bool) -> Tensor | None:
+    def _content_of(self, mask: Any, f: Tensor, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The positions of f and g that are content, each `[B, length]` or None for all, by the masks of a call."""
+        f_keep: Tensor | None = None
+        g_keep: Tensor | None = None
+        for known, given in zip(self.masks, mask if isinstance(mask, tuple | list) else (mask,), strict=True):
+            keep = self._kept(known, given, f, g)
+            if keep is None and isinstance(given, Tensor) and self.training and not torch.compiler.is_compiling():
+                self._tell_of_mask(known, given, f if known.side == "f" else g)
+            if known.side == "f":
+                f_keep = keep
+            else:
+                g_keep = keep
+        return f_keep, g_keep
+
+    def _tell_of_mask(self, known: MaskArgument, mask: Tensor, side: Tensor) -> None:
+        """Warn once that a mask of a training step fits nothing. (In evaluation, steps of a cache have such masks.)"""
+        if self.told_mask:
+            return
+        self.told_mask = True
+        path = getattr(self.regbn, "site_path", "")
+        text = (
+            f"`{known.argument}` of shape {list(mask.shape)} is no mask over the positions of {known.side} "
+            f"{list(side.shape)}: RegBN {path} averages over all of them, padding included"
+        )
+        warnings.warn(coded("RB418", text), RegBNWarning, 5)
+
+    def _kept(self, known: MaskArgument, mask: Any, f: Tensor, g: Tensor) -> Tensor | None:
         """What a mask over the positions of one side keeps, `[B, length]`; None where it does not fit that side."""
-        tensor, axes = (f, self.f_axes) if side == "f" else (g, self.g_axes)
+        tensor, axes = (f, self.f_axes) if known.side == "f" else (g, self.g_axes)
         if len(axes) != 3:
             return None
         batch, length = tensor.shape[axes[0]], tensor.shape[axes[2]]
-        keep = keep_mask(mask, length, leaves_out)
+        keep = keep_mask(mask, length, known.leaves_out)
         return keep.expand(batch, -1) if keep is not None and keep.shape[0] in (1, batch) else None
 
     def pair_of(
         self, f: Tensor, g: Tensor, f_mask: Tensor | None = None, g_mask: Tensor | None = None, mask: Any = None
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """What a call of the site with these arguments gives to RegBN: f and g, channels first, and their masks."""
-        if self.masking is not None and mask is not None:
-            keep = self.kept(mask, f, g, *self.masking)
-            f_mask, g_mask = (keep, None) if self.masking[0] == "f" else (None, keep)
+        if mask is not None:
+            f_mask, g_mask = self._content_of(mask, f, g)
         return _permuted(f, self.f_axes), _permuted(g, self.g_axes), f_mask, g_mask
 
     def __prepare_scriptable__(self) -> None:
         refuse_script()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "told_missing": False}  # whoever loads it has not been told
+        return {**self.__dict__, "told_missing": False, "told_mask": False}  # whoever loads it has not been told
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take pickles of before there were other modules, too."""
-        super().__setstate__({"made": False, **state})  # type: ignore[no-untyped-call]
+        """Take pickles of before there were other modules, or masks of both sides, too."""
+        state = dict(state)
+        before = state.pop("masking", None)
+        masks = () if before is None else (MaskArgument(before[0], "", before[1]),)
+        super().__setstate__({"made": False, "masks": masks, "told_mask": False, **state})  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"f_axes={self.f_axes}, g_axes={self.g_axes}"
@@ -208,6 +243,11 @@ def _in_order(axes: tuple[int, ...]) -> bool:
 
 def _permuted(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
     return tensor if _in_order(axes) else tensor.permute(axes)
+
+
+def _with_padding(new: Tensor, old: Tensor, keep: Tensor | None, axes: tuple[int, ...]) -> Tensor:
+    """`new` where a mask keeps; padding stays as it was."""
+    return new if keep is None else torch.where(_permuted_back(keep.unsqueeze(1), axes), new, old)
 
 
 def _permuted_back(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -317,7 +357,8 @@ def keep_mask(mask: Any, length: int, padding: bool) -> Tensor | None:
     elif mask.dtype.is_floating_point:
         # 0/1 or additive? Told apart without reading a value back: an additive mask is nowhere above zero.
         # (No `amax` and no `where` over booleans: ONNX has neither.)
-        keep = (mask > 0.5) | ((mask > -1) & (mask.max() <= 0.5))
+        small = (mask > -1) & (mask <= 0.5)
+        keep = small if padding else (mask > 0.5) | (small & (mask.max() <= 0.5))
     else:
         keep = (mask == 0) if padding else (mask != 0)
     while keep.dim() > 2:

@@ -22,7 +22,7 @@ from ..nn._symbols import symbols_in
 from ._here import run_positional
 from ._operands import among, now_of, same
 from ._passage import NOTHING, Passage
-from ._record import CodeSite
+from ._record import CodeSite, MaskArgument
 from ._scatter import write_between
 from ._site import site_at
 from ._table import At, Path, SiteTable, Table
@@ -169,10 +169,12 @@ class SymbolPassage(Passage):
                     self.held[reading.entry.name, side] = there
         super()._at_reader(reading, path, layer, args, kwargs, now)
 
-    def _mask(self, name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(self._argument(name), Part):
-            raise NotFollowedError(f"the mask {name} is a part of an argument whose structure symbols do not show")
-        return super()._mask(name, layer, args, kwargs)
+    def _mask(self, mask: MaskArgument, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not mask.layer and isinstance(self._argument(mask.argument), Part):
+            raise NotFollowedError(
+                f"the mask {mask.argument} is a part of an argument whose structure symbols do not show"
+            )
+        return super()._mask(mask, layer, args, kwargs)
 
     def _scattered(self, entry: SiteTable, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `Passage`. Which positions are written is asked of the call in the traced model, as it is here."""
@@ -195,7 +197,7 @@ class SymbolPassage(Passage):
             return run_positional(func, *own_args, **own_kwargs)
 
         module = site_at(self.host, entry.name)
-        mask = None if entry.site.mask is None else self._mask(entry.site.mask, None, args, kwargs)
+        mask = self._masks(entry.site, None, args, kwargs)
         return self._out_of_the_way(write_between, module, into, source, write, scatter.inplace, mask)
 
     def _see_join(self, entry: SiteTable, output: Any) -> None:

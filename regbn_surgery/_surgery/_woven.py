@@ -213,6 +213,7 @@ def _wanted(sites: Sequence[CodeSite]) -> Iterator[tuple[Place, bool]]:
 
 def _roots(sites: Sequence[CodeSite]) -> tuple[str, ...]:
     """Parameters of the forward that hold a side or a mask."""
-    names = [end.argument for site in sites for end in (site.f, site.g)] + [site.mask for site in sites]
+    names = [end.argument for site in sites for end in (site.f, site.g)]
+    names += [mask.argument for site in sites for mask in site.masks if not mask.layer]
     names += [end.given[1] for site in sites for end in (site.f, site.g) if end.given is not None]
     return tuple(dict.fromkeys(name.split(".")[0] for name in names if name is not None))

@@ -33,7 +33,7 @@ USES: dict[str, tuple[bool, Any]] = {
 }  # fmt: skip
 
 
-def recipe_of(attend: Any) -> Any:
+def mask_of(attend: Any) -> Any:
     def cross(self: Any, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         return attend(self.q(x), self.k(context), self.v(context), mask)
 
@@ -45,22 +45,23 @@ def recipe_of(attend: Any) -> Any:
     b_mask[:, 3:] = True
     example = {"a": normal(4, 7, 8), "b": normal(4, 5, 8), "b_mask": b_mask}
     (recipe,) = analysed(forward, example, cross=inner).recipes.values()
-    assert (recipe.mask.name, recipe.mask.side, recipe.owner) == ("mask", 1, "cross")
-    return recipe
+    (mask,) = recipe.masking.found
+    assert (mask.name, mask.side, recipe.owner) == ("mask", 1, "cross")
+    return mask
 
 
 @pytest.mark.parametrize("use", USES)
 def test_what_is_done_with_a_mask_tells_what_it_means(use: str) -> None:
     leaves_out, masked = USES[use]
-    recipe = recipe_of(lambda q, k, v, m: masked(q @ k.mT, m[:, None, :]).softmax(-1) @ v)
-    assert recipe.mask.leaves_out is leaves_out
+    mask = mask_of(lambda q, k, v, m: masked(q @ k.mT, m[:, None, :]).softmax(-1) @ v)
+    assert mask.leaves_out is leaves_out
 
 
 def test_the_fused_kernel_keeps_where_its_mask_is_true() -> None:
-    recipe = recipe_of(lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m[:, None, :]))
-    assert recipe.mask.leaves_out is False
-    recipe = recipe_of(lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=~m[:, None, :]))
-    assert recipe.mask.leaves_out is True
+    mask = mask_of(lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m[:, None, :]))
+    assert mask.leaves_out is False
+    mask = mask_of(lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=~m[:, None, :]))
+    assert mask.leaves_out is True
 
 
 def test_keys_left_out_by_a_mask_do_not_count() -> None:
@@ -106,4 +107,4 @@ def test_masks_of_torchs_own_modules_are_known_by_name() -> None:
     whole = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
     for module, name, side in ((layer, "memory_key_padding_mask", 1), (whole, "src_key_padding_mask", 0)):
         (recipe,) = analysed(forward, example, read=module).recipes.values()
-        assert recipe.mask == Mask(name, side, True)
+        assert recipe.masking.found == (Mask(name, side, True, layer=True),)

@@ -125,11 +125,12 @@ def test_the_recipe_finds_the_mask_of_the_keys() -> None:
     model = Masked()
     analysis = analyse(model, make_batches(model, {**token_pairs(), "b_mask": torch.ones(4, 5).long()}))
     ((_, recipe),) = analysis.recipes.items()
-    assert (recipe.mask.name, recipe.mask.side, recipe.owner) == ("context_mask", 1, "cross")
+    (mask,) = recipe.masking.found
+    assert (mask.name, mask.side, recipe.owner) == ("context_mask", 1, "cross")
     leaf = Cross()
     analysis = analyse(leaf, make_batches(leaf, token_pairs()))
     ((_, recipe),) = analysis.recipes.items()
-    assert (recipe.leaf, recipe.mask.name) == ("attention", "key_padding_mask")
+    assert (recipe.leaf, recipe.masking.found[0].name) == ("attention", "key_padding_mask")
     assert recipe.leaf_arguments == (("query",), ("key", "value"))
 
 

@@ -26,7 +26,8 @@ EDITOR = jsonschema.Draft202012Validator(SCHEMA)
 BEYOND_A_SCHEMA = {
     "input-ids-without-range", "input-inside-a-tensor", "input-range-backwards", "input-range-of-floats",
     "match-bad-glob", "match-bad-regex", "match-between-twice", "match-half-double-star", "match-long-pattern",
-    "match-regex-without-re", "modality-bad-glob", "modality-input-twice", "modality-module-twice",
+    "match-regex-without-re", "mask-modality-unknown", "modality-bad-glob", "modality-input-twice",
+    "modality-module-twice",
     "modality-slice-backwards", "modality-slices-of-two-axes", "modality-slices-overlap", "modality-unknown",
     "modality-unknown-in-between", "option-contradiction", "option-contradicts-defaults", "option-nan",
     "pair-and-expect", "pair-bad-escape", "pair-bad-regex", "pair-group-name", "pair-group-too-high",
@@ -84,6 +85,8 @@ def test_most_broken_files_are_seen_in_the_editor() -> None:
         {"match": {}, "expect": 2},
         {"match": {}, "expect": {"min": 1}},
         {"match": {}, "methods": "generate", "allow_noncausal": True, "fit": "running"},
+        {"match": {}, "mask": "none"},
+        {"match": {}, "mask": {"a": "words", "b": {"argument": "pads", "marks": "padding"}}},
         {"match": {}, "regbn": {"rank": None, "momentum": 1, "f_layer_dim": [7, 7]}},
         {"pair": {"f": "input:a", "g": "input:b"}, "reduce": "mean"},
         {"match": {}, "action": "skip", "expect": 1},

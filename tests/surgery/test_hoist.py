@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from regbn_surgery import RewriteError
 from regbn_surgery._surgery._hoist import HoistHook, HoistSpec, positions_of
+from regbn_surgery._surgery._record import MaskArgument
 from regbn_surgery._surgery._roles import Roles
 from regbn_surgery._surgery._site import RegBNSite
 
@@ -36,10 +37,13 @@ class Marking(RegBNSite):
     def __init__(self) -> None:
         nn.Module.__init__(self)
         self.f_axes = self.g_axes = (0, 2, 1)
+        self.told_mask = True
         self.given: list[Any] = []
 
-    def forward(self, f: Tensor, g: Tensor, f_mask: Any = None, g_mask: Any = None) -> tuple[Tensor, Tensor]:
-        self.given.append((f, g, f_mask, g_mask))
+    def forward(  # type: ignore[override]
+        self, f: Tensor, g: Tensor, mask: tuple[Any, ...] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self.given.append((f, g, mask))
         return f + 1, g + 2
 
 
@@ -132,13 +136,20 @@ def test_positions_are_those_of_the_signature() -> None:
 # -- masks ------------------------------------------------------------------------------------------------------------
 
 
-def mask_seen(mask: Any, **spec: Any) -> tuple[Any, Any]:
+def mask_seen(mask: Any, side: Any = "g", leaves_out: bool = False) -> tuple[Any, Any]:
+    """What the site makes of a mask that the hook has handed on, for f and for g."""
+
     def forward(self: Any, f: Tensor, g: Tensor, mask: Any = None) -> Any:
         return f
 
-    module = host(forward, mask="mask", **spec)
+    masks = (MaskArgument(side, "mask", leaves_out),)
+    module = host(forward, masks=masks)
+    module.site.masks = masks
     module(F, G, mask)
-    return module.site.given[0][2:]
+    f, g, given = module.site.given[0]
+    assert given[0] is mask
+    content: tuple[Any, Any] = module.site._content_of(given, f, g)
+    return content
 
 
 def test_the_mask_goes_to_the_side_it_masks() -> None:
@@ -146,9 +157,27 @@ def test_the_mask_goes_to_the_side_it_masks() -> None:
     f_mask, g_mask = mask_seen(of_g)
     assert f_mask is None
     assert torch.equal(g_mask, of_g)
-    f_mask, g_mask = mask_seen(of_f, mask_of="f", padding=True)
+    f_mask, g_mask = mask_seen(of_f, "f", leaves_out=True)
     assert g_mask is None
     assert torch.equal(f_mask, ~of_f)
+
+
+def test_each_side_has_its_own_mask() -> None:
+    def forward(self: Any, f: Tensor, g: Tensor, *, of_f: Any = None, of_g: Any = None) -> Any:
+        return f
+
+    masks = (MaskArgument("g", "of_g", True), MaskArgument("f", "of_f", False))
+    module = host(forward, masks=masks)
+    module.site.masks = masks
+    of_g, of_f = torch.rand(2, 5) > 0.5, torch.rand(2, 4) > 0.5
+    for f_mask, g_mask in ((of_f, of_g), (of_f, None), (None, of_g), (None, None)):
+        module.site.given.clear()
+        module(F, G, of_f=f_mask, of_g=g_mask)
+        f, g, given = module.site.given[0]
+        found = module.site._content_of(given, f, g)
+        for mask, wanted in zip(found, (f_mask, None if g_mask is None else ~g_mask), strict=True):
+            assert (mask is None) == (wanted is None)
+            assert mask is None or torch.equal(mask, wanted)
 
 
 def test_a_mask_for_all_samples_is_spread_and_one_that_does_not_fit_is_left_out() -> None:

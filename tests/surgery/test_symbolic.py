@@ -481,7 +481,7 @@ def test_a_masked_attention_has_its_mask_in_the_graph() -> None:
     model = operate(build(Masked), example(4), "attention", normalize="b", against="a")
     step(model, example(4))
     traced = torch.fx.symbolic_trace(model.eval())
-    assert site_of(model).masking is not None
+    assert site_of(model).masks
     assert_traced(traced, model, example)
     assert not torch.equal(run(traced, example(4)), run(traced, {**example(4), "b_mask": torch.ones(4, 5)}))
 

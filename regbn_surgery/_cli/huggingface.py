@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._rules.problems import did_you_mean
+from .._spelling import listing
 from .._user_code import cause_text
 from .loading import ModelNotLoadedError
 
@@ -84,6 +85,22 @@ def load_pretrained_class(
     return model, example_inputs(model, config)
 
 
+def _no_class(spec: str, model_type: Any) -> str:
+    """What to say of a configuration that does not name its model, as one that was never saved with a model."""
+    if model_type is None:
+        return f"{spec!r} lacks `model_type`, so that its model is not known; transformers writes it into a config.json"
+    from transformers.models.auto import modeling_auto
+
+    tables = [table for name, table in vars(modeling_auto).items() if re.fullmatch("MODEL_.*MAPPING_NAMES", name)]
+    named = [table[model_type] for table in tables if isinstance(table.get(model_type), str)]
+    classes = listing(list(dict.fromkeys(named)), limit=6) if named else "its class"
+    example = next((name for name in named if "For" in name), named[0] if named else "...")
+    return (
+        f"{spec!r} lacks `architectures`, which names the class of the model (of {model_type} there are {classes}). "
+        f'Write it into the file, as in "architectures": ["{example}"]; `save_pretrained` of a model does so'
+    )
+
+
 def _class_and_config(spec: str, changes: Mapping[str, Any]) -> tuple[Any, Any]:
     try:
         import transformers
@@ -96,9 +113,7 @@ def _class_and_config(spec: str, changes: Mapping[str, Any]) -> tuple[Any, Any]:
         name = next(iter(content.get("architectures") or ()), None)
         model_type = content.pop("model_type", None)
         if name is None or model_type is None:
-            raise ModelNotLoadedError(
-                f"{spec!r} lacks `architectures` or `model_type`, so the class of the model is not known"
-            )
+            raise ModelNotLoadedError(_no_class(spec, model_type))
         model_class = _find(transformers, name, spec)
     else:
         content, model_type, model_class = dict(changes), None, _find(transformers, spec, f"hf:{spec}")

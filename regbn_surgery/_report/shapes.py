@@ -96,9 +96,14 @@ def side_text(side: Side, reduce: Reduce = "flatten") -> str:
 
 
 def padding_text(site: PlannedSite, letter: str) -> str:
-    """``without padding (`attention_mask`)``, of f or of g; "" where all positions count."""
-    names = [mask.argument for mask in site.padding or () if mask.side == letter]
-    return f"without padding (`{names[0]}`)" if names else ""
+    """``without padding (`attention_mask`)``, of f or of g; "" where all positions count.
+
+    The mask of a torch module that attends is optional, and the example may not have given it.
+    """
+    mask = next((mask for mask in site.padding or () if mask.side == letter), None)
+    if mask is None:
+        return ""
+    return f"without padding, if `{mask.argument}` is given" if mask.layer else f"without padding (`{mask.argument}`)"
 
 
 def mib_text(m: int, n: int) -> str:

@@ -182,6 +182,7 @@ def sites_table(sites: Iterable[PlannedSite], width: int = 80) -> Table:
         left_out = (padding_text(site, "f"), padding_text(site, "g"))
         sides = ["\n  ".join(filter(None, lines)) for lines in zip(sides, left_out, places, strict=True)]
         returned = "replaces f and g" if site.replace == "both" else "replaces f only"
+        returned += ", fit: running" if site.options.get("fit") == "running" else ""
         how = f"\n{_TIERS[site.tier]}" if site.tier in _TIERS else ""
         table.add_row(name, Text("\n".join(sides)), Text(f"{projection_text(site)}\n{site.reduce}, {returned}{how}"))
     return table

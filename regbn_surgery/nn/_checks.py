@@ -72,7 +72,8 @@ def check_batch(f: Tensor, g: Tensor, training: bool, joined: bool, present: Ten
         )
     if f.shape[0] != g.shape[0]:
         raise RegBNShapeError(
-            f"RegBN expects f and g of the same batch; found {f.shape[0]} samples of f and {g.shape[0]} of g"
+            f"RegBN expects f and g of the same batch; found {f.shape[0]} samples of f and {g.shape[0]} of g, "
+            "which cannot be the same samples, row by row"
         )
     if training and f.shape[0] < 2 and not joined:
         found = "an empty batch" if f.shape[0] == 0 else "1"

@@ -54,7 +54,7 @@ HEAD = """# Versions
 
 What is promised (`torch>=2.6`, Python 3.11 and newer) and the core tests that hold it: `{core}`, without the slow ones.
 Written by `make test-versions` (`make test-versions SETS="newest floors"`: only these); a set whose Python is not on
-the machine is left out. `commit` is the one that was measured; commits before e1d7177 were measured without `tests/nn`.
+the machine is left out. `commit` is the one that was measured.
 
 | set | Python | torch | numpy | transformers | commit | passed | failed |
 | --- | --- | --- | --- | --- | --- | --- | --- |

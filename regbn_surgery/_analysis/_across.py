@@ -15,10 +15,15 @@ from .._trace import Trace
 
 @dataclass(frozen=True)
 class Spot:
-    """The output of a module (its path as seen from the host), or an argument of the host."""
+    """The output of a module (its path as seen from the host), or an argument of the host.
+
+    Of several tensors that the module returns it is number `output`, whichever of them another kind of call reads.
+    Older records do not say it: there it is the first that is read.
+    """
 
     module: str | None
     argument: str | None = None
+    output: int | None = None
 
 
 @dataclass(frozen=True)

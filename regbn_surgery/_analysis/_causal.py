@@ -113,14 +113,26 @@ class _Runner:
                 continue
             together = zip(self.plain, later, before, strict=False)
             length, samples = (self.tensors[name].shape[axis] for axis in (dim, 1 - dim))
-            orders = {order for outputs in together for order in self._orders(outputs, length, samples)}
+            words = self._words(self.tensors[name], dim, position)
+            orders = {order for outputs in together for order in self._orders(outputs, length, samples, words)}
             if _Order.CAUSAL in orders:
                 return True
             if _Order.APART not in orders and any(_differ(self.plain, x) for x in (later, before)):
                 return False
         return False
 
-    def _orders(self, outputs: tuple[Tensor, Tensor, Tensor], length: int, samples: int) -> Iterator[_Order]:
+    def _words(self, tensor: Tensor, dim: int, position: int) -> list[bool]:
+        """In which samples two neighbours are words: the same token twice is padding, or a place for an image, of which
+        the one that is left takes the rows of the one that was changed."""
+        if tensor.is_floating_point():
+            return [True] * tensor.shape[1 - dim]
+        same = tensor.select(dim, position) == tensor.select(dim, position - 1)
+        same = same & (tensor != tensor.narrow(dim, 0, 1)).any(dim)  # an example of one token alone tells no places
+        return [not found for found in same.tolist()]
+
+    def _orders(
+        self, outputs: tuple[Tensor, Tensor, Tensor], length: int, samples: int, words: Sequence[bool]
+    ) -> Iterator[_Order]:
         """What an output shows, given as it was and for each of two changes: sample by sample, as padding differs."""
         shape = outputs[0].shape
         if any(output.shape != shape for output in outputs):
@@ -128,7 +140,9 @@ class _Runner:
         axis = self.batch_dim if len(shape) > self.batch_dim and shape[self.batch_dim] == samples else None
         for at in (slice(None),) if axis is None else (slice(i, i + 1) for i in range(samples)):
             plain, later, before = (x if axis is None else x.movedim(axis, 0)[at].movedim(0, axis) for x in outputs)
-            yield _order(plain, later, before, axis, length)
+            order = _order(plain, later, before, axis, length)
+            seen = any(words) if axis is None else words[at.start]
+            yield order if seen or order is not _Order.CAUSAL else _Order.APART
 
     def followers(self, name: str, axes: Mapping[int, int]) -> frozenset[int]:
         """The tensors on whose axis the positions of an input show at different places; see `Streams.positional`."""
@@ -276,7 +290,9 @@ def _differ(plain: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 def _where(plain: Tensor, other: Tensor, dim: int) -> set[int]:
     """Indices along `dim` at which two outputs differ."""
-    difference = (other.float() - plain.float()).abs()
-    limit = _ROUNDING * float(plain.float().abs().amax()) if plain.numel() else 0.0
-    flat = (difference > limit).movedim(dim, 0).flatten(1).any(dim=1)
+    old, new = plain.float(), other.float()
+    known = torch.isfinite(old)  # what attends to padding alone is NaN, and no limit for the words beside it
+    limit = _ROUNDING * float(old[known].abs().amax()) if bool(known.any()) else 0.0
+    differs = ((new - old).abs() > limit) | (known != torch.isfinite(new))
+    flat = differs.movedim(dim, 0).flatten(1).any(dim=1)
     return set(flat.nonzero().flatten().tolist())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .._ops import Value
 from .._trace import Call, Trace, tensor_of
@@ -17,8 +18,11 @@ from ._anchors import FrameView
 from ._met import Meeting
 
 #: Names by which a forward is given a mask over the positions of a text, [B, L], and whether True in it leaves out.
-#: They are read by name alone: what a whole model does with such a mask (position numbers, a cache) tells less.
+#: What a whole model does with such a mask (position numbers, a cache) often tells nothing; where it tells otherwise,
+#: the user is asked.
 PADDING_MASKS = {"attention_mask": False, "padding_mask": True, "key_padding_mask": True}
+#: Before such a name they turn its meaning around, or may.
+_TURNED = ("non", "not", "no", "inverted", "inverse", "inv")
 
 _KEEPS_MEANING: tuple[Value, ...] = (
     "reshapes", "permutes", "casts", "takes_part", "stretches", "repeats", "integers",
@@ -81,8 +85,17 @@ def asked_of(view: FrameView) -> Masking:
 
 
 def _meaning(trace: Trace, argument: HostArgument) -> bool | None:
-    told = means_padding(argument.name)
-    return _leaves_out(argument.uid, trace) if told is None and argument.uid is not None else told
+    return _told(argument.name, argument.uid, trace)
+
+
+def _told(name: str, uid: int | None, trace: Trace) -> bool | None:
+    """Whether True in an argument marks padding, by its name and by its use; None where neither tells, or one tells the
+    opposite of the other. Of floats the use tells nothing: they may be additive."""
+    named = means_padding(name)
+    used = None if uid is None or (named is not None and trace.tensors[uid].is_float) else _leaves_out(uid, trace)
+    if named is None or used is None:
+        return used if named is None else named
+    return named if named == used else None
 
 
 def _arguments(view: FrameView) -> tuple[HostArgument, ...]:
@@ -107,8 +120,11 @@ def _arguments(view: FrameView) -> tuple[HostArgument, ...]:
 
 def means_padding(name: str) -> bool | None:
     """Whether True in a mask of this name marks padding; None where the name does not tell."""
-    last = name.split(".")[-1]
-    return next((leaves_out for known, leaves_out in PADDING_MASKS.items() if last.endswith(known)), None)
+    last = name.split(".")[-1].lower()
+    known = next((known for known in PADDING_MASKS if last.endswith(known)), None)
+    if known is None or last.removesuffix(known).rstrip("_").endswith(_TURNED):
+        return None
+    return PADDING_MASKS[known]
 
 
 def _has_positions(side: Side) -> bool:
@@ -142,18 +158,32 @@ def _of_attention(meeting: Meeting, view: FrameView, sides: Sequence[Side]) -> d
 def _by_name(view: FrameView, sides: Sequence[Side], side: int) -> Mask | None:
     """The one argument that a usual name and its shape, [B, L] of this side alone, say to mark the padding of it."""
     shape = _rows(sides[side])
-    if not _has_positions(sides[side]) or shape == _rows(sides[1 - side]):
+    if not _has_positions(sides[side]) or shape == _rows(sides[1 - side]) or _had_as_many(view, sides, side):
         return None
-    fits = [
-        name
+    fits = {
+        name: uid
         for uid, name in view.arguments.items()
         if means_padding(name) is not None and _is_mask(view, uid, shape) and view.layout(uid).batch_dim == 0
-    ]
+    }
     exact = [name for name in PADDING_MASKS if name in fits]
     if not exact and len(fits) != 1:
         return None
-    name = (exact or fits)[0]
-    return Mask(name, side, bool(means_padding(name)))
+    name = (exact or list(fits))[0]
+    leaves_out = _told(name, fits[name], view.trace)
+    return None if leaves_out is None else Mask(name, side, leaves_out)
+
+
+def _had_as_many(view: FrameView, sides: Sequence[Side], side: int) -> bool:
+    """Whether an input of the other side's modality has as many positions as this side, and lost some on the way: a
+    mask of that length may be of it."""
+    batch, length = _rows(sides[side])
+    for _, uid in view.trace.inputs:
+        lineage, shape = view.carries(uid), view.trace.tensors[uid].shape
+        if lineage is None or not lineage.home or not lineage.home <= set(sides[1 - side].home) - set(sides[side].home):
+            continue
+        if len(shape) in (2, 3) and shape[0] == batch and length in shape[1:]:
+            return True
+    return False
 
 
 def _of_text(view: FrameView, into: Side) -> Mask | None:
@@ -164,7 +194,8 @@ def _of_text(view: FrameView, into: Side) -> Mask | None:
     others = [name for name in PADDING_MASKS if name in given or name in view.frame.parameters]
     for name in (*fits, *others):
         if name not in given or view.carries(given[name]) is None:
-            return Mask(name, 0, PADDING_MASKS[name])
+            leaves_out = _told(name, given.get(name), view.trace)
+            return None if leaves_out is None else Mask(name, 0, leaves_out)
     return None
 
 
@@ -192,11 +223,23 @@ def _leaves_out(mask: int, trace: Trace) -> bool | None:
 def _use(op: Call, position: int) -> bool | None:
     """Whether this call leaves out (True) or keeps (False) where the mask is true; None where it only passes it on."""
     marks = op.row.mask.get(position)
+    if op.row.key_mask is not None and tensor_of(op.kwargs.get(op.row.key_mask[0])) is not None:
+        known = tensor_of(op.kwargs[op.row.key_mask[0]])
+        return True if known is not None and known.uid == op.inputs[position] else None
     if marks == "choice":
-        return bool(_is_low(op.args[1])) if len(op.args) == 3 else None
+        return _chooses_out(op.args[1], op.args[2]) if len(op.args) == 3 else None
     if marks is None or (position < len(op.args) and tensor_of(op.args[position]) is None):
         return None  # `x[:, 0] = y`: the second tensor is no index
+    if op.row.family == "scatter" and len(op.args) > 2 and tensor_of(op.args[2]) is not None:
+        return None  # `x[words] = y`: puts content there
     return marks == "out"
+
+
+def _chooses_out(where_true: Any, where_false: Any) -> bool | None:
+    """Of `torch.where`: what is a number beside a tensor stands for what is left out."""
+    if tensor_of(where_true) is not None:
+        return None if tensor_of(where_false) is not None else False
+    return _is_low(where_true) or tensor_of(where_false) is not None
 
 
 def _is_low(value: object) -> bool:

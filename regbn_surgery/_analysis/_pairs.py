@@ -33,6 +33,7 @@ class _Place:
     uid: int
     words: str
     is_input: bool
+    output: int | None = None  # which of the tensors that the module returns
 
 
 def resolve_pair(run: Run, f: str, g: str) -> Pair:
@@ -64,7 +65,7 @@ def _across(run: Run, places: tuple[_Place, _Place], references: tuple[str, str]
     spots = []
     for place, reference in zip(places, references, strict=True):
         name = reference.partition(":")[2]
-        spots.append(Spot(None, name) if place.is_input else Spot(seen_from(host, name)))
+        spots.append(Spot(None, name) if place.is_input else Spot(seen_from(host, name), output=place.output))
     take = Take(first.uid, (("", "", 0, 0), 0), ()), Take(second.uid, (("", "", 0, 0), 0), ())
     makers = tuple(None if place.is_input else r.partition(":")[2] for place, r in zip(places, references, strict=True))
     sides = _side(run, first), _side(run, second)
@@ -105,7 +106,8 @@ def _module(run: Run, path: str) -> _Place:
     """What a module returns; of several tensors the first that is read, as `h` is of `_, h = self.gru(x)`."""
     trace = run.trace
     for frame, outputs in calls_of(trace, path):
-        return _Place(frame, first_read(trace, frame, outputs), f"module `{path}`", False)
+        uid = first_read(trace, frame, outputs)
+        return _Place(frame, uid, f"module `{path}`", False, tuple(outputs).index(uid))
     called = [op.module for op in trace.calls if op.module] + [frame.path for frame in trace.frames if frame.path]
     raise PlanError(f"pair: no module {path!r} is called; {_choices(path, called, 'some that are:')}")
 

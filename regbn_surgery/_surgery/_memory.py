@@ -42,15 +42,15 @@ class Met:
         self.g = g
         self.mask = mask
         self.dtype = dtype  # of RegBN's state
-        self.version = _version(g)
+        self.version = _version(g) + _version(mask)
         self.lasting = False  # whether more positions of f may follow alone
         self.length = 0
         self._pooled: Tensor | None = None
 
     def pooled(self) -> Tensor | None:
         """What RegBN with `reduce="mean"` makes of g, `[B, C]`; None where no single g may serve, or where somebody has
-        written to it since."""
-        if self._pooled is None and self.g is not None and _version(self.g) == self.version:
+        written to it or its mask since."""
+        if self._pooled is None and self.g is not None and _version(self.g) + _version(self.mask) == self.version:
             wide = self.g.to(torch.promote_types(self.g.dtype, self.dtype))
             self._pooled = mean_over_positions(wide, self.mask)
         return self._pooled
@@ -130,7 +130,7 @@ def note(site: RegBNSite, g: Tensor, mask: Tensor | None) -> None:
     """A site is given g, as it lies in the host, in the call of a host that runs just now."""
     frame = current_frame()
     if frame is not None:
-        frame.notes.append((site, site.training, g, mask, _version(g)))
+        frame.notes.append((site, site.training, g, mask, _version(g) + _version(mask)))
 
 
 def met_in(frame: Frame) -> dict[str, list[Met]]:

@@ -89,7 +89,9 @@ def _uid(trace: Trace, spot: Spot) -> int | None:
     if spot.argument is not None:
         return dict(trace.inputs).get(spot.argument)
     made = next(calls_of(trace, spot.module or ""), None)
-    return None if made is None else first_read(trace, *made)
+    if made is None or spot.output is None:
+        return None if made is None else first_read(trace, *made)
+    return made[1][spot.output] if spot.output < len(made[1]) else None
 
 
 def readers_of(node: torch.fx.Node) -> list[torch.fx.Node]:

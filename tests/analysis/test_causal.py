@@ -267,3 +267,33 @@ def test_a_pair_of_modules_is_looked_at_in_the_same_way() -> None:
     )
     with pytest.raises(PlanError, match="would leak later positions"):
         plan(Decoder("stream").eval(), rules("words"), images_and_texts)
+
+
+class Blind(nn.Module):
+    """A causal text behind padding: what attends to nothing but padding is NaN, as in torch's own layers."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.words, self.image, self.head = nn.Embedding(50, 8), nn.Linear(5, 8), nn.Linear(8, 9)
+        self.cross = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, image: torch.Tensor, ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids)
+        unseen = attention_mask[:, None] == 0
+        if self.how == "causal":
+            unseen = unseen | torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)
+        scores = (x @ x.transpose(1, 2)).masked_fill(unseen, float("-inf"))
+        x = x + scores.softmax(-1) @ x
+        image = self.image(image)
+        return self.head(x + self.cross(x, image, image, need_weights=False)[0])
+
+
+@pytest.mark.filterwarnings("ignore:RB016")
+@pytest.mark.parametrize(("how", "expected"), [("causal", {"ids"}), ("both ways", set())])
+def test_not_a_number_at_padding_hides_no_order(how: str, expected: set[str]) -> None:
+    torch.manual_seed(0)
+    mask = (torch.arange(12) >= torch.tensor([[5], [7]])).long()
+    inputs = Inputs(torch.randn(2, 4, 5), torch.randint(3, 50, (2, 12)) * mask, mask)
+    assert torch.isnan(Blind(how)(*inputs.args)).any() == (how == "causal")
+    assert causal(Blind(how), inputs) == expected

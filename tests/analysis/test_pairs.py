@@ -106,3 +106,41 @@ def test_what_nobody_reads_is_no_side() -> None:
 
     with pytest.raises(PlanError, match="nothing in the model's own forward reads what 'module:gru' gives"):
         regbnify(Idle("lstm"), pair("gru"), inputs())
+
+
+class Two(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.beside, self.main = nn.Linear(features, 4), nn.Linear(features, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.beside(x), self.main(x)
+
+
+class Tower(nn.Module):
+    """Training reads the first of two tensors as well."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.first, self.second = Two(features), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        beside, main = self.first(x)
+        return self.second(main + beside if self.training else main)
+
+
+class Towers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Tower(6), Tower(5)
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(a), self.b(b)
+
+
+def test_what_another_kind_of_call_reads_changes_no_side() -> None:
+    """The pair is of the same tensors in training and in evaluation, whatever else one of them reads."""
+    model = regbnify(Towers(), pair("a.first", "b.first"), (torch.randn(4, 6), torch.randn(4, 5)))
+    for training in (True, False, True):
+        ((returned, f),) = taken(model.train(training), "a.first.main", (torch.randn(8, 6), torch.randn(8, 5)))
+        assert torch.equal(returned, f)

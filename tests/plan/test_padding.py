@@ -233,3 +233,52 @@ def test_rules_are_written_out_as_they_were() -> None:
         written = Rules.load(rules(mask=mask)).to_dict()
         assert written["rules"][0]["mask"] == mask
         assert Rules.load(written) == Rules.load(rules(mask=mask))
+
+
+class Turned(Tokens):
+    """What is true in its `attention_mask` is padding, as its use says: by a fill, or by a layer."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.own = how, nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, a: Tensor, b: Tensor, attention_mask: Any = None) -> Tensor:  # type: ignore[override]
+        x = self.enc_a(a)
+        if self.how == "fill":
+            x = x.masked_fill(attention_mask[..., None], 0.0)
+        elif self.how == "where":
+            x = torch.where(attention_mask[..., None], 0.0, x)
+        else:
+            x = x + self.own(x, x, x, key_padding_mask=attention_mask, need_weights=False)[0]
+        return self.head(torch.cat([x, self.enc_b(b)], dim=1)).mean(1)
+
+
+@pytest.mark.parametrize("how", ["fill", "where", "layer"])
+def test_a_use_that_contradicts_the_name_is_asked_about(how: str) -> None:
+    example = {**bare(4), "attention_mask": torch.zeros(A, dtype=torch.bool)}
+    made = plan(Turned(how), rules(match={"kind": "concat"}), example)
+    assert made.sites[0].padding == ()
+    (note,) = [note for note in made.notes if note.startswith("RB123")]
+    assert "`mask: {a: {argument: attention_mask, marks: content}}` in the rule, or `padding`" in note
+    said = {"a": {"argument": "attention_mask", "marks": "padding"}}
+    (mask,) = plan(Turned(how), rules(match={"kind": "concat"}, mask=said), example).sites[0].padding or ()
+    assert (mask.side, mask.leaves_out) == ("f", True)
+
+
+@pytest.mark.parametrize("name", ["non_padding_mask", "text_not_padding_mask", "inverted_attention_mask"])
+def test_a_name_that_is_turned_around_tells_nothing(name: str) -> None:
+    assert found(Given(), {name: ones(*A)}) == set()
+
+
+class Halved(Tokens):
+    """Of a's positions every second one is left, as many as b has or not."""
+
+    def forward(self, a: Tensor, b: Tensor, attention_mask: Any = None) -> Tensor:  # type: ignore[override]
+        return self.head(torch.cat([self.enc_a(a)[:, ::2], self.enc_b(b)], dim=1)).mean(1)
+
+
+def test_a_mask_over_positions_that_were_left_behind_is_of_no_other_side() -> None:
+    example = {"a": torch.randn(4, 10, 6), "b": torch.randn(4, 10, 5), "attention_mask": ones(4, 10)}
+    made = plan(Halved(), rules(), example)
+    assert made.sites[0].padding == ()
+    assert any(note.startswith("RB123") for note in made.notes)

@@ -195,6 +195,12 @@ _KINDS = (
         "`pair` with the layer that makes g before that fusion. Leave it where it is meant, as between two rounds of "
         "co-attention.",
     ),
+    NoteKind(
+        "RB126",
+        "a residual connection adds a side to the result of its attention as it was",
+        "`pair` with the layers that make both sides, so that all that follows reads f'. Leave it where RegBN is to "
+        "act on the attention alone.",
+    ),
     # verify
     NoteKind(
         "RB201",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ._analysis import Analysis
+from ._analysis._beside import goes_on_beside
 from ._analysis._causal import Streams
 from ._analysis._pairs import Pair
 from ._analysis._runs import Run
@@ -34,6 +35,7 @@ def find_facts(model: nn.Module, analysis: Analysis, streams: Streams | None = N
         causal=causal,
         streams=sides,
         layers={place: recipe.leaf for place, recipe in analysis.recipes.items() if recipe.leaf is not None},
+        beside=_beside(analysis),
         masks=_masks(analysis.runs[0]),
         masks_at=functools.partial(masks_at, model, analysis),
         kept_at=functools.partial(kept_at, model),
@@ -84,6 +86,17 @@ def _causality(analysis: Analysis, streams: Streams) -> tuple[frozenset[str], fr
 
 def _has_positions(side: Side) -> bool:
     return len(side.layout.spatial_dims) == 1
+
+
+def _beside(analysis: Analysis) -> dict[tuple[str, int], tuple[str, ...]]:
+    """The streams that go on beside an attention as they were, by point and index of the site."""
+    found = {}
+    for point in analysis.inspection.fusion_points:
+        for index in range(len(point.sites)) if point.kind == "attention" else ():
+            beside = goes_on_beside(analysis.runs[0], analysis.recipes[point.id, index])
+            if beside:
+                found[point.id, index] = beside
+    return found
 
 
 def _masks(run: Run) -> dict[str, tuple[int, ...]]:

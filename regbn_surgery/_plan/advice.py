@@ -30,6 +30,7 @@ def advise(
     yield from _short(sites, facts)
     yield from _similarities(sites, points)
     yield from _mixed(sites, points)
+    yield from _beside(sites, points, facts)
     yield from _repeated(sites)
     yield from _doubled(sites)
     yield from _padded(sites, facts, counted)
@@ -128,6 +129,28 @@ def _mixed(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint]) -> I
             f"{home_name(g)} has already taken up {home_name(f)} where it meets it at {_named(several)}: it predicts "
             f"{home_name(f)} by that, too, and RegBN removes what is its own. To use {home_name(g)} from before, name "
             "the layer that makes it: `pair: {f: ..., g: module:...}`",
+        )
+
+
+def _beside(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint], facts: Facts) -> Iterator[str]:
+    """A residual connection adds the stream as it was to what the attention made of f'."""
+    members: dict[tuple[str, ...], list[PlannedSite]] = {}
+    for site in sites:
+        point = points.get(site.point or "")
+        if point is None or site.site is None:
+            continue
+        index = next((i for i, each in enumerate(point.sites) if each == site.site), 0)
+        home = facts.beside.get((point.id, index), ())
+        changed = (site.f, site.g) if site.replace == "both" else (site.f,)
+        if any(side.home == home for side in changed):
+            members.setdefault(home, []).append(site)
+    for home, several in members.items():
+        yield coded(
+            "RB126",
+            f"a residual connection adds {home_name(home)} as it was to the result of the attention at "
+            f"{_named(several)}: RegBN changes what the attention reads, and not that. To "
+            f"normalise {home_name(home)} for all that follows, name the layers that make both sides: `pair: {{f: "
+            "module:..., g: module:...}`",
         )
 
 

@@ -39,6 +39,8 @@ class Facts:
     causal: frozenset[str] = frozenset()  # modalities whose positions are predicted one after the other
     streams: frozenset[tuple[str, int, int]] | None = None  # sides (point, site, 0 or 1) with such positions
     layers: Mapping[tuple[str, int], str] = field(default_factory=dict)  # by (point, site): path of a layer with a hook
+    #: By (point, site) of an attention: the stream that is added to its result as it was.
+    beside: Mapping[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
     masks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # shapes of inputs that look like masks, by name
     masks_at: Callable[[PlannedSite], SiteMasks] | None = field(default=None, compare=False)
     kept_at: Callable[[str, str], str] = field(default=below, compare=False)  # from (host, name) to the RegBN's path

@@ -66,8 +66,8 @@ class Chooser:
             self._fault(modality, self._unknown(spec.argument), "argument")
             return
         fits = [letter for letter in letters if self._fits(argument, letter)]
-        if argument.shape is None and len(fits) > 1:
-            self._fault(modality, self._not_given(argument))
+        if argument.shape is None:
+            self._fault(modality, self._not_given(argument), "argument")
         elif not fits:
             self._fault(modality, self._no_fit(argument, letters), "argument")
         elif len(fits) > 1:
@@ -118,8 +118,10 @@ class Chooser:
         )
 
     def _not_given(self, argument: HostArgument) -> str:
-        lines = " or ".join(f"`mask: {{{self._home(letter)}: {argument.name}}}`" for letter in LETTERS)
-        return f"the example does not give `{argument.name}`, so its shape does not tell its side; write {lines}"
+        return (
+            f"{self.masks.host} is not given `{argument.name}` in the example, so that padding would count. Use an "
+            "example in which it is; if the model never hands it on, that takes a change of its code"
+        )
 
     def _both(self, argument: HostArgument) -> str:
         lines = " or ".join(f"`mask: {{{self._home(letter)}: {argument.name}}}`" for letter in LETTERS)

@@ -81,7 +81,7 @@ def diff_of(host: HostLike) -> str:
 
 _SLOT = re.compile(r"\b_regbn\.\w+\((\d+)")
 #: What stands on a line, in the order in which a head names it, and how.
-_PARTS = {"f": "f", "g": "g", "fusion": "fusion", "reader": "reads f' or g'"}
+_PARTS = {"f": "f", "g": "g", "fusion": "fusion", "reader": "reads f' or g'", "onward": "reads the fusion"}
 
 
 def _captioned(diff: str, slots: Sequence[tuple[int, str, str]]) -> str:

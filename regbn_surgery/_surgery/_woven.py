@@ -155,7 +155,10 @@ def woven(locator: Locator, sites: Sequence[CodeSite]) -> Woven:
 
 
 def _meanings(sites: Sequence[CodeSite], slots: Slots) -> Iterator[tuple[int, str, str]]:
-    """What the number of each expression is for, for people: (number, site, "f", "g", "fusion" or "reader")."""
+    """What the number of each expression is for, for people: (number, site, "f", "g", "fusion", "reader" or "onward").
+
+    "onward" are those that read what came out of the fusion, as it was.
+    """
     for site in sites:
         sides = [
             (place, letter)
@@ -165,7 +168,10 @@ def _meanings(sites: Sequence[CodeSite], slots: Slots) -> Iterator[tuple[int, st
         ]
         named = [*sides, (site.join, "fusion")]
         told = {place for place, _ in named}
-        for place, what in [*named, *((place, "reader") for place in site.places() if place not in told)]:
+        readers = {*site.f_readers, *site.g_readers}
+        onward = set(site.onward) - readers
+        rest = ((place, "onward" if place in onward else "reader") for place in site.places() if place not in told)
+        for place, what in [*named, *rest]:
             for number in slots.path(place):  # a call on the way to a place is there for its sake
                 yield number, site.name, what
 

@@ -52,9 +52,9 @@ def verify(
 ) -> None:
     """Put RegBN into MODEL where RULES say, and say for each RegBN which modalities its f and g carry.
 
-    MODEL is as for `inspect`; leave RULES out for one that contains RegBN already. Its example inputs are always
-    checked; --data adds calls that may go another way through the model: another order, a missing modality, another
-    batch. Exit code 1 means that a RegBN did not run in a call,
+    MODEL is as for `inspect`; leave RULES out for one that contains RegBN already. Its example inputs are
+    checked, if there are any; --data adds calls that may go another way through the model: another order,
+    a missing modality, another batch. Exit code 1 means that a RegBN did not run in a call,
     or ran on other modalities than its rule names, or that a call could not be checked.
     """
     parsed = None if rules is None else load_rules(rules, modalities, ignore)
@@ -70,11 +70,17 @@ def verify(
     found: dict[str, Verification] = {}
     unchecked: dict[str, str] = {}
     with progress("following the modalities through each call"), quiet_stdout():
-        first = verified(model, find_inputs(model, inputs, section), training=train)
-        found["the example"] = _told(first, ignored)
+        names: list[str] = []
+        if inputs is not None or section or data is None:  # else what the data holds is the example
+            names.append("the example")
+            first = verified(model, find_inputs(model, inputs, section), training=train)
+            found["the example"] = _told(first, ignored)
         further = list(calls_of(model, itertools.islice(source, calls)))
-        names = ["the example", *(f"call {number} of {data}" for number in range(1, len(further) + 1))]
-        for name, call in zip(names[1:], further, strict=True):
+        numbered = [f"call {number} of {data}" for number in range(1, len(further) + 1)]
+        names += numbered
+        if not names:
+            raise InputsError(f"--data {data} gave no call, and there are no example inputs (`--input`, `--inputs`).")
+        for name, call in zip(numbered, further, strict=True):
             try:
                 found[name] = _told(verified(model, call, training=train), ignored)
             except (CaptureError, InputsError) as error:  # the last batch of a loader may hold one sample, say
@@ -92,7 +98,8 @@ def verify(
         text = Text("\n".join(f"{name}: {told[name]}" for name in names))
         write_views(lambda width: [text], output)
     wrong, total = sum(not one.ok for one in found.values()), len(found) + len(unchecked)
-    calls_in_all = f"{total} calls, the example included," if further else f"{total} call"
+    counted = f"{total} call{'' if total == 1 else 's'}"
+    calls_in_all = f"{counted}, the example included," if "the example" in found and further else counted
     if unchecked:
         message(f"{len(unchecked)} of {calls_in_all} could not be checked")
     if wrong:

@@ -94,8 +94,14 @@ def looked_at(
     message(f"{name} does not run without values, so it is built again with random weights")
     with progress(f"loading {name} with random weights"), quiet_stdout():
         built, inputs = request.load(weights=True, section=section)
-    with progress(doing.format(name)), quiet_stdout():
-        return look(built, inputs)
+    try:
+        with progress(doing.format(name)), quiet_stdout():
+            return look(built, inputs)
+    except CaptureError as error:
+        raise CaptureError(
+            f"{error} The inputs of an `hf:` model are made up from its configuration: add what is missing by `--input "
+            "NAME=int64[2,6]`, or say it with `--model-args`"
+        ) from error
 
 
 def inspected(request: ModelRequest, modalities: Mapping[str, Any] | None, ignore: tuple[str, ...] = ()) -> Inspected:

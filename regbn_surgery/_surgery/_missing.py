@@ -47,8 +47,9 @@ def tell(host: nn.Module, path: str, name: str, why: str, args: tuple[Any, ...],
         RegBNBypassedError: where its rule says `missing: error`.
     """
     module = site_at(host, name)
+    named = getattr(module.regbn, "site_path", "") or name  # the host may know it by another name than the model does
     text = (
-        f"{named_at(type(host), path)} was called ({spelled(args, kwargs)}), and {why}: RegBN `{name}` did not run; "
+        f"{named_at(type(host), path)} was called ({spelled(args, kwargs)}), and {why}: RegBN `{named}` did not run; "
         "this call computes what the original does."
     )
     if module.missing == "error":

@@ -180,6 +180,7 @@ def _unused(run: Run, frames: Sequence[Frame]) -> tuple[str, ...]:
 def _meeting_place(run: Run, wanted: tuple[tuple[str, ...], tuple[str, ...]], point: str | None) -> str:
     """Where the two streams meet in a call in which they do not come to their RegBN, which is that of `point`; "" where
     they do not meet."""
+    others: list[str] = []
     for exactly in (True, False):
         for meeting in run.flow.meetings:
             homes = [ordered(run, met.home) for met in meeting.all_operands()]
@@ -192,8 +193,8 @@ def _meeting_place(run: Run, wanted: tuple[tuple[str, ...], tuple[str, ...]], po
                 carried = "" if exactly else f", as {_words(pair)}"
                 if _is_of(point, owner, (name, meeting.kind)):
                     return f"meet at {call}{carried}, but are computed there in a way that the example did not show"
-                return f"meet at another call, {call}{carried}"
-    return ""
+                others.append(f"meet at another call, {call}{carried}")
+    return others[0] if others else ""
 
 
 def _is_of(point: str | None, owner: str, names: Sequence[str]) -> bool:

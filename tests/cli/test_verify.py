@@ -69,6 +69,12 @@ def endless():
     while True:
         yield call("xy")
 
+def rewritten():
+    import regbn_surgery
+    rules = {"version": 1, "rules": [{"id": "late", "match": {"kind": "concat"}, "normalize": "x"}]}
+    return regbn_surgery.regbnify(Two(), rules, build()[1])
+
+none = []
 unfitting = [{"z": torch.rand(4, 4)}]
 nothing = 3
 """
@@ -118,6 +124,16 @@ def test_a_call_that_cannot_be_checked_hides_no_other(verify):
     assert [head for head in heads if head.startswith("call ")] == ["call 1", "call 2", "call 3"]
     calls = json.loads(verify("--data", "verified.py:last", "--format", "json").stdout)["calls"]
     assert "give at least 2 samples" in next(call for call in calls if call["call"].startswith("call 2"))["not_checked"]
+
+
+def test_a_model_without_an_example_is_checked_on_the_data_alone(verify, run):
+    result = run("verify", "verified.py:rewritten", "--data", "verified.py:alike")
+    assert result.exit_code == 0, result.stderr
+    assert "the example" not in result.stdout + result.stderr
+    assert result.stdout.count(RIGHT) == 2
+    none = run("verify", "verified.py:rewritten", "--data", "verified.py:none")
+    assert none.exit_code == 2
+    assert "--data verified.py:none gave no call, and there are no example inputs" in " ".join(none.stderr.split())
 
 
 def test_a_call_that_cannot_be_checked_is_no_success(verify):

@@ -102,7 +102,7 @@ def test_several_inside_are_listed() -> None:
 @pytest.mark.parametrize("more", [{"rules": RULES}, {"modalities": {"x": ["x"]}}])
 @pytest.mark.parametrize("wrap", [lambda m: m, Parent])
 def test_rules_are_for_a_model_without(wrap: Any, more: dict[str, Any]) -> None:
-    with pytest.raises(AlreadyRewrittenError, match=r"regbn_late.*diagnose\(model, data\) measures") as told:
+    with pytest.raises(AlreadyRewrittenError, match=r"regbn_late.*Measure it as it is, without rules") as told:
         diagnose(wrap(trained(1)), batches(0.5), 12, **more)
     assert "Several rules" not in str(told.value)
 

@@ -117,9 +117,7 @@ def _by_name(rules: tuple[str, ...], modalities: dict[str, Any]) -> dict[str, Ru
     for item in rules:
         name = Path(item).stem
         if name in found:
-            raise click.UsageError(
-                f"--rules {item}: another one is called {name!r} too, and so would both be in the table"
-            )
+            raise click.UsageError(f"--rules {item}: another one is called {name!r}, too; rename one file")
         found[name] = Rules.load(item)
     open_ones = [name for name, item in found.items() if not item.modalities] or list(found)
     return found | {name: found[name].with_modalities(modalities) for name in open_ones}

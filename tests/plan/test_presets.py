@@ -56,6 +56,9 @@ def test_the_plan_is_as_agreed(preset: str, name: str) -> None:
     assert Plan.from_json(plan.to_json()) == plan
     content = plan.to_dict()
     content.pop("forwards", None)  # digests of other people's code, which changes from release to release
+    if name.startswith("hf_"):  # whether a layer is given a mask changes from release to release, too
+        for site in content["sites"]:
+            site.pop("padding")
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     path = GOLDEN / f"{preset}-{name}.json"
     if os.environ.get("UPDATE_GOLDEN"):

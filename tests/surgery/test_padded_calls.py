@@ -16,6 +16,7 @@ import regbn_surgery
 from regbn_surgery import RegBNWarning
 from regbn_surgery._surgery import explain
 from regbn_surgery._surgery._site import RegBNSite
+from regbn_surgery.nn._compilers import OLD_COMPILER
 
 from .models import build, forced, operate, run, site_of, step
 from .padded_models import (
@@ -102,6 +103,7 @@ def test_a_text_without_a_word_is_a_sample_without_text(joined: Any) -> None:
     assert all(torch.isfinite(part).all() for part in out)
 
 
+@pytest.mark.skipif(OLD_COMPILER, reason="compiled or exported by an old torch, a host counts padding (docs/regbn.md)")
 @pytest.mark.parametrize("cls", [Tokens, Queries, Hooked])
 def test_compiled(cls: type[nn.Module]) -> None:
     kind = "attention" if cls is Queries else "concat"
@@ -118,6 +120,7 @@ def test_compiled(cls: type[nn.Module]) -> None:
     torch.testing.assert_close(site_of(model).state_dict(), site_of(plain).state_dict(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(OLD_COMPILER, reason="compiled or exported by an old torch, a host counts padding (docs/regbn.md)")
 def test_exported_and_traced_by_symbols(joined: Any) -> None:
     model = copy.deepcopy(joined)
     step(model, padded(bare()))

@@ -88,7 +88,7 @@ class Chooser:
     def _fits(self, argument: HostArgument, letter: Letter) -> bool:
         if not self.masks.open[LETTERS.index(letter)] or len(self.sides[letter].spatial_shape) != 1:
             return False
-        return argument.shape is None or fits(argument.shape, self.sides[letter])
+        return argument.shape is not None and fits(argument.shape, self.sides[letter])
 
     # -- what is wrong, in words --------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class Chooser:
             f"`{argument.name}` for {self._home(letter)}"
             for letter in LETTERS
             for argument in arguments
-            if argument.shape is not None and self._fits(argument, letter) and not argument.content
+            if self._fits(argument, letter) and not argument.content
         ]
         rest = f"of the shape of a side: {', '.join(could)}" if could else "none has the shape of a side"
         return (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regbn_surgery import Inputs, Recipe, RewriteError, load_regbn, regbnify, save_regbn, verify
+from regbn_surgery import Inputs, Recipe, RegBNWarning, RewriteError, load_regbn, regbnify, save_regbn, verify
 from regbn_surgery._surgery import explain
 
 RULES = {"version": 1, "rules": [{"id": "late", "match": {"kind": "concat"}, "normalize": "a", "against": "b"}]}
@@ -244,3 +244,47 @@ def test_names_of_modalities_are_saved_with_the_model(modalities: dict[str, str]
         found = verify(each, inputs(3))
         assert found.ok, found
         assert found.sites[0].carried == (((first,), (second,)),)
+
+
+class CrossThenPool(nn.Module):
+    """The streams meet at an attention and, pooled in one of two ways, at a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fa, self.fb, self.head = nn.Linear(5, 8), nn.Linear(7, 8), nn.Linear(16, 3)
+        self.cross = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
+        x, y = self.fa(a), self.fb(b)
+        x = x + self.cross(x, y, y, need_weights=False)[0]
+        pooled = x.mean(1) if weights is None else torch.einsum("bl,blc->bc", weights, x)
+        return self.head(torch.cat([pooled, y.mean(1)], 1))  # the place
+
+
+def test_the_place_that_is_named_is_that_of_the_regbn() -> None:
+    given = torch.randn(4, 6, 5), torch.randn(4, 3, 7)
+    model = regbnify(CrossThenPool(), RULES, (*given, torch.rand(4, 6)))
+    line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "# the place" in text)
+    (site,) = verify(model, given).sites
+    assert site.problem.startswith("RB201")
+    assert (
+        f"meet at `cat` ({__file__}:{line}), but are computed there in a way that the example did not" in site.problem
+    )
+
+
+def test_a_warning_names_the_regbn_by_its_path_in_the_model() -> None:
+    class WithoutB(CrossThenPool):
+        def forward(self, a: Tensor, b: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+            x = self.fa(a)
+            if b is not None:
+                y = self.fb(b)
+                x = x + self.cross(x * 1.0, y, y, need_weights=False)[0]
+            return x if mask is None else x * mask[..., None]
+
+    mask = {"a": {"argument": "mask", "marks": "content"}}
+    rule = {"id": "c", "match": {"kind": "attention"}, "normalize": "a", "against": "b", "reduce": "mean", "mask": mask}
+    rules = {"version": 1, "rules": [rule]}
+    given = torch.randn(4, 6, 5), torch.randn(4, 3, 7), torch.ones(4, 6)
+    model = regbnify(WithoutB(), rules, given)
+    with pytest.warns(RegBNWarning, match=r"RB401 .*RegBN `cross\.regbn_c` did not run"):
+        model(given[0], None, given[2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import signature
@@ -14,12 +13,12 @@ from . import _tree
 from ._analysis import MODEL_ERRORS
 from ._codes import coded
 from ._diagnosis import MINIMUM
-from ._errors import InputsError, RegBNError, RegBNWarning
+from ._errors import InputsError, RegBNError
 from ._inputs import Inputs, as_inputs, shared_axis
 from ._misfits import misfit
 from ._report.words import count_text
 from ._spelling import listing
-from ._user_code import drawn
+from ._user_code import drawn, warn_at_call
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def calls_of(model: nn.Module, data: Iterable[Any]) -> Iterator[Inputs]:
         call, guess = _fitted(model, batch)
         if guess and guess not in told:
             told.add(guess)
-            warnings.warn(coded("RB417", guess), RegBNWarning, stacklevel=2)
+            warn_at_call(coded("RB417", guess))
         yield call
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from . import _tree
 from ._adapter_copies import regbns_in
 from ._codes import coded
-from ._errors import InputsError, RegBNWarning
+from ._errors import InputsError
 from ._given_batches import filled_calls, run_on
 from ._inputs import Inputs
 from ._misfits import refusing_strange_names
@@ -21,6 +20,7 @@ from ._report.words import count_text
 from ._spelling import listing
 from ._statistics import short_names
 from ._undo import forget, guarding, later, undone
+from ._user_code import warn_at_call
 from ._wrappers import inside_wrappers
 from .nn import RegBN
 
@@ -69,7 +69,7 @@ def update_regbn(
         text = (
             f"{type(model).__name__} has no RegBN: there is no running projection to form again, and nothing was done."
         )
-        warnings.warn(coded("RB419", text), RegBNWarning, stacklevel=6)
+        warn_at_call(coded("RB419", text))
         return {}
     was_training = [(module, module.training) for module in model.modules()]
     before = [_State(regbn) for regbn in found.values()]
@@ -164,4 +164,4 @@ def _look_at(counts: dict[str, int], ran: int) -> None:
     text = f"{listing(without)} could not be fitted on any of {count_text(ran, 'batch', 'batches')}: {why}"
     if len(without) == len(counts):
         raise InputsError(f"update_regbn changed nothing: {text}.")
-    warnings.warn(coded("RB416", f"{text}. Its running projection stays as it was"), RegBNWarning, stacklevel=7)
+    warn_at_call(coded("RB416", f"{text}. Its running projection stays as it was"))

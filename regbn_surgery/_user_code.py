@@ -1,15 +1,18 @@
-"""Errors of the user's own functions (factories, training, data): told as theirs, with their file and line."""
+"""The user's own code: errors in it (factories, training, data) are told as theirs, and warnings at its lines."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator
+from types import FrameType
 from typing import Any
 
-from ._errors import RegBNError
+from ._errors import RegBNError, RegBNWarning
 
 #: Folders whose code is not the user's: this package, and the standard library with all that is installed in it.
 _NOT_THE_USERS = (
@@ -54,7 +57,19 @@ def cause_text(error: BaseException) -> str:
 def user_line(error: BaseException) -> str | None:
     """`model.py:12`: the deepest line of a traceback that is neither ours nor an installed library's."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = os.path.abspath(frame.filename)
-        if not frame.filename.startswith("<") and not path.startswith(_NOT_THE_USERS):
+        if _is_users(frame.filename):
             return f"{frame.filename}:{frame.lineno}"
     return None
+
+
+def _is_users(filename: str) -> bool:
+    return not filename.startswith("<") and not os.path.abspath(filename).startswith(_NOT_THE_USERS)
+
+
+def warn_at_call(text: str) -> None:
+    """A warning that names the user's own line that led here; the caller's where there is none, as in a command."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 2
+    while frame is not None and not _is_users(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, RegBNWarning, stacklevel=2 if frame is None else level)

@@ -65,8 +65,9 @@ def verdict(found: Evidence) -> Iterator[str]:
         yield coded(
             "RB304",
             f"`{found.site}`: the running projection subtracts {found.running_to_batch:.0%} of what a batch's own "
-            "does: evaluation removes less than training shows. What batches of "
-            f"{found.batch} samples have in common is all that it can hold; larger batches or more steps help",
+            f"({found.batch} samples, as measured here) does: evaluation removes less than training shows. Where the "
+            "branches learn, `update_regbn` after training brings it up to date; else larger batches help, since it "
+            "holds only what batches have in common",
         )
 
 

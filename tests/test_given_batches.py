@@ -80,5 +80,6 @@ def test_functions_that_take_batches_tell_it() -> None:
     with pytest.warns(RegBNWarning, match="RB417 a batch of 3 items was passed as"):
         diagnose(Optional(), flat, 2, example=(SCAN, TABLE))
     model = regbnify(Optional(), rules, (SCAN, TABLE))
-    with pytest.warns(RegBNWarning, match="RB417 a batch of 3 items was passed as"):
+    with pytest.warns(RegBNWarning, match="RB417 a batch of 3 items was passed as") as caught:
         update_regbn(model, flat)
+    assert [warning.filename for warning in caught] == [__file__]  # the user's line, and not one of the package

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
+import shutil
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -14,9 +14,10 @@ from .. import _codec
 from .._codec import CodecError
 from .._codes import coded
 from .._copying import Model
-from .._errors import RecipeError, RegBNError, RegBNWarning
+from .._errors import RecipeError, RegBNError
 from .._surgery import KEEP_BESIDE, OWN_ADAPTERS, RECIPE_FILE, Make, adapted_in, undo
 from .._untested import tell_untested
+from .._user_code import warn_at_call
 from ._adapters import adapters_instead
 from ._empty import filling
 from ._held import holds
@@ -48,6 +49,8 @@ def save_regbn(model: nn.Module, directory: str | os.PathLike[str]) -> None:
 
         save_model(model, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
     recipe.write(folder / RECIPE_FILE)
+    if (folder / WEIGHTS_FILE).exists():
+        shutil.copymode(folder / RECIPE_FILE, folder / WEIGHTS_FILE)  # safetensors makes files for their owner alone
 
 
 def load_regbn(
@@ -136,7 +139,7 @@ def _tell_adapters(model: nn.Module) -> None:
         "is the PeftModel around it, call save_regbn(copy.deepcopy(adapted).merge_and_unload(), folder); or keep the "
         f"adapters, and {KEEP_BESIDE}."
     )
-    warnings.warn(coded("RB414", text), RegBNWarning, stacklevel=3)
+    warn_at_call(coded("RB414", text))
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

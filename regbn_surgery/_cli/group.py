@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TextIO
 
 import click
 
+from .._errors import RegBNWarning
 from .._spelling import nearest
 
 #: Names that a person may try (those of the Python functions, above all), and the command that does it.
@@ -44,6 +48,10 @@ _PYTHON_ONLY = ("unregbnify", "freeze", "fold", "save_regbn", "load_regbn", "con
 class Commands(click.Group):
     """A group that suggests the command which does what was asked for, not the one with the nearest spelling alone."""
 
+    def invoke(self, context: click.Context) -> Any:
+        with _plain_warnings():
+            return super().invoke(context)
+
     def resolve_command(
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -64,3 +72,28 @@ class Commands(click.Group):
         meant = _MEANT.get(asked, asked)
         command = self.commands[meant]
         context.fail(f"{start} Did you mean {meant!r}? {command.get_short_help_str(100)}")
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print our own warnings without the line of the package that gave them: nobody's code is at it."""
+    shown = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, RegBNWarning):
+            click.echo(f"warning: {message}", err=True)
+        else:
+            shown(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown

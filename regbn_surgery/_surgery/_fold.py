@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections import defaultdict
 from typing import Any
 
@@ -15,9 +14,10 @@ from .. import _ops as fn
 from .. import _tree
 from .._adapter_copies import is_wrapper
 from .._codes import coded
-from .._errors import RegBNOptionError, RegBNWarning, RewriteError
+from .._errors import RegBNOptionError, RewriteError
 from .._inputs import Inputs
 from .._state import preserved
+from .._user_code import warn_at_call
 from ..nn import RegBN
 from ..nn.fold import fold_into_linear
 from ._adapters import watch_adapters_no_more
@@ -107,7 +107,7 @@ def fold(model: nn.Module, inputs: Inputs) -> list[str]:
     else:
         watch_adapters_no_more(model)
     if kept:
-        warnings.warn(coded("RB403", f"not folded: {' | '.join(kept)}"), RegBNWarning, stacklevel=2)
+        warn_at_call(coded("RB403", f"not folded: {' | '.join(kept)}"))
     return folded
 
 

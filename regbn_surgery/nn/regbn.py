@@ -83,7 +83,8 @@ class RegBN(RunningState):
     g `[B, C_g, *any]`, empty layer dims, W `[C_g, C_f]`. Outputs have the shapes and dtypes of the inputs.
 
     The sizes come first; `gpu` is accepted for the published signature and ignored (use `.to(device)`). Every other
-    argument is described in `RegBNOptions`. What persists is in the state dict: see `RunningState`.
+    argument is described in `regbn_surgery.nn.RegBNOptions` and docs/options.md. What persists is in the state dict,
+    whose keys docs/by_hand.md lists; it takes that of the published module as well.
 
     Raises `RegBNOptionError` for options that contradict each other, `RegBNShapeError` (a `ValueError`) for sizes
     and inputs that do not fit, among them a batch of 1 in training, as BatchNorm does.

@@ -16,6 +16,17 @@ def model():
 
 nothing = 3
 
+class Loose(Two):
+    def forward(self, x, y, given=None):
+        return super().forward(x, y)
+
+def loose():
+    return Loose()
+
+def labelled():
+    for x, y in batches(0.8):
+        yield x, y, torch.zeros(len(x))
+
 def other():
     yield from batches(0.8, 1)
     yield torch.ones(8, 99), torch.ones(8, 98)
@@ -61,3 +72,11 @@ def test_rules_name_the_modalities(run, tmp_path):
     result = run("diagnose", "x:y", "--data", "x:z", "--rules", "late.yaml", "--modality", "a=x")
     assert result.exit_code == 2
     assert "the rules name the modalities" in result.stderr
+
+
+def test_a_warning_is_a_line_without_a_place_in_the_package(run, tmp_path):
+    (tmp_path / "probe_data.py").write_text(DATA)
+    result = run("diagnose", "probe_data.py:loose", "--data", "probe_data.py:labelled", "--batches", "3")
+    assert result.exit_code == 0, result.stderr
+    assert "warning: RB417 a batch of 3 items was passed as `x` and `y`" in result.stderr
+    assert "_given_batches.py" not in result.stderr

@@ -368,3 +368,8 @@ def test_a_recipe_that_cannot_be_written_does_not_cost_a_checkpoint(
     with pytest.warns(RegBNWarning, match=r"RB404 .* are written to .*checkpoint-2, but .* was not: on purpose"):
         by_trainer(model, tmp_path)
     assert (tmp_path / "checkpoint-2" / "model.safetensors").exists()
+
+
+def test_who_may_read_the_recipe_may_read_the_weights(tmp_path: Path) -> None:
+    save_regbn(trained(IsHost), tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "regbn.json").stat().st_mode

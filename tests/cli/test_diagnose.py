@@ -78,5 +78,5 @@ def test_a_warning_is_a_line_without_a_place_in_the_package(run, tmp_path):
     (tmp_path / "probe_data.py").write_text(DATA)
     result = run("diagnose", "probe_data.py:loose", "--data", "probe_data.py:labelled", "--batches", "3")
     assert result.exit_code == 0, result.stderr
-    assert "warning: RB417 a batch of 3 items was passed as `x` and `y`" in result.stderr
+    assert "warning: RB417 a batch of 3 items was passed as" in result.stderr
     assert "_given_batches.py" not in result.stderr

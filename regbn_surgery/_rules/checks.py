@@ -318,10 +318,12 @@ def _check_options(options: dict[str, Any], shared: dict[str, Any] | None, path:
             yield Problem(where, text)
         else:
             good[name] = value
+    # A misspelt value says nothing about the others.
+    all_good = all(name in good for name in options if name in names and name not in RULE_LEVEL)
     if shared is None:  # a rule adds what is missing here: only what stands here can be judged
         good = {name: value for name, value in good.items() if name not in _WITH_ANOTHER and value != "fixed"}
     usable = {key: value for key, value in (shared or {}).items() if key in names and not _value_error(key, value)}
-    if good and (text := _contradiction({**usable, **good})):
+    if good and all_good and (text := _contradiction({**usable, **good})):
         yield Problem(path, text)
 
 

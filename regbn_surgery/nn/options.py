@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from .._errors import RegBNOptionError
+from .._spelling import did_you_mean
 
 Constraint = Literal["smoother", "frobenius", "fixed", "gcv"]
 LambdaScale = Literal["relative", "absolute"]
@@ -189,7 +190,8 @@ def _check_type(name: str, value: object) -> None:
         return
     if name in CHOICES:
         wanted = "one of " + ", ".join(CHOICES[name])
-        _check(name, value, isinstance(value, str) and value in CHOICES[name], wanted)
+        meant = did_you_mean(value, CHOICES[name]) if isinstance(value, str) else ""
+        _check(name, value, isinstance(value, str) and value in CHOICES[name], wanted, meant)
     elif name in _BOOLEANS:
         _check(name, value, isinstance(value, bool), "true or false")
     elif name in _INTEGERS:
@@ -199,6 +201,6 @@ def _check_type(name: str, value: object) -> None:
         _check(name, value, number, f"a finite number{null}")
 
 
-def _check(name: str, value: object, good: bool, wanted: str) -> None:
+def _check(name: str, value: object, good: bool, wanted: str, meant: str = "") -> None:
     if not good:
-        raise RegBNOptionError(f"RegBN option {name} must be {wanted}; found {value!r}")
+        raise RegBNOptionError(f"RegBN option {name} must be {wanted}; found {value!r}{meant}")

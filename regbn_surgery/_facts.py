@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from ._analysis._causal import Streams
 from ._analysis._pairs import Pair
 from ._analysis._runs import Run
 from ._errors import PlanError
+from ._inputs import named_leaves
 from ._plan import Facts, SiteMasks
 from ._spelling import did_you_mean
 from ._state import has_no_values
@@ -26,6 +28,7 @@ from ._types import PaddingMask, Plan, PlannedSite, Side
 def find_facts(model: nn.Module, analysis: Analysis, streams: Streams | None = None) -> Facts:
     """Look at the model and its weights; runs the model where streams of tokens meet others."""
     causal, sides = _causality(analysis, streams or streams_of(model, analysis))
+    masks = _masks(analysis.runs[0])
     return Facts(
         references=references_of(analysis),
         batch=analysis.batches.samples,
@@ -36,7 +39,8 @@ def find_facts(model: nn.Module, analysis: Analysis, streams: Streams | None = N
         streams=sides,
         layers={place: recipe.leaf for place, recipe in analysis.recipes.items() if recipe.leaf is not None},
         beside=_beside(analysis),
-        masks=_masks(analysis.runs[0]),
+        masks=masks,
+        padded=_padded(model, analysis, masks),
         masks_at=functools.partial(masks_at, model, analysis),
         kept_at=functools.partial(kept_at, model),
     )
@@ -108,6 +112,16 @@ def _masks(run: Run) -> dict[str, tuple[int, ...]]:
         if "mask" in name.lower() and not content and len(info.shape) == 2:
             found[name] = tuple(info.shape)
     return found
+
+
+def _padded(model: nn.Module, analysis: Analysis, masks: Mapping[str, Any]) -> frozenset[str]:
+    """The masks that the example uses: some positions are padding, others content."""
+    given = [(name, leaf) for name, leaf in named_leaves(model, analysis.batches.first) if name in masks]
+    return frozenset(
+        name
+        for name, leaf in given
+        if isinstance(leaf, torch.Tensor) and not has_no_values(leaf) and bool((leaf != 0).any() and (leaf == 0).any())
+    )
 
 
 def masks_at(model: nn.Module, analysis: Analysis, site: PlannedSite) -> SiteMasks:

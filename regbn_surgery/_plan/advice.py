@@ -33,9 +33,16 @@ def advise(
     yield from _beside(sites, points, facts)
     yield from _repeated(sites)
     yield from _doubled(sites)
-    yield from _padded(sites, facts, counted)
+    yield from (text for loud, text in _padded(sites, facts, counted) if not loud)
     yield from _underdetermined(sites, facts)
     yield from _large(sites)
+
+
+def counted_padding(
+    sites: Sequence[PlannedSite], facts: Facts, counted: Collection[tuple[str, str]] = ()
+) -> Iterator[str]:
+    """Warnings where the example itself has padding that RegBN counts. `counted` as for `advise`."""
+    yield from (text for loud, text in _padded(sites, facts, counted) if loud)
 
 
 def _named(sites: Iterable[PlannedSite]) -> str:
@@ -183,9 +190,14 @@ def _doubled(sites: Sequence[PlannedSite]) -> Iterator[str]:
             )
 
 
-def _padded(sites: Sequence[PlannedSite], facts: Facts, counted: Collection[tuple[str, str]]) -> Iterator[str]:
-    """Sides that are averaged over positions, of which a mask tells the padding that RegBN is not told."""
-    found: dict[tuple[tuple[str, ...], Letter, str, str], list[PlannedSite]] = {}
+def _padded(
+    sites: Sequence[PlannedSite], facts: Facts, counted: Collection[tuple[str, str]]
+) -> Iterator[tuple[bool, str]]:
+    """Sides that are averaged over positions, of which a mask tells the padding that RegBN is not told.
+
+    In front of each note, whether the example has such padding.
+    """
+    found: dict[tuple[tuple[str, ...], Letter, str, str, bool], list[PlannedSite]] = {}
     for site in sites:
         masks = None if facts.masks_at is None else facts.masks_at(site)
         masked = {mask.side for mask in site.padding or ()}
@@ -199,14 +211,16 @@ def _padded(sites: Sequence[PlannedSite], facts: Facts, counted: Collection[tupl
             names = inputs or tuple(argument.name for argument in given)
             if names:
                 remedy = _remedy(masks, given, home_name(side.home))
-                found.setdefault((names, letter, home_name(side.home), remedy), []).append(site)
-    for (names, letter, home, remedy), members in found.items():
+                loud = not facts.padded.isdisjoint((*inputs, *(name for one in given for name in one.inputs)))
+                found.setdefault((names, letter, home_name(side.home), remedy, loud), []).append(site)
+    for (names, letter, home, remedy, loud), members in found.items():
         marks = " and ".join(f"`{name}`" for name in names) + (" marks" if len(names) == 1 else " mark")
-        yield coded(
+        text = coded(
             "RB123",
             f"padding counts in the mean: {marks} positions of {letter} ({home}), and RegBN averages over all of them "
             f"at {_named(members)}. {remedy}",
         )
+        yield loud, text
 
 
 def _has_no_padding(masks: SiteMasks, letter: Letter) -> bool:

@@ -42,6 +42,7 @@ class Facts:
     #: By (point, site) of an attention: the stream that is added to its result as it was.
     beside: Mapping[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
     masks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # shapes of inputs that look like masks, by name
+    padded: frozenset[str] = frozenset()  # those in which the example marks some positions and others not
     masks_at: Callable[[PlannedSite], SiteMasks] | None = field(default=None, compare=False)
     kept_at: Callable[[str, str], str] = field(default=below, compare=False)  # from (host, name) to the RegBN's path
 

@@ -19,7 +19,7 @@ from .._rules.naming import parts_of
 from .._rules.problems import Path, Problem, did_you_mean, listing, render
 from .._rules.schema import InputSpec, Match, Rule
 from .._types import Decision, FusionPoint, Inspection, Plan
-from .advice import advise
+from .advice import advise, counted_padding
 from .binding import described_points
 from .facts import Facts, with_causality
 from .faults import Order
@@ -80,6 +80,7 @@ class _Planner:
         left_out = (text for texts in self.placer.refused.values() for text in texts)
         self.warnings += [coded("RB102", f"left out: {text}") for text in left_out]
         self.warnings += [*out_of_range(sites), *too_large_in_all(sites)]
+        self.warnings += counted_padding(sites, self.facts, self.placer.counted)
         self.warnings += [note for note in self.inspection.notes if code_of(note) == "RB016"]
         return Plan(
             decisions=tuple(self._decision(point) for point in self.inspection.fusion_points),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regbn_surgery import Plan, PlanError, Rules, RulesError, plan, regbnify
+from regbn_surgery import Plan, PlanError, RegBNWarning, Rules, RulesError, plan, regbnify
 
 from ..surgery.padded_models import Gate, Hooked, Named, Queries, Tokens, bare, padded
 
@@ -282,3 +282,15 @@ def test_a_mask_over_positions_that_were_left_behind_is_of_no_other_side() -> No
     made = plan(Halved(), rules(), example)
     assert made.sites[0].padding == ()
     assert any(note.startswith("RB123") for note in made.notes)
+
+
+def test_padding_of_the_example_itself_is_a_warning() -> None:
+    """A mask of ones is a note in the plan; padding that is there is told by `regbnify`, too."""
+    example = {"a": torch.randn(4, 7, 6), "b": torch.randn(4, 7, 5), "attention_mask": ones(4, 7)}
+    assert not plan(Tokens(), rules(), example).warnings
+    example["attention_mask"][3, 5:] = 0  # not among the samples that are run
+    with pytest.warns(RegBNWarning, match="RB123 padding counts in the mean: `attention_mask`"):
+        made = plan(Tokens(), rules(), example)
+    assert not [note for note in made.notes if note.startswith("RB123")]
+    with pytest.warns(RegBNWarning, match="RB123"):
+        regbnify(Tokens(), rules(), example)

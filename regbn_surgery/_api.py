@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect as inspect_module
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from ._analysis import Analysis, analyse
 from ._analysis._causal import Streams
 from ._codes import coded, kept
 from ._copying import Model, deep_copy
-from ._errors import RegBNWarning, RewriteError
+from ._errors import RewriteError
 from ._facts import find_facts, needs, pair_sides, refuse_missing_masks, streams_of
 from ._inputs import InputsLike, are_two, find_inputs, make_batches, named_shapes
 from ._inspecting import refuse_wrapped
@@ -45,6 +44,7 @@ from ._surgery import freeze as freeze_sites
 from ._types import Modality, Plan
 from ._undo import forget, guarding, later
 from ._untested import tell_untested
+from ._user_code import warn_at_call
 
 _WEIGHTLESS = (
     "the model has no weights: the surgery was not tried on a copy, and whether a stream is causal is not known"
@@ -143,7 +143,7 @@ def operate(
     loaded = rules if isinstance(rules, Plan) else Rules.load(rules)
     refuse_second(model, SEVERAL_RULES)
     _refuse_weightless(model)
-    tell_untested(3)
+    tell_untested()
     if isinstance(loaded, Plan):
         made, analysis = _resumed(model, loaded, example_inputs)
     else:
@@ -156,7 +156,7 @@ def operate(
         exchange(target, make)
     forget(change)
     for text in done.warnings[len(made.warnings) :]:
-        warnings.warn(text, RegBNWarning, stacklevel=3)
+        warn_at_call(text)
     return done, analysis, target
 
 
@@ -280,7 +280,7 @@ def _planned(
     facts = dataclasses.replace(find_facts(model, analysis, streams), steps=steps)
     made = decide(rules, analysis.inspection, _resolver(analysis, streams), facts)
     for text in made.warnings:
-        warnings.warn(text, RegBNWarning, stacklevel=3)
+        warn_at_call(text)
     return dataclasses.replace(made, forwards=forward_digests(model, made)), analysis
 
 

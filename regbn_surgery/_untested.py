@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-import warnings
 
 import torch
 
 from ._codes import coded
-from ._errors import RegBNWarning
+from ._user_code import warn_at_call
 
 #: The newest that the tests have passed with: docs/versions.md.
 TESTED = {"Python": (3, 13), "torch": (2, 15)}
 _told: set[str] = set()
 
 
-def tell_untested(stacklevel: int) -> None:
+def tell_untested() -> None:
     """Warn, once in a process, of a Python or torch that is newer than `TESTED`."""
     numbers = re.match(r"(\d+)\.(\d+)", torch.__version__)
     found = {"Python": sys.version_info[:2], "torch": tuple(map(int, numbers.groups())) if numbers else (0, 0)}
@@ -29,4 +28,4 @@ def tell_untested(stacklevel: int) -> None:
             f"{which} is newer than what this release of regbn_surgery was tried with (up to {known}). The rewritten "
             "model is compared with the original as always; `verify(model, example_inputs)` shows the result."
         )
-        warnings.warn(coded("RB411", text), RegBNWarning, stacklevel + 1)
+        warn_at_call(coded("RB411", text))

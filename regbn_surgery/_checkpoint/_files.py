@@ -93,7 +93,7 @@ def load_regbn(
                 "model and pass recipe=Recipe.of(that_model), or pass a saved recipe: recipe=Recipe.read(path)."
             )
         recipe = Recipe.read(folder / RECIPE_FILE)
-    tell_untested(2)
+    tell_untested()
     weights = _read_weights(folder)
     rewritten = recipe.put_into_empty(model, make)
     try:

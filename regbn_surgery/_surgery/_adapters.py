@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
 from .._codes import coded
-from .._errors import RegBNWarning
+from .._user_code import warn_at_call
 from ._guard import RECORD
 from ._site import RegBNSite
 
@@ -74,7 +73,7 @@ def tell_left_out(root: nn.Module, first: str = "") -> None:
         f"saves comes back with RegBN untrained. Make the adapters with `modules_to_save={names}` in their config. To "
         f"keep what is trained now, call {first}{KEEP_BESIDE}."
     )
-    warnings.warn(coded("RB406", text), RegBNWarning, stacklevel=4)
+    warn_at_call(coded("RB406", text))
 
 
 def out_of_configs(model: nn.Module, gone: Collection[str]) -> None:

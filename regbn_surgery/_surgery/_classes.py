@@ -11,15 +11,15 @@ import copyreg
 import functools
 import inspect
 import re
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from .._codes import coded
-from .._errors import RegBNWarning, RewriteError
+from .._errors import RewriteError
 from .._trace._subclass import quiet_subclass
+from .._user_code import warn_at_call
 from ._changed import named_at
 from ._guard import ATTRIBUTE
 from ._methods import refuse_methods
@@ -192,7 +192,7 @@ def _tell_another(module: nn.Module) -> None:
         "computes what the original does. To add RegBN, call load_regbn(model, folder) with a folder written by "
         "save_regbn, Recipe.apply(model), or regbnify."
     )
-    warnings.warn(coded("RB408", text), RegBNWarning, stacklevel=4)
+    warn_at_call(coded("RB408", text))
 
 
 def _rebuild(cls: type[nn.Module], methods: tuple[str, ...], *args: Any) -> nn.Module:

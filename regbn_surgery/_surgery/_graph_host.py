@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import uuid
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,9 +19,10 @@ from torch import nn
 from .. import _tree
 from .._analysis import MODEL_ERRORS
 from .._codes import coded
-from .._errors import CaptureError, RegBNBypassedError, RegBNWarning, RewriteError, UnseenCallError
+from .._errors import CaptureError, RegBNBypassedError, RewriteError, UnseenCallError
 from .._state import preserved, random_state, seeded
 from .._trace import Trace, capture
+from .._user_code import warn_at_call
 from ..nn._compilers import exporting
 from ._arguments import own_arguments, spelled
 from ._bypass import refuse_going_on, refuse_unknown_caches, remember_caches, remembered
@@ -251,7 +251,7 @@ class GraphHost:
             f"{named_at(type(host), self.path)} was called ({spelled(args, kwargs)}) without reaching any of its "
             f"RegBN sites ({names}); this call computes what the original does"
         )
-        warnings.warn(coded("RB407", text), RegBNWarning, stacklevel=3)
+        warn_at_call(coded("RB407", text))
 
     def _check(
         self, host: nn.Module, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from .._codes import coded
-from .._errors import RegBNBypassedError, RegBNWarning
+from .._errors import RegBNBypassedError
+from .._user_code import warn_at_call
 from ._arguments import spelled
 from ._changed import named_at
 from ._compiling import outside_graphs
@@ -56,7 +56,7 @@ def tell(host: nn.Module, path: str, name: str, why: str, args: tuple[Any, ...],
         raise RegBNBypassedError(text + " (The rule says `missing: error`.)")
     module.told_missing = True
     text = coded("RB401", f"{text} If it should fuse them, give `regbnify` a second example of it. {_LATER}")
-    warnings.warn(text, RegBNWarning, 5)
+    warn_at_call(text)
 
 
 #: The same in a call that is being compiled. It breaks the graph there, once where the rule has a warning.

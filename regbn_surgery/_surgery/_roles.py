@@ -9,7 +9,6 @@ recomputation, cannot put it out of step.
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,8 +17,8 @@ import torch
 from torch import nn
 
 from .._codes import coded
-from .._errors import RegBNWarning
 from .._trace._source import user_frames
+from .._user_code import warn_at_call
 from ._compiling import constant_in_graphs
 from ._functions import expression_of
 from ._record import Way
@@ -79,7 +78,7 @@ class Roles:
                 "did not reach, so it is not known which modalities it is given there. RegBN does not run in such "
                 "calls. Give regbnify a second example that takes this path; later calls like this give no warning."
             )
-            warnings.warn(coded("RB402", text), RegBNWarning, 4)
+            warn_at_call(coded("RB402", text))
         return NO_ROLE
 
     def reset(self) -> None:

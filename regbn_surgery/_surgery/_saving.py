@@ -13,7 +13,6 @@ import copyreg
 import functools
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -22,8 +21,9 @@ from typing import Any
 from torch import nn
 
 from .._codes import coded
-from .._errors import RegBNError, RegBNWarning
+from .._errors import RegBNError
 from .._trace._subclass import quiet_subclass
+from .._user_code import warn_at_call
 from ._adapters import OWN_ADAPTERS, tell_left_out
 from ._classes import asks_its_class, original_class
 from ._guard import RECORD
@@ -138,10 +138,10 @@ def _write_recipe(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         return
     if getattr(root, OWN_ADAPTERS, False):
         tell_left_out(root)
-    _write_into(folder, root, 5)
+    _write_into(folder, root)
 
 
-def _write_into(folder: Path, root: nn.Module, stacklevel: int) -> None:
+def _write_into(folder: Path, root: nn.Module) -> None:
     """A recipe that cannot be written must not cost a checkpoint: it is a warning."""
     from .._checkpoint import Recipe
 
@@ -151,7 +151,7 @@ def _write_into(folder: Path, root: nn.Module, stacklevel: int) -> None:
         recipe.write(folder / RECIPE_FILE)
     except (RegBNError, OSError) as error:
         text = f"The weights are written to {folder}, but RegBN's recipe ({RECIPE_FILE}) was not: {error}"
-        warnings.warn(coded("RB404", text), RegBNWarning, stacklevel=stacklevel)
+        warn_at_call(coded("RB404", text))
 
 
 def _tell_part(root: nn.Module, state: Any, prefix: str, _: Any) -> None:  # pickles know it by this name
@@ -161,7 +161,7 @@ def _tell_part(root: nn.Module, state: Any, prefix: str, _: Any) -> None:  # pic
     if not prefix:
         folder = None if callable(getattr(root, _SAVE, None)) else _folder_of_trainer()
         if folder is not None:
-            _write_into(folder, root, 4)
+            _write_into(folder, root)
     elif _TOLD not in root.__dict__:
         _tell_of_part(root, prefix)
 
@@ -202,7 +202,7 @@ def _tell_of_part(root: nn.Module, prefix: str) -> None:
         f"{whole}.from_pretrained will give the original. Call regbnify on the {whole} itself, or save the part as "
         f"well: save_regbn(model.{part}, another_folder)."
     )
-    warnings.warn(coded("RB412", text), RegBNWarning, stacklevel=4)
+    warn_at_call(coded("RB412", text))
 
 
 def _tell_original(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -214,7 +214,7 @@ def _tell_original(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         what = "its class is that of a rewritten model"
         then = "For a model with RegBN call regbnify, or load_regbn with a folder written by save_regbn."
     text = f"This {name} is the original model without RegBN, though {what}. {then}"
-    warnings.warn(coded("RB405", text), RegBNWarning, stacklevel=3)
+    warn_at_call(coded("RB405", text))
 
 
 def _folder(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Path | None:

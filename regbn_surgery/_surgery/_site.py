@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import uuid
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 
 from .._adapter_copies import is_wrapper, regbn_in
 from .._codes import coded
-from .._errors import RegBNBypassedError, RegBNError, RegBNShapeError, RegBNWarning
+from .._errors import RegBNBypassedError, RegBNError, RegBNShapeError
 from .._types import PlannedSite, Side
 from .._undo import later, undone
+from .._user_code import warn_at_call
 from ..nn import RegBN
 from ..nn._checks import refuse_script
 from ..nn._symbols import as_one_call_for_two, symbols_in
@@ -189,7 +189,7 @@ class RegBNSite(nn.Module):
             f"`{known.argument}` of shape {list(mask.shape)} is no mask over the positions of {known.side} "
             f"{list(side.shape)}: RegBN {path} averages over all of them, padding included"
         )
-        warnings.warn(coded("RB418", text), RegBNWarning, 5)
+        warn_at_call(coded("RB418", text))
 
     def _kept(self, known: MaskArgument, mask: Any, f: Tensor, g: Tensor) -> Tensor | None:
         """What a mask over the positions of one side keeps, `[B, length]`; None where it does not fit that side."""

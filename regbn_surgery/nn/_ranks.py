@@ -6,7 +6,6 @@ Every rank's backward pass must run, since each all-reduces the gradients that t
 from __future__ import annotations
 
 import functools
-import warnings
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .._codes import coded
-from .._errors import RegBNShapeError, RegBNWarning
+from .._errors import RegBNShapeError
+from .._user_code import warn_at_call
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -79,7 +79,7 @@ def _tell_apart(size: int) -> None:
             "regbn_surgery.convert_sync_regbn(model) before wrapping it (a conversion to SyncBatchNorm after regbnify "
             "does so, too)."
         )
-        warnings.warn(coded("RB409", text), RegBNWarning, stacklevel=5)
+        warn_at_call(coded("RB409", text))
 
 
 #: Functions that go through a model, replace each BatchNorm by one that is synchronised, and add every child anew:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._codes import coded
-from .._errors import RegBNWarning
+from .._user_code import warn_at_call
 from ._compilers import exporting
 from ._dense import DenseUpdate, PrimalUpdate, RmsUpdate
 from ._linalg import as_dtype, values_at_hand
@@ -277,7 +276,7 @@ class RunningState(nn.Module):
                 f"{self._named()} was given a batch that is not finite; its running state was left as it was. Later "
                 "ones are counted in `num_skipped` without a warning"
             )
-            warnings.warn(coded("RB410", text), RegBNWarning, stacklevel=2)
+            warn_at_call(coded("RB410", text))
 
     def _look_at_sizes(self, step: Step, change: float) -> None:
         """Say once that W is far too large: from batches in which g hardly varied, or was far smaller than now.
@@ -297,7 +296,7 @@ class RunningState(nn.Module):
             f"{self._named()} {found}: g hardly varied when W was fitted, or has grown since. Look at g, or set "
             "`normalize_input: true` or `constraint: fixed` with `lam`. Later steps like this give no warning"
         )
-        warnings.warn(coded("RB413", text), RegBNWarning, stacklevel=2)
+        warn_at_call(coded("RB413", text))
 
     def _running_share(self, step: Step) -> float:
         """The size of what the running projection takes off this batch, over that of f."""

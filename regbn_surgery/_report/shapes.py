@@ -83,7 +83,7 @@ def _seen(operand: Operand) -> str:
 
 def side_text(side: Side, reduce: Reduce = "flatten") -> str:
     """`gray: 96 channels of 14×14`; `text: 32 channels averaged over 7` where positions are averaged, or "over those of
-    7 positions that are kept" where others are left out."""
+    7 positions that are not overwritten" where a scatter writes into the others."""
     if side.channels is None:
         return f"{home_text(side.home)}: channels unknown"
     text = f"{home_text(side.home)}: {count_text(side.channels, 'channel')}"
@@ -92,7 +92,9 @@ def side_text(side: Side, reduce: Reduce = "flatten") -> str:
     positions = shape_text(side.spatial_shape)
     if reduce == "flatten":
         return f"{text} of {positions}"
-    return f"{text} averaged over " + (f"those of {positions} positions that are kept" if side.partly else positions)
+    return f"{text} averaged over " + (
+        f"those of {positions} positions that are not overwritten" if side.partly else positions
+    )
 
 
 def padding_text(site: PlannedSite, letter: str) -> str:

@@ -115,7 +115,7 @@ def test_sizes():
     tokens = side("text", (8, 23, 32), Layout(0, 2, (1,), sequence=True))
     assert side_text(tokens, "mean") == "text: 32 channels averaged over 23"
     some = dataclasses.replace(tokens, partly=True)
-    assert side_text(some, "mean") == "text: 32 channels averaged over those of 23 positions that are kept"
+    assert side_text(some, "mean") == "text: 32 channels averaged over those of 23 positions that are not overwritten"
 
 
 class Host:

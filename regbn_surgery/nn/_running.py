@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -348,11 +348,23 @@ class RunningState(nn.Module):
         if len(missing) == len(_OWN_STATE) and prefix + "W" in state_dict:
             for name in (*missing, *(name for name in _OPTIONAL_STATE if name in self._buffers)):
                 state_dict[prefix + name] = torch.zeros_like(getattr(self, name))  # its W has left its start behind
-            for name in _NORMS:
-                if isinstance(getattr(self, name), nn.Identity):
-                    for key in [key for key in state_dict if key.startswith(f"{prefix}{name}.")]:
-                        del state_dict[key]
+            off = [name for name in _NORMS if isinstance(getattr(self, name), nn.Identity)]
+            for name in off:
+                rest[-1].extend(_leave_out_norm(state_dict, f"{prefix}{name}."))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
+
+
+def _leave_out_norm(state_dict: dict[str, Any], start: str) -> Iterator[str]:
+    """Take the entries of a norm that is off here out of a checkpoint; an error where it took part in training."""
+    for key in [key for key in state_dict if key.startswith(start)]:
+        value = state_dict.pop(key)
+        fresh = 1.0 if key.endswith(("weight", "running_var")) else 0.0
+        if not value.is_meta and bool((value != fresh).any()):
+            option = "normalize_output" if start.endswith("_out.") else "normalize_input"
+            yield (
+                f"`{key}` was trained, and this RegBN has no such norm: give it {option}=True and the `affine` of the "
+                "checkpoint, or take this entry out of the checkpoint"
+            )
 
 
 def _residual(f: Tensor, g: Tensor, factors: tuple[Tensor, ...]) -> Tensor:

@@ -136,7 +136,14 @@ def test_published_checkpoint_loads() -> None:
     target.load_state_dict(published)
     assert torch.equal(target.W, source.W)
     assert int(target.num_steps) == 0
-    RegBN(5, 3, [], [4, 4], affine=True).load_state_dict(published)  # norms that are off here are left out
+    with pytest.raises(RuntimeError, match=r"`norm_g\.running_mean` was trained, .* normalize_input=True"):
+        RegBN(5, 3, [], [4, 4], affine=True).load_state_dict(published)
+    published["norm_f_out.weight"] = torch.full((5,), 2.0)
+    with pytest.raises(RuntimeError, match=r"`norm_f_out\.weight` was trained, .* normalize_output=True"):
+        RegBN(5, 3, [], [4, 4], normalize_input=True, normalize_output=False).load_state_dict(published)
+    # Norms that are off here, and took no part in training, are left out.
+    fresh = RegBN(5, 3, [], [4, 4], normalize_input=True, affine=True).state_dict()
+    published |= {key: fresh[key] for key in fresh if key.startswith(("norm_f.", "norm_g."))}
     model = torch.nn.ModuleDict({"fusion": RegBN(5, 3, [], [4, 4], affine=True)})  # somewhere in a model
     model.load_state_dict({f"fusion.{key}": value for key, value in published.items()})
     assert torch.equal(model["fusion"].W, source.W)

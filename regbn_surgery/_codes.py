@@ -282,7 +282,7 @@ _KINDS = (
     ),
     NoteKind(
         "RB417",
-        "a flat batch has more items than the model requires, and was passed by position",
+        "a batch has more items than the model requires: how they were passed, or which were left out",
         "Nothing, if it was passed as the warning says; else give pairs `((inputs), target)`, or dicts of arguments.",
     ),
     NoteKind(

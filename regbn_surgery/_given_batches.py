@@ -17,7 +17,7 @@ from ._errors import InputsError, RegBNError
 from ._inputs import Inputs, as_inputs, shared_axis
 from ._misfits import misfit
 from ._report.words import count_text
-from ._spelling import listing
+from ._spelling import listing, nearest
 from ._user_code import drawn, warn_at_call
 
 
@@ -120,6 +120,8 @@ def _fitted(model: nn.Module, batch: Any) -> tuple[Inputs, str]:
     candidates.append(batch)
     if isinstance(batch, tuple) and len(batch) > 1:
         candidates.append(batch[:-1])
+    if isinstance(batch, Mapping) and (rest := _without_strangers(model, batch)):
+        candidates.append(rest)
     problem = ""
     for candidate in candidates:
         inputs = as_inputs(candidate)
@@ -136,9 +138,24 @@ def _fitted(model: nn.Module, batch: Any) -> tuple[Inputs, str]:
     )
 
 
+def _without_strangers(model: nn.Module, batch: Mapping[Any, Any]) -> dict[str, Any]:
+    """A dict without the keys that `forward` has no parameter for, as a dataset has its labels beside the inputs.
+
+    Empty where one of them looks like a parameter that is misspelt.
+    """
+    parameters = signature(model.forward).parameters
+    strangers = [key for key in batch if key not in parameters]
+    missing = [name for name in parameters if name not in batch]
+    if any(isinstance(key, str) and nearest(key, missing) is not None for key in strangers):
+        return {}
+    return {key: value for key, value in batch.items() if key in parameters}
+
+
 def _guess(model: nn.Module, batch: Any, call: Inputs) -> str:
-    """How the items of a flat batch were passed, where they are more than `forward` requires: "" where nothing was
-    guessed (a pair of inputs and target, names, `*args`)."""
+    """How the items of a flat batch were passed, where they are more than `forward` requires, and which entries of a
+    dict were left out: "" where nothing was guessed (a pair of inputs and target, names, `*args`)."""
+    if isinstance(batch, Mapping) and (left := [str(key) for key in batch if key not in call.kwargs]):
+        return f"{listing(left)} of a batch left out: {type(model).__name__}.forward has no such parameter"
     parameters = signature(model.forward).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = sum(p.default is p.empty for p in positional)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regbn_surgery import Inputs, RegBNWarning, diagnose, regbnify, update_regbn
+from regbn_surgery import Inputs, InputsError, RegBNWarning, diagnose, regbnify, update_regbn
 from regbn_surgery._given_batches import calls_of
 
 
@@ -48,12 +48,14 @@ SCAN, TABLE, LABEL = torch.randn(16, 4), torch.randn(16, 5), torch.zeros(16)
          "left out"),
         (Strict(), (SCAN, TABLE, LABEL), 2,
          "a batch of 3 items was passed as `scan` and `table`; the last item was taken for the target and left out"),
+        (Strict(), {"scan": SCAN, "table": TABLE, "age": LABEL, "site": LABEL}, 2,
+         "`age` and `site` of a batch left out: Strict.forward has no such parameter"),
     ],
 )  # fmt: skip
 def test_what_is_guessed_is_told_once(model: nn.Module, batch: Any, passed: int, told: str) -> None:
     with pytest.warns(RegBNWarning) as caught:
         calls = list(calls_of(model, [batch, batch]))
-    assert [len(call.args) for call in calls] == [passed, passed]
+    assert [len(call.args) + len(call.kwargs) for call in calls] == [passed, passed]
     assert [str(warning.message) for warning in caught] == [f"RB417 {told}"]
 
 
@@ -83,3 +85,9 @@ def test_functions_that_take_batches_tell_it() -> None:
     with pytest.warns(RegBNWarning, match="RB417 a batch of 3 items was passed as") as caught:
         update_regbn(model, flat)
     assert [warning.filename for warning in caught] == [__file__]  # the user's line, and not one of the package
+
+
+@pytest.mark.parametrize("batch", [{"scan": SCAN, "tabel": TABLE}, {"scan": SCAN, "table": TABLE, "presnt": LABEL}])
+def test_a_misspelt_name_is_not_left_out(batch: dict[str, Tensor]) -> None:
+    with pytest.raises(InputsError, match=r"has no parameter `(tabel|presnt)`"):
+        list(calls_of(Optional(), [batch]))

@@ -35,12 +35,16 @@ def _layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Te
     """`F.layer_norm`, with the right result for values whose squares are beyond their precision, too."""
     if values_at_hand(x):
         y, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
-        # By numpy, which starts in a fraction of the time; NaN is not > 0.
-        if x.numel() == 0 or scale.detach().numpy().min() > 0 or not bool(torch.isfinite(x.detach()).all()):
+        if x.numel() == 0 or _least(scale.detach()) > 0 or not bool(torch.isfinite(x.detach()).all()):
             return y
     elif exporting():
         return F.layer_norm(x, shape, weight, bias, eps)
     return F.layer_norm(_within_range(x), shape, weight, bias, eps)
+
+
+def _least(values: Tensor) -> float:
+    """By numpy, which starts in a fraction of the time, where it has the type; NaN, which is not > 0, where one is."""
+    return float(values.min() if values.dtype == torch.bfloat16 else values.numpy().min())
 
 
 def _within_range(x: Tensor) -> Tensor:

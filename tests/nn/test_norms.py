@@ -51,6 +51,13 @@ def test_which_norm_goes_where() -> None:
     assert output_norm(3, (), True, by_position=True).weight.shape == (3,)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", [SampleNorm(3), PositionNorm(3)])
+def test_half_inputs(norm: nn.Module, dtype: torch.dtype) -> None:
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(norm(x.to(dtype)), norm(x).to(dtype), rtol=0.03, atol=0.03)
+
+
 @pytest.mark.parametrize("norm", [SampleNorm(3), PositionNorm(3)])
 def test_half_weights_do_not_lower_the_precision(norm: nn.Module) -> None:
     x = torch.randn(4, 3)

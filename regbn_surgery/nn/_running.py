@@ -348,23 +348,30 @@ class RunningState(nn.Module):
         if len(missing) == len(_OWN_STATE) and prefix + "W" in state_dict:
             for name in (*missing, *(name for name in _OPTIONAL_STATE if name in self._buffers)):
                 state_dict[prefix + name] = torch.zeros_like(getattr(self, name))  # its W has left its start behind
-            off = [name for name in _NORMS if isinstance(getattr(self, name), nn.Identity)]
-            for name in off:
-                rest[-1].extend(_leave_out_norm(state_dict, f"{prefix}{name}."))
+            for name in _NORMS:
+                rest[-1].extend(_leave_out(state_dict, f"{prefix}{name}.", getattr(self, name)))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
 
 
-def _leave_out_norm(state_dict: dict[str, Any], start: str) -> Iterator[str]:
-    """Take the entries of a norm that is off here out of a checkpoint; an error where it took part in training."""
-    for key in [key for key in state_dict if key.startswith(start)]:
-        value = state_dict.pop(key)
-        fresh = 1.0 if key.endswith(("weight", "running_var")) else 0.0
-        if not value.is_meta and bool((value != fresh).any()):
-            option = "normalize_output" if start.endswith("_out.") else "normalize_input"
-            yield (
-                f"`{key}` was trained, and this RegBN has no such norm: give it {option}=True and the `affine` of the "
-                "checkpoint, or take this entry out of the checkpoint"
-            )
+def _leave_out(state_dict: dict[str, Any], start: str, norm: nn.Module) -> Iterator[str]:
+    """Take entries that a norm does not have out of a checkpoint; an error where they took part in training."""
+    own = {name for name, _ in (*norm.named_parameters(), *norm.named_buffers())}
+    strange = [key for key in state_dict if key.startswith(start) and key[len(start) :] not in own]
+    taken = {key: state_dict.pop(key) for key in strange}
+    trained = [key for key, value in taken.items() if not value.is_meta and _has_moved(key, value)]
+    if trained:
+        switch = "normalize_output=True" if start.endswith("_out.") else "normalize_input=True"
+        options = [switch] if isinstance(norm, nn.Identity) else []
+        if any(key.endswith(("weight", "bias")) for key in strange):
+            options.append("affine=True")
+        yield (
+            f"`{trained[0]}` was trained, and this RegBN does not have it: give it {' and '.join(options)}, or take "
+            f"`{start}*` out of the checkpoint"
+        )
+
+
+def _has_moved(key: str, value: Tensor) -> bool:
+    return bool((value != (1.0 if key.endswith(("weight", "running_var")) else 0.0)).any())
 
 
 def _residual(f: Tensor, g: Tensor, factors: tuple[Tensor, ...]) -> Tensor:

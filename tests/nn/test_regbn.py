@@ -139,8 +139,15 @@ def test_published_checkpoint_loads() -> None:
     with pytest.raises(RuntimeError, match=r"`norm_g\.running_mean` was trained, .* normalize_input=True"):
         RegBN(5, 3, [], [4, 4], affine=True).load_state_dict(published)
     published["norm_f_out.weight"] = torch.full((5,), 2.0)
-    with pytest.raises(RuntimeError, match=r"`norm_f_out\.weight` was trained, .* normalize_output=True"):
+    with pytest.raises(
+        RuntimeError, match=r"`norm_f_out\.weight` was trained, .* normalize_output=True and affine=True"
+    ):
         RegBN(5, 3, [], [4, 4], normalize_input=True, normalize_output=False).load_state_dict(published)
+    with pytest.raises(RuntimeError, match=r"`norm_f_out\.weight` was trained, .* give it affine=True"):
+        RegBN(5, 3, [], [4, 4], normalize_input=True).load_state_dict(published)
+    untrained = {key: value for key, value in published.items() if not key.startswith(("norm_f", "norm_g"))}
+    untrained |= {"norm_f_out.weight": torch.ones(5), "norm_f_out.bias": torch.zeros(5)}
+    RegBN(5, 3, [], [4, 4]).load_state_dict(untrained)  # the same maths without them
     # Norms that are off here, and took no part in training, are left out.
     fresh = RegBN(5, 3, [], [4, 4], normalize_input=True, affine=True).state_dict()
     published |= {key: fresh[key] for key in fresh if key.startswith(("norm_f.", "norm_g."))}

@@ -41,7 +41,7 @@ from ._surgery import (
 )
 from ._surgery import fold as fold_sites
 from ._surgery import freeze as freeze_sites
-from ._types import Modality, Plan
+from ._types import Modality, Plan, Replace
 from ._undo import forget, guarding, later
 from ._untested import tell_untested
 from ._user_code import warn_at_call
@@ -309,8 +309,8 @@ def _spelt(modalities: Iterable[Modality]) -> Any:
 
 
 def _resolver(analysis: Analysis, streams: Streams | None = None) -> ResolvePair:
-    def resolve(f: str, g: str) -> PairSides:
-        pair = analysis.pair(f, g)
+    def resolve(f: str, g: str, replaced: Replace) -> PairSides:
+        pair = analysis.pair(f, g, replaced)
         sides = (pair.f, pair.g) if streams is None else pair_sides(analysis, pair, streams)
         return PairSides(pair.host, *sides, *needs(analysis, pair))
 

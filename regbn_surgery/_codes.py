@@ -198,8 +198,8 @@ _KINDS = (
     NoteKind(
         "RB126",
         "a residual connection adds a side to the result of its attention as it was",
-        "`pair` with the layers that make both sides, so that all that follows reads f'. Leave it where RegBN is to "
-        "act on the attention alone.",
+        "`pair` with the layers that make both sides (and `replace: f`), so that all that follows reads f'. Leave it "
+        "where RegBN is to act on the attention alone.",
     ),
     # verify
     NoteKind(

@@ -127,7 +127,7 @@ def _padded(model: nn.Module, analysis: Analysis, masks: Mapping[str, Any]) -> f
 def masks_at(model: nn.Module, analysis: Analysis, site: PlannedSite) -> SiteMasks:
     """What could mark the padding of f and g at a planned site."""
     if site.pair is not None:
-        masking, first = analysis.pair(*site.pair).masking, 0
+        masking, first = analysis.pair(*site.pair, site.replace).masking, 0
     else:
         recipe = analysis.recipe_of(site)
         assert recipe is not None, "a point has recipes"

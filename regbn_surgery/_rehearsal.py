@@ -41,7 +41,8 @@ def rehearse(
     *,
     strict: bool = True,
 ) -> Plan:
-    """The plan with the tier of each site, and with what the surgery on a copy has shown as notes.
+    """The plan with the tier of each site, and with what the surgery on a copy has shown: as notes, or as its first
+    warning where the surgery fails.
 
     Sites at which the surgery fails are left out with a warning, as `regbnify` does it, unless `strict`. `example` is
     the user's own; None (or inputs that were made up) tells nothing of what goes with what.
@@ -53,7 +54,7 @@ def rehearse(
         plan = perform_borne(twin, plan, analysis, strict=strict)
     except RegBNError as error:
         failure = coded("RB106", f"tried on a copy, the surgery fails: {error}")
-        return dataclasses.replace(plan, notes=(*plan.notes, *kept([failure], plan.ignore)))
+        return dataclasses.replace(plan, warnings=(*kept([failure], plan.ignore), *plan.warnings))
     return examined(twin, plan, analysis, example)
 
 

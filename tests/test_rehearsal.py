@@ -62,7 +62,8 @@ class TestTiers:
         model = build(Odd)
         before = everything(model)
         made = regbn_surgery.plan(model, rules(), vectors())
-        assert "tried on a copy, the surgery fails: Odd cannot be copied" in notes(made)
+        assert "tried on a copy, the surgery fails: Odd cannot be copied" in made.warnings[0]
+        assert str(made).startswith("1 RegBN module planned, but the surgery fails (see RB106)")
         assert everything(model) == before
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from .._inputs import Batches, named_leaves
 from .._trace import Call, Trace
-from .._types import FusionPoint, InputTensor, Inspection, Plan, PlannedSite, Site
+from .._types import FusionPoint, InputTensor, Inspection, Plan, PlannedSite, Replace, Site
 from ._anchors import Take
 from ._capturing import MODEL_ERRORS, captured, captured_in, run_model
 from ._finite import not_finite
@@ -67,14 +67,14 @@ class Analysis:
     def recipe_of(self, planned: PlannedSite) -> Recipe | None:
         """How the rewrite finds a planned site; None for a pair of the model's own inputs."""
         if planned.pair is not None:
-            return self.pair(*planned.pair).recipe
+            return self.pair(*planned.pair, planned.replace).recipe
         point = next(point for point in self.inspection.fusion_points if point.id == planned.point)
         assert planned.site is not None, "a planned site is at a point or at a pair"
         return self.recipes[point.id, index_of(planned.site, point)]
 
-    def pair(self, f: str, g: str) -> Pair:
-        """The two places of a pair rule; see `resolve_pair`."""
-        return resolve_pair(self.runs[0], f, g)
+    def pair(self, f: str, g: str, replaced: Replace) -> Pair:
+        """The two places of a pair rule, of which `replaced` are to be replaced; see `resolve_pair`."""
+        return resolve_pair(self.runs[0], f, g, f_only=replaced == "f")
 
 
 def index_of(site: Site, point: FusionPoint) -> int:

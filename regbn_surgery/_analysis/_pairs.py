@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .._errors import PlanError
 from .._spelling import nearest
@@ -36,8 +36,8 @@ class _Place:
     output: int | None = None  # which of the tensors that the module returns
 
 
-def resolve_pair(run: Run, f: str, g: str) -> Pair:
-    """Find both places in a run.
+def resolve_pair(run: Run, f: str, g: str, *, f_only: bool = False) -> Pair:
+    """Find both places in a run. `f_only`: RegBN returns no g', so that g may be read wherever it is handed to.
 
     Raises:
         PlanError: for a reference that is not understood or names nothing.
@@ -47,6 +47,8 @@ def resolve_pair(run: Run, f: str, g: str) -> Pair:
     if first.is_input and second.is_input:
         root = FrameView(run.trace.frames[0], run.trace, run.flow, run.layout)
         return Pair("", *sides, None, masking_of(root, sides))
+    if first.frame != second.frame and f_only:
+        second = _handed_on(run, first, second)
     if first.frame != second.frame:
         return _across(run, (first, second), (f, g))
     frame = run.trace.frames[first.frame]
@@ -55,6 +57,18 @@ def resolve_pair(run: Run, f: str, g: str) -> Pair:
     masking = masking_of(view, sides)
     recipe = Recipe(owner=frame.path, key=takes[0].at[0], takes=takes, masking=masking)
     return Pair(frame.path, *sides, placed(view, recipe, None), masking)
+
+
+def _handed_on(run: Run, f: _Place, g: _Place) -> _Place:
+    """g as an argument of the module that calls f's, where each of its calls is given this very tensor: there g exists
+    before f does, and no call has to wait for it."""
+    frame = run.trace.frames[f.frame]
+    calls = [each for each in run.trace.frames if each.path == frame.path]
+    given = all(g.uid in dict(each.inputs).values() for each in calls)
+    view = FrameView(frame, run.trace, run.flow, run.layout)
+    if not given or frame.path in ("", "?") or not view.readers.get(g.uid):
+        return g
+    return replace(g, frame=f.frame)
 
 
 def _across(run: Run, places: tuple[_Place, _Place], references: tuple[str, str]) -> Pair:

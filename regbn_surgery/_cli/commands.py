@@ -123,7 +123,7 @@ def show(
         write_text(json.dumps(surgery_to_dict(done.plan, done.hosts), indent=2, ensure_ascii=False), output)
     else:
         write_graph(form, done.graph, done.after, done.hosts, output)
-    finish_plan(done.plan)
+    finish_plan(done.plan, told=form == "diff" and output in (None, "-"))
     next_step(f"put RegBN in and train as before: model = regbnify(model, {rules!r}, example_inputs)")
 
 

@@ -109,12 +109,20 @@ def finding(text: str) -> NoReturn:
     raise click.exceptions.Exit(1)
 
 
-def finish_plan(planned: Plan) -> None:
-    """What every command with a plan ends with: its warnings on stderr, too, and a finding where it does nothing."""
-    for text in planned.warnings:
+def finish_plan(planned: Plan, *, told: bool = False) -> None:
+    """What every command with a plan ends with: its warnings on stderr, by their codes where they have been `told`
+    among the notes, and a finding where it does nothing."""
+    from .._codes import code_of
+    from .._report.tables import fails_on_a_copy
+
+    if told and planned.warnings:
+        message(f"warning: see {', '.join(dict.fromkeys(filter(None, map(code_of, planned.warnings))))} above")
+    for text in () if told else planned.warnings:
         message(f"warning: {text}")
     if not planned.sites:
         finding("nothing would be normalised")
+    if fails_on_a_copy(planned):
+        finding("the surgery fails: see RB106")
 
 
 def next_step(text: str, *words: str) -> None:

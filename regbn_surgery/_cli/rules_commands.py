@@ -66,7 +66,7 @@ def plan(
         write_text(planned.to_json(), output)
     else:
         write_text(_yaml(planned), output)
-    finish_plan(planned)
+    finish_plan(planned, told=form == "text" and output in (None, "-"))
     if steps is not None and planned.sites and "RB112" not in {*map(code_of, planned.notes), *planned.ignore}:
         message(f"{count_text(steps, 'step')} {'is' if steps == 1 else 'are'} enough for every RegBN in this plan")
     next_step("see the lines that change", "show", *(request.command if modalities else request.with_rules), rules)

@@ -157,7 +157,7 @@ def _beside(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint], fac
             f"a residual connection adds {home_name(home)} as it was to the result of the attention at "
             f"{_named(several)}: RegBN changes what the attention reads, and not that. To "
             f"normalise {home_name(home)} for all that follows, name the layers that make both sides: `pair: {{f: "
-            "module:..., g: module:...}`",
+            "module:..., g: module:...}, replace: f`",
         )
 
 

@@ -30,7 +30,7 @@ def rebind(plan: Plan, inspection: Inspection, resolve: ResolvePair) -> Plan:
     for site in plan.sites:
         if site.pair is not None:
             try:
-                host, f, g, *_ = resolve(*site.pair)
+                host, f, g, *_ = resolve(*site.pair, site.replace)
             except PlanError as error:
                 problems.append(str(error))
                 continue

@@ -16,7 +16,7 @@ from .._rules.checks import SIZES
 from .._rules.document import Rules
 from .._rules.problems import did_you_mean, listing
 from .._rules.schema import Rule
-from .._types import FusionPoint, PlannedSite, Reduce, Side
+from .._types import FusionPoint, PlannedSite, Reduce, Replace, Side
 from .direction import directed_sites
 from .facts import Facts, below, mark_causal
 from .faults import Fault, Order
@@ -43,8 +43,8 @@ class PairSides(NamedTuple):
     f_needs_g: bool = False
 
 
-#: Finds a pair by its references, "input:gray" and "module:audio.layer1". Raises PlanError.
-ResolvePair = Callable[[str, str], PairSides]
+#: Finds a pair by its references ("input:gray", "module:audio.layer1") and by which side is replaced. Raises PlanError.
+ResolvePair = Callable[[str, str, Replace], PairSides]
 
 
 class Placer:
@@ -129,14 +129,14 @@ class Placer:
         try:
             if pair[0] == pair[1]:
                 raise PlanError(f"f and g are both `{pair[0]}`; nothing would be left of it")
-            found = self.resolve(*pair)
+            found = self.resolve(*pair, self._replace(order))
         except PlanError as error:
             self.problems += self._told(order, "", [Fault(str(error), _letters(str(error), pair))])
             return
         f, g = mark_causal(found.f, self.facts), mark_causal(found.g, self.facts)
         if self._said(order, "samples") == "rows":
             f, g = f.by_rows() or f, g.by_rows() or g
-        cycle = cycle_problems(pair, found.g_needs_f, found.f_needs_g, self._said(order, "replace") or "both")
+        cycle = cycle_problems(pair, found.g_needs_f, found.f_needs_g, self._replace(order))
         self.problems += self._told(order, "", cycle)
         unknown = [*unknown_layout(f, pair[0], "f"), *unknown_layout(g, pair[1], "g")]
         if unknown:
@@ -151,6 +151,10 @@ class Placer:
         layers = (order.override, order.rule, self.rules.defaults)
         values = (getattr(layer, name) for layer in layers if layer is not None)
         return next((value for value in values if value is not None), None)
+
+    def _replace(self, order: Order) -> Replace:
+        said: Replace | None = self._said(order, "replace")
+        return said or "both"
 
     def _add(self, order: Order, host: str, f: Side, g: Side, reduce: Reduce, layer: str = "", **place: Any) -> None:
         """`layer`: the path of the layer that keeps RegBN in place of the host."""
@@ -169,7 +173,7 @@ class Placer:
             f=f,
             g=g,
             reduce=reduce,
-            replace=self._said(order, "replace") or "both",
+            replace=self._replace(order),
             options=merged,
             methods=self._said(order, "methods") or (),
             missing=self._said(order, "missing") or "warn",

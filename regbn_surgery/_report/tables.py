@@ -137,6 +137,8 @@ def plan_view(plan: Plan, width: int = 80, verbose: bool = False, *, rest: str =
     head = f"{count_text(len(plan.sites), 'RegBN module')} to put in; {what_is_normalised(plan)}"
     pairs = dict.fromkeys(f"{home_text(site.f.home)} against {home_text(site.g.home)}" for site in plan.sites)
     head += f": {_first_of(tuple(pairs))}" if pairs else ""
+    if fails_on_a_copy(plan):
+        head = f"{count_text(len(plan.sites), 'RegBN module')} planned, but the surgery fails (see RB106)"
     parts: list[RenderableType] = [Text(head)]
     if plan.sites:
         parts += [Text(""), sites_table(plan.sites, width)]
@@ -148,6 +150,11 @@ def plan_view(plan: Plan, width: int = 80, verbose: bool = False, *, rest: str =
             table.add_row(name, Text(decision.action, style=style), _why(decision))
         parts += [Text(""), table]
     return Group(*parts, *notes_view((*plan.warnings, *plan.notes), verbose, rest))
+
+
+def fails_on_a_copy(plan: Plan) -> bool:
+    """Whether the surgery, tried on a copy of the model, has failed."""
+    return "RB106" in map(code_of, plan.warnings)
 
 
 def what_is_normalised(plan: Plan) -> str:

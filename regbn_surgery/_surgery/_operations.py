@@ -94,7 +94,7 @@ def _chosen(
 ) -> tuple[PlannedSite, Recipe | None, str, bool]:
     """The site, its recipe, its host, and whether a hook serves."""
     if planned.pair is not None:
-        pair = analysis.pair(*planned.pair)
+        pair = analysis.pair(*planned.pair, planned.replace)
         planned = replace(planned, padding=_padding(planned, pair.masking, 0))
         return planned, pair.recipe, pair.host, pair.recipe is None
     assert planned.site is not None, "a planned site is at a point or at a pair"

@@ -118,9 +118,39 @@ class TestPlan:
         (project / "r.yaml").write_text("strict: warn\n" + RULES.replace("concat", "scatter"))
         result = run("plan", "project.py:build", "r.yaml")
         assert result.exit_code == 1
-        assert result.stderr.count("warning: RB101 r.yaml:3:34: rule `late` matches no fusion point") == 1
-        assert "nothing would be normalised" in result.stderr
+        assert "RB101 r.yaml:3:34: rule `late` matches no fusion point" in result.stdout
+        assert "warning: see RB101 above\nnothing would be normalised" in result.stderr
         assert "0 RegBN modules to put in" in result.stdout
+        as_json = run("plan", "project.py:build", "r.yaml", "--format", "json")
+        assert as_json.stderr.count("warning: RB101 r.yaml:3:34: rule `late` matches no fusion point") == 1
+
+    def test_a_surgery_that_fails_is_a_finding(self, run, project):
+        (project / "reading.py").write_text(
+            "import torch\n"
+            "from torch import nn\n\n"
+            "class Tower(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.layer = nn.Linear(6, 4)\n"
+            "    def forward(self, x):\n"
+            "        return self.layer(x) if bool((x < 100).all()) else x\n\n"
+            "class Net(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.one, self.two = Tower(), Tower()\n"
+            "    def forward(self, a, b):\n"
+            "        return torch.cat([self.one(a), self.two(b)], 1)\n\n"
+            "def build():\n"
+            "    return Net(), (torch.randn(4, 6), torch.randn(4, 6))\n"
+        )
+        (project / "r.yaml").write_text(
+            "version: 1\nrules:\n  - {id: p, pair: {f: 'module:one.layer', g: 'module:two.layer'}}\n"
+        )
+        result = run("plan", "reading.py:build", "r.yaml")
+        assert result.exit_code == 1
+        assert result.stdout.startswith("1 RegBN module planned, but the surgery fails (see RB106)\n")
+        assert "warning: see RB106 above\nthe surgery fails: see RB106" in result.stderr
+        assert "Next, " not in result.stderr
 
     def test_a_rule_that_cannot_be_applied_is_an_error(self, run, project):
         (project / "r.yaml").write_text(RULES.replace(", normalize: gray", ""))

@@ -79,7 +79,7 @@ class TestCausalStreams:
         )
         sides = PairSides("", side("colored", (8, 9, 16), TOKENS), side("gray", (8, 7, 32), TOKENS))
         with pytest.raises(PlanError, match="g is `gray`, a causal stream"):
-            decide(rules, tokens(), lambda f, g: sides, CAUSAL)
+            decide(rules, tokens(), lambda f, g, replaced: sides, CAUSAL)
 
 
 class TestWeights:
@@ -150,7 +150,7 @@ class TestPairsByPattern:
     def asked(self, f: str, g: str, **rule: object) -> tuple[list[tuple[str, str]], Plan]:
         seen: list[tuple[str, str]] = []
 
-        def resolve(one: str, two: str) -> PairSides:
+        def resolve(one: str, two: str, replaced: str) -> PairSides:
             seen.append((one, two))
             return PairSides("", side("gray"), side("colored"))
 
@@ -189,9 +189,9 @@ class TestPairsByPattern:
         sides = PairSides("", side("gray"), side("colored"), g_needs_f, f_needs_g)
         if refused:
             with pytest.raises(PlanError, match="would depend on itself"):
-                decide(rules, vectors(), lambda f, g: sides)
+                decide(rules, vectors(), lambda f, g, replaced: sides)
         else:
-            assert decide(rules, vectors(), lambda f, g: sides).sites
+            assert decide(rules, vectors(), lambda f, g, replaced: sides).sites
 
 
 def test_several_operands_of_one_modality_at_one_point() -> None:

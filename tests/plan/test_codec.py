@@ -29,7 +29,9 @@ def made() -> Plan:
     ]
     inputs = {"gray": {"shape": [8, 6]}, "ids": {"shape": [8, 7], "dtype": "int64", "range": [0, 9]}}
     sides = PairSides("", side("gray"), side("colored"))
-    return decide(Rules.from_dict({"version": 1, "inputs": inputs, "rules": rules}), found, lambda f, g: sides)
+    return decide(
+        Rules.from_dict({"version": 1, "inputs": inputs, "rules": rules}), found, lambda f, g, replaced: sides
+    )
 
 
 def test_there_and_back() -> None:

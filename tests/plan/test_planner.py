@@ -311,7 +311,7 @@ class TestPairs:
     def test_a_pair_is_resolved_by_the_caller(self):
         asked = []
 
-        def resolve(f: str, g: str) -> PairSides:
+        def resolve(f: str, g: str, replaced: str) -> PairSides:
             asked.append((f, g))
             return PairSides("", side("gray", (8, 1, 28, 28), MAP), side("colored", (8, 3, 28, 28), MAP))
 
@@ -325,20 +325,20 @@ class TestPairs:
         assert [d.action for d in plan.decisions] == ["leave", "leave"]
 
     def test_tokens_are_averaged_by_default(self):
-        def resolve(f: str, g: str) -> PairSides:
+        def resolve(f: str, g: str, replaced: str) -> PairSides:
             return PairSides("", side("gray", (8, 7, 32), TOKENS), GRAY)
 
         assert decide(rules_of(self.RULE), two_points(), resolve).sites[0].reduce == "mean"
 
     def test_what_cannot_be_resolved_is_told_with_the_rule(self):
-        def resolve(f: str, g: str) -> PairSides:
+        def resolve(f: str, g: str, replaced: str) -> PairSides:
             raise PlanError(f"there is no input `{f}`")
 
         with pytest.raises(PlanError, match=r"rules\[0\]\.pair\.f: rule `early`: there is no input"):
             decide(rules_of(self.RULE), two_points(), resolve)
 
     def test_unknown_layout(self):
-        def resolve(f: str, g: str) -> PairSides:
+        def resolve(f: str, g: str, replaced: str) -> PairSides:
             return PairSides("", side("gray", (8, 28, 28), UNKNOWN), GRAY)
 
         with pytest.raises(PlanError, match="channel axis of input:gray"):

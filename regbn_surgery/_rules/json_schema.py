@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from .._codes import KINDS
-from ..nn.options import CHOICES, DOCS, RegBNOptions
+from ..nn.options import CHOICES, DOCS, INTEGERS, RegBNOptions
 from .checks import RULE_LEVEL, SIZES
 from .schema import Document
 
@@ -235,6 +235,6 @@ def _option(name: str) -> Schema:
     if isinstance(default, bool):
         return {**described, "type": "boolean"}
     if default is None:
-        value = size if name == "rank" else {"type": "number", **_BOUNDS[name]}
+        value = size if name in INTEGERS else {"type": "number", **_BOUNDS[name]}
         return {**described, "anyOf": [value, {"type": "null"}]}
     return {**described, "type": "number", **_BOUNDS[name]}

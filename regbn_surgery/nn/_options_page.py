@@ -27,7 +27,7 @@ START = (
 _GROUPS = {
     "What is removed": ("constraint", "lam", "lam_scale", "centre", "sigma_THR", "sigma_MIN", "residual"),
     "Norms around it": ("normalize_input", "normalize_output", "affine"),
-    "The running projection": ("momentum", "beta1", "beta2", "correct_start", "step_size"),
+    "The running projection": ("momentum", "beta1", "beta2", "correct_start", "steps_per_epoch", "step_size"),
     "Where and how it is applied (keys of the rule itself)": ("reduce", "fit", "replace"),
     "Size and cost": ("projection", "rank", "form", "max_dense_gib"),
     "Training": ("lambda_grad", "sync", "verbose"),

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from ._no_gradient import without_gradient
 from ._norms import ChannelNorm, Moments
 from ._presence import Rows, keep_rows
 from ._readers import Readers, is_read_by_autograd, may_hook
+from ._share import adaptive_share, corrected_share, exponent_of
 from .options import RegBNOptions
 
 _log = logging.getLogger("regbn_surgery")
@@ -36,7 +37,6 @@ SUSPICIOUS = 1000.0  # times the projection of a batch: such a running one is lo
 MEAN_MOMENTUM = 0.1  # of the running mean of g, as BatchNorm's; the first steps are averaged
 
 Update = DenseUpdate | PrimalUpdate | LowRankUpdate
-Number = TypeVar("Number", float, Tensor)
 
 
 def in_backward() -> bool:
@@ -205,7 +205,7 @@ class RunningState(nn.Module):
     def _advance_seen(self, step: Step, change: float) -> None:
         self.num_steps.add_(1)
         count = int(self.num_steps)
-        exponent = count if step.n_epoch is None else step.n_epoch + 1
+        exponent = exponent_of(self.options, step.n_epoch, count)
         state = (self.change_mean.item(), self.change_square.item())
         limit = torch.finfo(self.change_square.dtype).max
         mean, square, share = adaptive_share(self.options, *state, change, exponent, limit)
@@ -228,7 +228,7 @@ class RunningState(nn.Module):
         skips = ~moves
         self.num_steps.add_(moves)
         self.num_skipped.add_(skips)
-        exponent = self.num_steps if step.n_epoch is None else step.n_epoch + 1
+        exponent = exponent_of(self.options, step.n_epoch, self.num_steps)
         share = self._unseen_share(change.masked_fill(skips, 0.0), moves, exponent)
         if self.options.correct_start:
             left, share = corrected_share(self.zero_weight, share)
@@ -378,31 +378,3 @@ def _residual(f: Tensor, g: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
     for factor in factors[:-1]:
         g = g @ as_dtype(factor, f.dtype)
     return torch.addmm(f, g, as_dtype(factors[-1], f.dtype), alpha=-1.0)
-
-
-def adaptive_share(
-    options: RegBNOptions, mean: float, square: float, change: float, exponent: int, limit: float = math.inf
-) -> tuple[float, float, float]:
-    """The two moments of the change's size with `change` taken in, and the share of the batch's projection.
-
-    `share = momentum * (mean / (1 - beta1^t)) / (sqrt(square / (1 - beta2^t)) + 1e-8)`, t the exponent. Where the mean
-    square is beyond `limit`, the largest number that can be kept, the share is `momentum`.
-    """
-    mean = options.beta1 * mean + (1.0 - options.beta1) * change
-    square = options.beta2 * square + (1.0 - options.beta2) * change * change
-    corrected = (square / (1.0 - options.beta2**exponent)) ** 0.5
-    share = options.momentum * (mean / (1.0 - options.beta1**exponent)) / (corrected + 1e-8)
-    return (mean, square, share) if square < limit else (mean, limit, options.momentum)
-
-
-def corrected_share(zero_weight: Number, share: Number) -> tuple[Number, Number]:
-    """The weight that the zero start has after a step by `share`, and the share that takes it out of W.
-
-    With `p` the product of all `1 - share`, W / (1 - p) is the average of the batches alone. It moves by
-    `share / (1 - p)`: the first step takes the batch's projection whole.
-    """
-    left: Any = zero_weight * (1.0 - share)
-    arrived: Any = 1.0 - left
-    if isinstance(arrived, Tensor):
-        return left, torch.where(arrived > 0.0, share / torch.where(arrived > 0.0, arrived, 1.0), 0.0)  # type: ignore[return-value]
-    return left, share / arrived if arrived > 0.0 else share

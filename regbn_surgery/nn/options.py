@@ -45,6 +45,8 @@ DOCS: dict[str, str] = {
     "beta2": "decay of its mean square (second moment), in [0, 1)",
     "momentum": "scale of the share of the batch's projection that enters the running one",
     "correct_start": "correct the running W for its start at zero, as Adam corrects its moments",
+    "steps_per_epoch": "count epochs of so many training steps in the correction of the moments, as the published code "
+    "does with `n_epoch`; null counts steps",
     "step_size": "size of the change of W that sets the share: mean, its mean absolute value (published); "
     "rms, its root mean square, by one product with W and no copy of it (a low-rank W always takes this)",
     "normalize_input": "normalise f and g before the projection is fitted",
@@ -87,6 +89,7 @@ class RegBNOptions:
     beta2: float = 0.99
     momentum: float = 0.02
     correct_start: bool = False
+    steps_per_epoch: int | None = None
     step_size: StepSize = "mean"
     normalize_input: bool = False
     normalize_output: bool = True
@@ -161,9 +164,9 @@ class RegBNOptions:
         return dict(DOCS)
 
 
-_INTEGERS = frozenset({"rank"})
+INTEGERS = frozenset({"rank", "steps_per_epoch"})
 _BOOLEANS = frozenset({"normalize_input", "normalize_output", "affine", "verbose", "sync", "centre", "correct_start"})
-_NULLABLE = frozenset({"rank", "lam"})
+_NULLABLE = frozenset({"rank", "steps_per_epoch", "lam"})
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "beta1": (lambda x: 0.0 <= x < 1.0, "a number in [0, 1)"),
     "beta2": (lambda x: 0.0 <= x < 1.0, "a number in [0, 1)"),
@@ -173,6 +176,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "lam": (lambda x: x >= 0.0, "a number that is not negative, or null"),
     "max_dense_gib": (lambda x: x > 0.0, "a number of GiB above 0"),
     "rank": (lambda x: x >= 1, "an integer of at least 1, or null"),
+    "steps_per_epoch": (lambda x: x >= 1, "an integer of at least 1, or null"),
 }
 
 
@@ -194,7 +198,7 @@ def _check_type(name: str, value: object) -> None:
         _check(name, value, isinstance(value, str) and value in CHOICES[name], wanted, meant)
     elif name in _BOOLEANS:
         _check(name, value, isinstance(value, bool), "true or false")
-    elif name in _INTEGERS:
+    elif name in INTEGERS:
         _check(name, value, isinstance(value, int) and not isinstance(value, bool), f"an integer{null}")
     else:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

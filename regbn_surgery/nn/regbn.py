@@ -69,8 +69,9 @@ class RegBN(RunningState):
     - `constraint="gcv"`: the lambda of the least `||F - G W||^2 / (b - tr(K (K + lambda I)^-1))^2`, the generalised
       cross-validation score of the batch. It removes the directions that predict f; where none does, almost nothing.
 
-    What each removes is measured in docs/regbn.md. In the first two lambda stays at its floor (b times the float32
-    rounding unit times the largest eigenvalue of K) where the left side is at most 1 there. With `centre=True` the
+    What each removes is measured in docs/regbn.md. In the first two lambda stays at its floor (the largest
+    eigenvalue of K times the float32 rounding unit times b, or m in the primal form) where the left side is at most 1
+    there. With `centre=True` the
     means over the batch are subtracted from f and g before the fit, and `f' = norm(f - (g - mean(g)) W)`, with a
     running mean in evaluation; without it a mean of f and one of g count as dependence.
 
@@ -105,6 +106,7 @@ class RegBN(RunningState):
         beta2: float = 0.99,
         momentum: float = 0.02,
         correct_start: bool = False,
+        steps_per_epoch: int | None = None,
         step_size: StepSize = "mean",
         normalize_input: bool = False,
         normalize_output: bool = True,
@@ -132,6 +134,7 @@ class RegBN(RunningState):
             beta2=beta2,
             momentum=momentum,
             correct_start=correct_start,
+            steps_per_epoch=steps_per_epoch,
             step_size=step_size,
             normalize_input=normalize_input,
             normalize_output=normalize_output,
@@ -197,7 +200,8 @@ class RegBN(RunningState):
         """`(f', g')` in the shapes and dtypes of f and g.
 
         `is_training` None means the module's own mode. `n_epoch` (from 0) reproduces the published bias correction
-        `1 - beta^(n_epoch + 1)`; without it steps are counted. `steps_per_epoch` is accepted and not needed.
+        `1 - beta^(n_epoch + 1)`; without it steps are counted, or epochs by the option `steps_per_epoch`. The argument
+        of that name is accepted and not needed.
         Masks, `[B, *positions]`, True where a position counts, are for `reduce="mean"`: they decide the means.
         `present`, `[B]`, bool: the samples in which both sides are there. Others, and those in which all of f or all
         of g is zero, take no part in the fit, and nothing is subtracted from them. A training batch with fewer than

@@ -177,7 +177,7 @@ def test_onnx_in_evaluation(case: str, tmp_path: Path) -> None:
     "options",
     [
         {"constraint": "gcv", "centre": True, "correct_start": True},
-        {"constraint": "fixed", "lam": 0.1, "step_size": "rms"},
+        {"constraint": "fixed", "lam": 0.1, "step_size": "rms", "steps_per_epoch": 2},
         {"normalize_input": True, "centre": True},
     ],
     ids=lambda options: "-".join(options),

@@ -44,13 +44,16 @@ def worst(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).detach().abs().max())
 
 
+@pytest.mark.parametrize("by", ["call", "option"])
 @pytest.mark.parametrize("form", ["dual", "primal"])
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_projection_and_evaluation(case: str, form: str) -> None:
+def test_outputs_projection_and_evaluation(case: str, form: str, by: str) -> None:
+    """`by`: where the epochs come from; a call goes before the option."""
     f, g, lam = load(case, "f"), load(case, "g"), load(case, "lambda")
-    module = build(case, form=form).train()
+    module = build(case, form=form, steps_per_epoch=4 if by == "option" else 3).train()
     for step in range(8):
-        f_out, g_out = module(f[step], g[step], n_epoch=step // 4, steps_per_epoch=4, multiplier=lam[step])
+        epoch = {} if by == "option" else {"n_epoch": step // 4, "steps_per_epoch": 4}
+        f_out, g_out = module(f[step], g[step], **epoch, multiplier=lam[step])
         assert worst(f_out, load(case, "f_out")[step]) <= 2e-5
         assert worst(g_out, load(case, "g_out")[step]) <= 2e-5
         assert worst(module.W, load(case, "W")[step]) <= 1e-6

@@ -85,6 +85,11 @@ _KINDS = (
         "values on the example are not finite",
         "Look at the operation that is named, or at the data: RegBN learns nothing from batches with NaN or inf.",
     ),
+    NoteKind(
+        "RB017",
+        "the model calls a RegBN that its author has placed",
+        "Nothing, if it is to stay: rules put further ones in. Else take the call out of `forward`.",
+    ),
     # plan and regbnify
     NoteKind(
         "RB101",

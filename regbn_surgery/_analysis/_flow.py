@@ -134,6 +134,8 @@ class _Interpreter(Meetings):
 
     def _results(self, op: Call, operands: tuple[Met, ...]) -> list[Lineage]:
         """The lineage of each result."""
+        if op.row.carries == "own" and len(op.outputs) <= len(op.inputs):
+            return [self._own(op, operands, number) for number in range(len(op.outputs))]
         if len(operands) == 1:
             taken = self._take_apart(op, operands[0])
             if taken is not None:
@@ -146,6 +148,11 @@ class _Interpreter(Meetings):
         if len(operands) == 1 and not (stacks and self._on_samples(op, operands)):
             return self._pass_on(op, operands[0])
         return [self.interpret(op, operands)] * len(op.outputs)
+
+    def _own(self, op: Call, operands: tuple[Met, ...], number: int) -> Lineage:
+        """The lineage of the result that is made of operand `number` alone."""
+        operand = next((m for m in operands if m.position == number), None)
+        return Lineage(NOBODY, NOBODY) if operand is None else self._pass_on(op, operand)[number]
 
     # -- streams that are stacked along the batch -----------------------------------------------------------------
 

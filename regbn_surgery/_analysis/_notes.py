@@ -17,14 +17,28 @@ Pair = frozenset[str]
 
 
 def find_notes(runs: Sequence[Run], sources: Sources, found: Sequence[Found]) -> list[str]:
-    """Branches that never meet, streams that end, stretches that nothing parts, gaps, effects, and values read."""
+    """Branches that never meet, streams that end, a RegBN that is there already, stretches that nothing parts, gaps,
+    effects, and values read."""
     gaps = _gaps(runs)
     return [
         *_never_met(runs, sources, found, bool(gaps)),
+        *_placed_by_hand(runs),
         *_blends(runs, sources),
         *gaps,
         *_effects(runs),
         *_reads(runs),
+    ]
+
+
+def _placed_by_hand(runs: Sequence[Run]) -> list[str]:
+    calls = [op for run in runs for op in run.trace.calls if op.row.name == "RegBN" and op.module is not None]
+    return [
+        coded(
+            "RB017",
+            f"the model calls a RegBN of its own ({place}): what it makes of f and of g goes on as theirs. Rules put "
+            "further ones in; take the call out of forward where a rule is to do it instead",
+        )
+        for place in dict.fromkeys(f"`{op.module}` at {op.source}" for op in calls)
     ]
 
 

@@ -49,8 +49,8 @@ Value = Literal[
 ]  # fmt: skip
 
 #: Whose data reaches the result: of all operands, of the first alone, of the ids where the first is a table (else of
-#: the first), or of none.
-Carries = Literal["all", "first", "lookup", "nothing"]
+#: the first), in each result that of one operand (as f' is f's), or of none.
+Carries = Literal["all", "first", "lookup", "own", "nothing"]
 
 #: How the axes of a product are labelled; `_analysis/_contract.py` has one branch for each.
 Product = Literal["matmul", "rmatmul", "added", "linear", "einsum", "cdist", "outer", "inner"]

@@ -15,10 +15,12 @@ _TRAITS = ("num_features", "normalized_shape", "in_channels", "out_channels", "i
 
 
 def is_torch_leaf(module: nn.Module, path: str) -> bool:
-    """Modules of torch itself are not looked into; its containers are."""
+    """Modules of torch itself, and a RegBN that the author has placed, are not looked into; containers are."""
     if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         return False
     if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
+        return True
+    if any(base.__name__ == "RegBN" for base in type(module).__mro__):
         return True
     home = type(module).__module__
     return home.startswith(("torch.nn.", "torch.ao.nn.")) and type(module) is not nn.Module

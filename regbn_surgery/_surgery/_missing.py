@@ -50,7 +50,7 @@ def tell(host: nn.Module, path: str, name: str, why: str, args: tuple[Any, ...],
     named = getattr(module.regbn, "site_path", "") or name  # the host may know it by another name than the model does
     text = (
         f"{named_at(type(host), path)} was called ({spelled(args, kwargs)}), and {why}: RegBN `{named}` did not run; "
-        "this call computes what the original does."
+        "there the call goes on as in the original."
     )
     if module.missing == "error":
         raise RegBNBypassedError(text + " (The rule says `missing: error`.)")

@@ -32,7 +32,8 @@ class VerifiedSite:
     """One RegBN in one call: how often it ran, the modalities that f and g carried, once for each run that differs, and
     which of its results the model left aside.
 
-    `problem` says in words what is not as the rule names it; "" where all is right.
+    `problem` says in words what is not as the rule names it; "" where all is right (with `runs` 0: the rule says
+    `missing: ignore`, and they do not meet in this call).
     """
 
     name: str  # its path in the model
@@ -55,7 +56,8 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every RegBN ran on the modalities and in the direction of its rule, and all it gave was used."""
+        """Whether every RegBN ran on the modalities and in the direction of its rule, and all it gave was used. With
+        `missing: ignore` it need not run in a call in which they do not meet."""
         return not any(site.problem for site in self.sites)
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,7 +86,10 @@ class Verification:
         lines = [f"{self.model} in {'training' if self.training else 'evaluation'}:"]
         for site in self.sites:
             f, g = (home_name(side) for side in site.wanted)
-            lines.append(f"  {site.name}: {site.problem or f'ran {site.runs} x, f is {f}, g is {g}, as the rule says'}")
+            right = f"ran {site.runs} x, f is {f}, g is {g}, as the rule says"
+            if not site.runs and not site.carried:
+                right = f"did not run: f {f} and g {g} do not meet in this call (`missing: ignore`)"
+            lines.append(f"  {site.name}: {site.problem or right}")
         lines += [f"  {note}" for note in self.notes]
         return visible("\n".join(lines))
 
@@ -138,8 +143,9 @@ def _verified(
     if not inputs and reached_in is not None:
         problem = coded("RB205", "ran inside a layer of torch, where f and g cannot be checked")
     elif not inputs:
-        where = _meeting_place(run, wanted, planned.point) or "do not meet in this call"
-        problem = coded("RB201", f"did not run: {_words(wanted)} {where}")
+        where = _meeting_place(run, wanted, planned.point)
+        if where or module.missing != "ignore":
+            problem = coded("RB201", f"did not run: {_words(wanted)} {where or 'do not meet in this call'}")
     elif wrong:
         found = f"{_words(wrong[0])}, where the rule says {_words(wanted)}"
         exchanged = wanted[::-1] in wrong

@@ -148,6 +148,14 @@ def test_a_call_in_which_the_streams_do_not_meet_is_a_finding(verify):
     assert "fusion.regbn_late: RB201 did not run: f x and g y do not meet in this call" in result.stdout
 
 
+@pytest.mark.usefixtures("verify")
+def test_where_the_rule_allows_that_it_is_none(run, tmp_path):
+    (tmp_path / "allowing.yaml").write_text(RULES.replace("normalize: x", "normalize: x, missing: ignore"))
+    result = run("verify", "verified.py:build", "allowing.yaml", "--data", "verified.py:alone")
+    assert result.exit_code == 0, result.stdout + result.stderr
+    assert "did not run: f x and g y do not meet in this call (`missing: ignore`)" in result.stdout
+
+
 def test_what_is_found_in_training_alone(verify):
     result = verify("--data", "verified.py:exchanged", build="by_mode")
     assert result.exit_code == 0, result.stderr

@@ -31,7 +31,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from click.testing import CliRunner
 
@@ -124,8 +123,13 @@ def stand_in_for_ipython() -> Iterator[None]:
         return
     module = types.ModuleType("IPython.display")
     module.IFrame = ShownFile  # type: ignore[attr-defined]
-    with mock.patch.dict(sys.modules, {"IPython": types.ModuleType("IPython"), "IPython.display": module}):
+    stand_ins = {"IPython": types.ModuleType("IPython"), "IPython.display": module}
+    sys.modules.update(stand_ins)
+    try:
         yield
+    finally:  # what else was imported meanwhile stays: some packages cannot be imported twice
+        for name in stand_ins:
+            sys.modules.pop(name)
 
 
 class ShownFile:

@@ -59,8 +59,10 @@ def verdict(found: Evidence) -> Iterator[str]:
         none = f"f and g share no direction that shows in {before.samples} samples: nothing to remove"
         yield coded("RB302", f"`{found.site}`: {none}")
         return
-    ability = _ability(found.options, shared)
-    yield coded("RB303", f"`{found.site}`: {many}; {ability}; {after.shared_directions} left")
+    left = after.explained_variance
+    ability = _ability(found.options, enough=shared <= 1 or left < LITTLE)
+    told = f"g explains {max(before.explained_variance, 0.0):.1%} of f before, {max(left, 0.0):.1%} after"
+    yield coded("RB303", f"`{found.site}`: {told}, with {many} before; {ability}")
     if found.running_to_batch < BEHIND:
         yield coded(
             "RB304",
@@ -71,9 +73,9 @@ def verdict(found: Evidence) -> Iterator[str]:
         )
 
 
-def _ability(options: RegBNOptions, shared: int) -> str:
+def _ability(options: RegBNOptions, *, enough: bool) -> str:
     if options.constraint == "smoother":
-        if shared <= 1:
+        if enough:
             return "`smoother` takes about one, which is enough here"
         return (
             "`smoother` takes about one in all, whatever their number; `regbn: {constraint: gcv}` takes those it "

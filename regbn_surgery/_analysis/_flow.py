@@ -134,7 +134,7 @@ class _Interpreter(Meetings):
 
     def _results(self, op: Call, operands: tuple[Met, ...]) -> list[Lineage]:
         """The lineage of each result."""
-        if op.row.carries == "own" and len(op.outputs) <= len(op.inputs):
+        if op.row.carries == "own" and len(op.outputs) == 2:
             return [self._own(op, operands, number) for number in range(len(op.outputs))]
         if len(operands) == 1:
             taken = self._take_apart(op, operands[0])
@@ -150,8 +150,10 @@ class _Interpreter(Meetings):
         return [self.interpret(op, operands)] * len(op.outputs)
 
     def _own(self, op: Call, operands: tuple[Met, ...], number: int) -> Lineage:
-        """The lineage of the result that is made of operand `number` alone."""
-        operand = next((m for m in operands if m.position == number), None)
+        """The lineage of the result that is made of argument `number` alone, of those of `RegBN.forward`."""
+        given = op.kwargs.get("fg"[number], op.args[number] if number < len(op.args) else None)
+        info = tensor_of(given)
+        operand = next((m for m in operands if info is not None and m.info.uid == info.uid), None)
         return Lineage(NOBODY, NOBODY) if operand is None else self._pass_on(op, operand)[number]
 
     # -- streams that are stacked along the batch -----------------------------------------------------------------

@@ -56,6 +56,18 @@ def test_only_what_comes_after_it_meets(made: Any) -> None:
     assert "test_placed_by_hand.py" in note
 
 
+@pytest.mark.parametrize("order", ["fg", "gf"])
+def test_its_arguments_may_be_named(order: str) -> None:
+    class Named(Net):
+        def forward(self, image: Tensor, table: Tensor) -> Tensor:
+            given = {"f": self.table(table), "g": self.image(image)}
+            f, g = self.bn(**{name: given[name] for name in order})
+            return self.head(torch.cat([f, g], 1))
+
+    (point,) = inspect(Named(lambda f, g: RegBN(g, f)), inputs()).fusion_points
+    assert [side.home for side in point.sites[0].sides] == [("table",), ("image",)]
+
+
 def test_a_rule_adds_another_one_behind_it() -> None:
     torch.manual_seed(0)
     model = Net().eval()

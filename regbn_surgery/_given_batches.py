@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 from torch import nn
@@ -83,7 +83,8 @@ def run_on(model: nn.Module, inputs: Inputs, number: int) -> None:
         raise
     except MODEL_ERRORS as error:
         name = type(model).__name__
-        raise InputsError(f"{name} could not be run on batch {number} of the data, {inputs!r}: {error}") from error
+        how = f" (a dict, passed as `{_only_parameter(model)}`)" if _is_one_dict(inputs) else ""
+        raise InputsError(f"{name} could not be run on batch {number} of the data, {inputs!r}{how}: {error}") from error
 
 
 def _samples(model: nn.Module, call: Inputs) -> int | None:
@@ -122,6 +123,9 @@ def _fitted(model: nn.Module, batch: Any) -> tuple[Inputs, str]:
         candidates.append(batch[:-1])
     if isinstance(batch, Mapping) and (rest := _without_strangers(model, batch)):
         candidates.append(rest)
+    named = next((one for one in candidates if isinstance(one, Mapping)), None)
+    if named is not None and _is_one_argument(model, named):
+        candidates.append((named,))
     problem = ""
     for candidate in candidates:
         inputs = as_inputs(candidate)
@@ -151,9 +155,30 @@ def _without_strangers(model: nn.Module, batch: Mapping[Any, Any]) -> dict[str, 
     return {key: value for key, value in batch.items() if key in parameters}
 
 
+def _only_parameter(model: nn.Module) -> str:
+    """The one parameter that a call must give; "" where there is none, or there are several."""
+    parameters = signature(model.forward).parameters.values()
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p.name for p in parameters if p.default is p.empty and p.kind in kinds]
+    return required[0] if len(required) == 1 else ""
+
+
+def _is_one_argument(model: nn.Module, batch: Mapping[Any, Any]) -> bool:
+    """Whether a dict is the one argument of `forward(batch)`: no key of it names a parameter, or nearly does."""
+    parameters = list(signature(model.forward).parameters)
+    named = any(key in parameters or (isinstance(key, str) and nearest(key, parameters) is not None) for key in batch)
+    return bool(_only_parameter(model)) and not named
+
+
+def _is_one_dict(call: Inputs) -> bool:
+    return not call.kwargs and len(call.args) == 1 and isinstance(call.args[0], Mapping)
+
+
 def _guess(model: nn.Module, batch: Any, call: Inputs) -> str:
     """How the items of a flat batch were passed, where they are more than `forward` requires, and which entries of a
     dict were left out: "" where nothing was guessed (a pair of inputs and target, names, `*args`)."""
+    if _is_one_dict(call) and (not isinstance(batch, tuple) or len(batch) <= 2):
+        return ""  # the batch itself, or with a target behind it
     if isinstance(batch, Mapping) and (left := [str(key) for key in batch if key not in call.kwargs]):
         return f"{listing(left)} of a batch left out: {type(model).__name__}.forward has no such parameter"
     parameters = signature(model.forward).parameters.values()

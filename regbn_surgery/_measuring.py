@@ -58,7 +58,7 @@ def collected(
     with ExitStack() as stack:
         for path, site in places.items():
             stack.callback(site.regbn.register_forward_hook(watch(path), with_kwargs=True).remove)
-        for number, inputs in enumerate(batches):
+        for number, inputs in enumerate(batches, 1):
             seen.clear()
             run_on(model, inputs, number)
     before = {path: _joined(pairs) for path, pairs in given.items() if pairs}

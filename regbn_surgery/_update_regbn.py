@@ -146,8 +146,8 @@ def _pass(model: nn.Module, loader: Iterable[Any], count: int | None, device: to
         if device is not None:
             args, kwargs = _tree.rebuild((call.args, call.kwargs), lambda _, leaf: _moved(leaf, device))
             call = Inputs(*args, **kwargs)
-        run_on(model, call, number)
         number += 1
+        run_on(model, call, number)
     return number
 
 

@@ -35,7 +35,7 @@ def drawn(data: Iterable[Any], kind: type[RegBNError]) -> Iterator[Any]:
     """What an iterable of the user's gives, with its errors told as those of its batches."""
     with users_own("starting to read the data", kind):
         source = iter(data)
-    number, end = 0, object()
+    number, end = 1, object()
     while True:
         with users_own(f"reading batch {number} of the data", kind):
             batch = next(source, end)

@@ -76,6 +76,32 @@ def test_what_is_not_guessed_is_not_told(model: nn.Module, batch: Any) -> None:
         assert len(list(calls_of(model, [batch]))) == 1
 
 
+class OneDict(Optional):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        return super().forward(batch["scan"], batch["table"])
+
+
+@pytest.mark.filterwarnings("error::regbn_surgery.RegBNWarning")
+@pytest.mark.parametrize("with_target", [False, True])
+def test_a_dict_is_the_one_argument_of_a_model_that_takes_one(with_target: bool) -> None:
+    batch = {"scan": SCAN, "table": TABLE, "label": LABEL}
+    given: Any = (batch, LABEL) if with_target else batch
+    (call,) = calls_of(OneDict(), [given])
+    assert call.args == (batch,)
+    assert not call.kwargs
+    rules = {"version": 1, "rules": [{"id": "late", "match": {"kind": "concat"}, "normalize": "batch.scan"}]}
+    model = regbnify(OneDict(), rules, (batch,))
+    assert update_regbn(model, [given, given]) == {"regbn_late": 2}
+
+
+def test_a_dict_that_does_not_run_says_how_it_was_passed() -> None:
+    batches = [{"scan": SCAN, "table": TABLE}, {"scan": SCAN, "other": TABLE}]
+    with pytest.raises(InputsError, match=r"batch 2 of the data, .* \(a dict, passed as `batch`\)"):
+        diagnose(OneDict(), batches)
+    with pytest.raises(InputsError, match="it has no parameter `batsh`; did you mean `batch`"):
+        list(calls_of(OneDict(), [{"batsh": SCAN}]))
+
+
 def test_functions_that_take_batches_tell_it() -> None:
     rules = {"version": 1, "rules": [{"id": "late", "match": {"kind": "concat"}, "normalize": "scan"}]}
     flat = [[SCAN, TABLE, LABEL]] * 2

@@ -160,7 +160,7 @@ def test_an_error_of_the_users_own_data_or_example_is_told_as_theirs():
         yield from batches(0.5, 2)
         raise OSError("disk")
 
-    with pytest.raises(InputsError, match=r"reading batch 2 of the data failed: OSError: disk \(.*test_probe.py:\d+\)"):
+    with pytest.raises(InputsError, match=r"reading batch 3 of the data failed: OSError: disk \(.*test_probe.py:\d+\)"):
         diagnose(Two(), broken(), 8)
 
     def example(size):

@@ -280,7 +280,7 @@ def test_a_model_without_regbn_is_left_alone_with_a_warning() -> None:
 def test_what_cannot_be_formed_again_is_refused() -> None:
     with pytest.raises(InputsError, match="the data gave no batch"):
         update_regbn(trained(), [])
-    with pytest.raises(InputsError, match="could not be run on batch 1"):
+    with pytest.raises(InputsError, match="could not be run on batch 2"):
         update_regbn(trained(), [samples(8), (torch.randn(8, 3), torch.randn(8, 5))])
     with pytest.raises(InputsError, match="no argument `batches`"):
         update_regbn(trained(), batches(), batches=3)  # type: ignore[call-arg]

@@ -63,7 +63,7 @@ def test_a_batch_that_the_model_does_not_take_is_named(run, tmp_path):
     (tmp_path / "probe_data.py").write_text(DATA)
     result = run("diagnose", "probe_data.py:model", "--data", "probe_data.py:other")
     assert result.exit_code == 2
-    assert "Two could not be run on batch 1 of the data" in result.stderr
+    assert "Two could not be run on batch 2 of the data" in result.stderr
     assert "[8, 99]" in result.stderr
 
 

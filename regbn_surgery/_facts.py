@@ -13,11 +13,11 @@ from torch import nn
 from ._analysis import Analysis
 from ._analysis._beside import goes_on_beside
 from ._analysis._causal import Streams
-from ._analysis._pairs import Pair
+from ._analysis._pairs import Pair, named_pair
 from ._analysis._runs import Run
 from ._errors import PlanError
 from ._inputs import named_leaves
-from ._plan import Facts, SiteMasks
+from ._plan import Beside, Facts, SiteMasks
 from ._spelling import did_you_mean
 from ._state import has_no_values
 from ._surgery import kept_at
@@ -92,15 +92,23 @@ def _has_positions(side: Side) -> bool:
     return len(side.layout.spatial_dims) == 1
 
 
-def _beside(analysis: Analysis) -> dict[tuple[str, int], tuple[str, ...]]:
+def _beside(analysis: Analysis) -> dict[tuple[str, int], Beside]:
     """The streams that go on beside an attention as they were, by point and index of the site."""
     found = {}
+    run = analysis.runs[0]
     for point in analysis.inspection.fusion_points:
         for index in range(len(point.sites)) if point.kind == "attention" else ():
-            beside = goes_on_beside(analysis.runs[0], analysis.recipes[point.id, index])
-            if beside:
-                found[point.id, index] = beside
+            recipe = analysis.recipes[point.id, index]
+            uid = goes_on_beside(run, recipe)
+            if uid is not None:
+                home = tuple(name for name in run.order if name in run.flow.lineages[uid].home)
+                others = (recipe.takes[0].uid, recipe.takes[1].uid)
+                found[point.id, index] = Beside(home, functools.partial(_named_pair, run, uid, others))
     return found
+
+
+def _named_pair(run: Run, f: int, sides: tuple[int, int], other: int) -> tuple[str, str] | None:
+    return named_pair(run, f, sides[other])
 
 
 def _masks(run: Run) -> dict[str, tuple[int, ...]]:

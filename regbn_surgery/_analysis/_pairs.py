@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 from .._errors import PlanError
@@ -57,6 +58,28 @@ def resolve_pair(run: Run, f: str, g: str, *, f_only: bool = False) -> Pair:
     masking = masking_of(view, sides)
     recipe = Recipe(owner=frame.path, key=takes[0].at[0], takes=takes, masking=masking)
     return Pair(frame.path, *sides, placed(view, recipe, None), masking)
+
+
+def named_pair(run: Run, f: int, g: int) -> tuple[str, str] | None:
+    """Two references by which a rule with `replace: f` can name the tensors f and g, so that no call has to wait; None
+    where there are none. Of several layers that give the same tensor, the outermost."""
+    for pair in itertools.product(_makers(run, f), _makers(run, g)):
+        try:
+            recipe = resolve_pair(run, *pair, f_only=True).recipe
+        except PlanError:
+            continue
+        if recipe is None or recipe.across is not None or recipe.waits:
+            continue
+        if (recipe.takes[0].uid, recipe.takes[1].uid) == (f, g):
+            return pair
+    return None
+
+
+def _makers(run: Run, uid: int) -> list[str]:
+    inputs = [f"input:{name}" for name, given in run.trace.inputs if given == uid]
+    frames = [frame.path for frame in run.trace.frames[1:] if uid in frame.outputs and uid not in frame.reads]
+    layers = [op.module for op in run.trace.calls if op.module and uid in op.outputs and uid not in op.inputs]
+    return [*inputs, *(f"module:{path}" for path in dict.fromkeys((*frames, *layers)) if path != "?")]
 
 
 def _handed_on(run: Run, f: _Place, g: _Place) -> _Place:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .binding import rebind
-from .facts import Facts, SiteMasks
+from .facts import Beside, Facts, SiteMasks
 from .placing import PairSides, ResolvePair
 from .planner import decide
 
-__all__ = ["Facts", "PairSides", "ResolvePair", "SiteMasks", "decide", "rebind"]
+__all__ = ["Beside", "Facts", "PairSides", "ResolvePair", "SiteMasks", "decide", "rebind"]

@@ -142,22 +142,27 @@ def _mixed(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint]) -> I
 def _beside(sites: Sequence[PlannedSite], points: Mapping[str, FusionPoint], facts: Facts) -> Iterator[str]:
     """A residual connection adds the stream as it was to what the attention made of f'."""
     members: dict[tuple[str, ...], list[PlannedSite]] = {}
+    named: dict[tuple[str, ...], str] = {}
     for site in sites:
         point = points.get(site.point or "")
         if point is None or site.site is None:
             continue
         index = next((i for i, each in enumerate(point.sites) if each == site.site), 0)
-        home = facts.beside.get((point.id, index), ())
+        beside = facts.beside.get((point.id, index))
         changed = (site.f, site.g) if site.replace == "both" else (site.f,)
-        if any(side.home == home for side in changed):
-            members.setdefault(home, []).append(site)
+        if beside is not None and any(side.home == beside.home for side in changed):
+            members.setdefault(beside.home, []).append(site)
+            if beside.home not in named and site.f.home == beside.home:
+                pair = beside.pair(1 if site.f == site.site.sides[0] else 0)
+                named[beside.home] = "" if pair is None else f"{{f: {pair[0]}, g: {pair[1]}}}"
     for home, several in members.items():
+        pair_text = named.get(home) or "{f: module:..., g: module:...}"
         yield coded(
             "RB126",
             f"a residual connection adds {home_name(home)} as it was to the result of the attention at "
             f"{_named(several)}: RegBN changes what the attention reads, and not that. To "
-            f"normalise {home_name(home)} for all that follows, name the layers that make both sides: `pair: {{f: "
-            "module:..., g: module:...}, replace: f`",
+            f"normalise {home_name(home)} for all that follows, name the layers that make both sides: `pair: "
+            f"{pair_text}, replace: f`",
         )
 
 
@@ -232,9 +237,9 @@ def _remedy(masks: SiteMasks, given: Sequence[HostArgument], home: str) -> str:
     """What leaves padding out: the key of a rule, where the host is given a mask."""
     if not given:
         return (
-            f"{masks.host.split()[0]}, in which they meet, is not given it. If your batches are padded, hand it the "
-            f"mask and name it in the rule (`mask: {{{home}: ...}}`), batch by length, or normalise a point at which "
-            "the positions are pooled already"
+            f"{masks.host.split()[0]}, in which they meet, is not given it in the example. If your batches are padded, "
+            f"hand it the mask and name it in the rule (`mask: {{{home}: ...}}`), batch by length, or normalise a "
+            "point at which the positions are pooled already"
         )
     name = given[0].name
     if masks.meaning(given[0]) is None:

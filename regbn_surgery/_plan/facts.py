@@ -27,6 +27,15 @@ class SiteMasks:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """The stream that is added to the result of an attention as it was. `pair` gives references by which a rule can
+    name it as f, with side 0 or 1 of the site as g; None where none will do."""
+
+    home: tuple[str, ...]
+    pair: Callable[[int], tuple[str, str] | None] = field(default=lambda _: None, compare=False)
+
+
+@dataclass(frozen=True)
 class Facts:
     """Defaults mean that nobody looked."""
 
@@ -40,7 +49,7 @@ class Facts:
     streams: frozenset[tuple[str, int, int]] | None = None  # sides (point, site, 0 or 1) with such positions
     layers: Mapping[tuple[str, int], str] = field(default_factory=dict)  # by (point, site): path of a layer with a hook
     #: By (point, site) of an attention: the stream that is added to its result as it was.
-    beside: Mapping[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
+    beside: Mapping[tuple[str, int], Beside] = field(default_factory=dict)
     masks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # shapes of inputs that look like masks, by name
     padded: frozenset[str] = frozenset()  # those in which the example marks some positions and others not
     masks_at: Callable[[PlannedSite], SiteMasks] | None = field(default=None, compare=False)

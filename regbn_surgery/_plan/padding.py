@@ -172,13 +172,15 @@ def fits(shape: tuple[int, ...], side: Side) -> bool:
 
 
 def candidates(masks: SiteMasks, side: Side, letter: Letter) -> tuple[HostArgument, ...]:
-    """The host's arguments that look like a mask over the positions of a side."""
+    """The host's arguments that look like a mask over the positions of a side; one of its very shape before others."""
     if not masks.open[LETTERS.index(letter)]:
         return ()
-    return tuple(
+    found = [
         argument
         for argument in masks.arguments()
         if any("mask" in name.lower() for name in (argument.name, *argument.inputs))
         and not argument.content
-        and argument.shape == rows(side)
-    )
+        and argument.shape is not None
+        and fits(argument.shape, side)
+    ]
+    return tuple(sorted(found, key=lambda argument: argument.shape != rows(side)))

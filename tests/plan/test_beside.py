@@ -73,3 +73,43 @@ def test_the_pair_that_the_note_advises_changes_the_residual_too() -> None:
             model(*example())
         text, attended, added = seen
         assert torch.allclose(added - attended, text, atol=1e-5) is not changed
+
+
+@pytest.mark.parametrize("how", ["", "norm first"])
+def test_the_note_names_layers_that_make_both_sides(how: str) -> None:
+    (note,) = told(how, normalize="text", against="audio", replace="f")
+    assert "`pair: {f: module:text, g: module:audio}, replace: f`" in note
+
+
+class Inside(nn.Module):
+    """The attention is in a layer of its own, to which both streams are handed on."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own, self.cross = nn.Sequential(nn.Linear(8, 8)), nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, text: Tensor, audio: Tensor) -> Tensor:
+            text = self.own(text)
+            return text + self.cross(text, audio, audio, need_weights=False)[0]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.audio, self.text = nn.Linear(5, 8), nn.Linear(6, 8)
+        self.layers, self.head = nn.ModuleList(self.Layer() for _ in range(2)), nn.Linear(8, 3)
+
+    def forward(self, audio: Tensor, text: Tensor) -> Tensor:
+        audio, text = self.audio(audio), self.text(text)
+        for layer in self.layers:
+            text = layer(text, audio)
+        return self.head(text.mean(1))
+
+
+def test_of_layers_in_different_modules_those_that_need_no_other_order() -> None:
+    """The pair of the first of the layers that the note is about, and the plan that it makes."""
+    matched = rules(normalize="text", against="audio", replace="f")
+    (note,) = (note for note in plan(Inside(), matched, example()).notes if note.startswith("RB126"))
+    assert "`pair: {f: module:layers.0.own, g: module:audio}, replace: f`" in note
+    pair = {"id": "r", "pair": {"f": "module:layers.0.own", "g": "module:audio"}, "replace": "f", "reduce": "mean"}
+    (site,) = plan(Inside(), {"version": 1, "rules": [pair]}, example()).sites
+    assert (site.host, site.tier) == ("layers.0", 2)

@@ -294,3 +294,30 @@ def test_padding_of_the_example_itself_is_a_warning() -> None:
     assert not [note for note in made.notes if note.startswith("RB123")]
     with pytest.warns(RegBNWarning, match="RB123"):
         regbnify(Tokens(), rules(), example)
+
+
+class Spread(Tokens):
+    """Hands its mask on as layers of `transformers` get it: over heads and queries, added to the scores."""
+
+    class Layer(nn.Module):
+        def forward(self, x: Tensor, y: Tensor, attention_mask: Tensor) -> Tensor:
+            scores = x @ x.mT + attention_mask[:, 0]
+            return torch.cat([scores.softmax(-1) @ x, y], dim=1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = self.Layer()
+
+    def forward(self, a: Tensor, b: Tensor, attention_mask: Any = None) -> Tensor:  # type: ignore[override]
+        added = (attention_mask[:, None, None, :] == 0) * -1e9
+        return self.head(self.layer(self.enc_a(a), self.enc_b(b), added)).mean(1)
+
+
+def test_a_mask_that_is_spread_over_heads_is_named_as_the_note_says() -> None:
+    example = {**bare(4), "attention_mask": ones(*A)}
+    made = plan(Spread(), rules(match={"kind": "concat"}), example)
+    (note,) = [note for note in made.notes if note.startswith("RB123")]
+    assert "write `mask: {a: attention_mask}` in the rule" in note
+    assert found(Spread(), {"attention_mask": ones(*A)}, match={"kind": "concat"}, mask={"a": "attention_mask"}) == {
+        ("f", "attention_mask", False)
+    }

@@ -10,6 +10,7 @@ from .._errors import RegBNError
 from .graph import Box, ModelGraph, Node
 from .repeats import first_of_each
 from .scene import Scene, essential, scene_of, well_opened
+from .words import count_text
 
 #: So many nodes and closed boxes at most, as a rule.
 MOST = 60
@@ -101,8 +102,9 @@ def _box_title(box: Box) -> str:
 
 
 def _title(graph: ModelGraph) -> str:
-    points = len(graph.points)
-    return f"{graph.title}: {points} fusion point{'' if points == 1 else 's'}"
+    title = f"{graph.title}: {count_text(len(graph.points), 'fusion point')}"
+    modules = sum(node.kind == "regbn" for node in graph.nodes)
+    return f"{title}, {modules} RegBN" if modules else title
 
 
 def _node(node: Node, graph: ModelGraph) -> str:

@@ -86,9 +86,8 @@ def well_opened(graph: ModelGraph, most: int = 60) -> frozenset[str]:
 
 
 def essential(graph: ModelGraph) -> ModelGraph:
-    """Without calls that only look at a tensor in another way, and without those that carry no modality.
-
-    What went through them goes straight on.
+    """Without calls that only look at a tensor in another way, those that carry no modality, and inputs that nothing
+    of this reads. What went through them goes straight on.
     """
     carrying = {node.id for node in graph.nodes if any(fact.home for fact in node.outputs)}
     keep = {
@@ -123,7 +122,8 @@ def essential(graph: ModelGraph) -> ModelGraph:
                 continue
             for source in behind.get(edge.source, ()):
                 edges.setdefault((source, node.id, edge.port, edge.tensor), replace(edge, source=source))
-    nodes = tuple(node for node in graph.nodes if node.id in keep)
+    read = {edge.source for edge in edges.values()}
+    nodes = tuple(node for node in graph.nodes if node.id in keep and (node.kind != "input" or node.id in read))
     used = {box for node in nodes for box in graph.ancestors(node.box)} | {""}
     boxes = tuple(box for box in graph.boxes if box.id in used)
     return replace(graph, nodes=nodes, edges=tuple(edges.values()), boxes=boxes)

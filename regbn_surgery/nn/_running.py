@@ -294,7 +294,8 @@ class RunningState(nn.Module):
         self._warned_of_size = True
         text = (
             f"{self._named()} {found}: g hardly varied when W was fitted, or has grown since. Look at g, or set "
-            "`normalize_input: true` or `constraint: fixed` with `lam`. Later steps like this give no warning"
+            "`normalize_input: true` or `constraint: fixed` with `lam`; if g is as it should be now, `update_regbn` "
+            "forms the running projection again. Later steps like this give no warning"
         )
         warn_at_call(coded("RB413", text))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from .._user_code import warn_at_call
 from ._compilers import exporting
 from ._dense import DenseUpdate, PrimalUpdate, RmsUpdate
 from ._linalg import as_dtype, values_at_hand
+from ._loading import leave_out, of_another_place
 from ._low_rank import LowRankUpdate
 from ._multiplier import Ridge
 from ._no_gradient import without_gradient
@@ -345,34 +346,15 @@ class RunningState(nn.Module):
     ) -> None:
         """Take the published layer's state dict too: it has no moments and may hold norms that are off here."""
         self._readers.before_writing()
+        norms = {f"{prefix}{name}.": getattr(self, name) for name in _NORMS}
+        rest[-1].extend(of_another_place(state_dict, norms))
         missing = [name for name in _OWN_STATE if prefix + name not in state_dict]
         if len(missing) == len(_OWN_STATE) and prefix + "W" in state_dict:
             for name in (*missing, *(name for name in _OPTIONAL_STATE if name in self._buffers)):
                 state_dict[prefix + name] = torch.zeros_like(getattr(self, name))  # its W has left its start behind
-            for name in _NORMS:
-                rest[-1].extend(_leave_out(state_dict, f"{prefix}{name}.", getattr(self, name)))
+            for start, norm in norms.items():
+                rest[-1].extend(leave_out(state_dict, start, norm))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
-
-
-def _leave_out(state_dict: dict[str, Any], start: str, norm: nn.Module) -> Iterator[str]:
-    """Take entries that a norm does not have out of a checkpoint; an error where they took part in training."""
-    own = {name for name, _ in (*norm.named_parameters(), *norm.named_buffers())}
-    strange = [key for key in state_dict if key.startswith(start) and key[len(start) :] not in own]
-    taken = {key: state_dict.pop(key) for key in strange}
-    trained = [key for key, value in taken.items() if not value.is_meta and _has_moved(key, value)]
-    if trained:
-        switch = "normalize_output=True" if start.endswith("_out.") else "normalize_input=True"
-        options = [switch] if isinstance(norm, nn.Identity) else []
-        if any(key.endswith(("weight", "bias")) for key in strange):
-            options.append("affine=True")
-        yield (
-            f"`{trained[0]}` was trained, and this RegBN does not have it: give it {' and '.join(options)}, or take "
-            f"`{start}*` out of the checkpoint"
-        )
-
-
-def _has_moved(key: str, value: Tensor) -> bool:
-    return bool((value != (1.0 if key.endswith(("weight", "running_var")) else 0.0)).any())
 
 
 def _residual(f: Tensor, g: Tensor, factors: tuple[Tensor, ...]) -> Tensor:

@@ -160,6 +160,28 @@ def test_published_checkpoint_loads() -> None:
         target.load_state_dict({k: v for k, v in source.state_dict().items() if k != "num_steps"})
 
 
+@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_checkpoint_of_another_place_is_told_in_one_line(affine: bool, published: bool) -> None:
+    """There g was a map, and here it is flat, or the other way round; W has the same sizes."""
+    options = {"normalize_input": True, "affine": affine}
+    of_map, flat = RegBN(5, 3, [], [2, 2], **options), RegBN(5, 12, **options)
+    of_map(torch.randn(8, 5), torch.randn(8, 3, 2, 2))
+    state = of_map.state_dict()
+    if published:
+        state = {key: value for key, value in state.items() if key == "W" or key.startswith("norm_")}
+    with pytest.raises(RuntimeError, match="stood where f or g has other axes than here") as caught:
+        flat.load_state_dict(state)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert "`norm_g." in lines[1]
+    assert ("`norm_g_out." in lines[1]) is affine
+    assert "`pair: {f: module:..., g: module:...}`" in lines[1]
+    if affine:
+        with pytest.raises(RuntimeError, match=r"`norm_g\.weight`, `norm_g_out\.weight`: the checkpoint's"):
+            of_map.load_state_dict(flat.state_dict())
+
+
 def test_a_batch_that_is_not_finite_is_skipped_and_told_once() -> None:
     module = RegBN(5, 3, [], [2, 2], normalize_input=True)
     f, g = torch.randn(8, 5), torch.randn(8, 3, 2, 2)

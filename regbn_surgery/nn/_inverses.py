@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _gcv
 from ._linalg import shifted, solved
-from ._multiplier import Problem, Ridge, Sizes, fixed, gcv_matrices
+from ._multiplier import Problem, Ridge, Sizes, below_floor, fixed, gcv_matrices
 
 #: Elements of all matrices that are solved at once, and how many there are of them at least and at most.
 AT_ONCE = 1 << 22
@@ -116,8 +116,7 @@ def _span(K: Tensor, floor: Tensor, identity: Tensor) -> Tensor:
     (K + mu I)^-1 K with mu far below the floor and far above the noise of a float64 K is near to it; a step of
     McWeeny's purification, 3 P^2 - 2 P^3, squares what is missing.
     """
-    below = 1e-3 if K.dtype == torch.float64 else 1.0  # else it would be below the noise of K
-    near = solved(torch.addcmul(K, identity, floor, value=below), K)
+    near = solved(torch.addcmul(K, identity, floor, value=below_floor(K)), K)
     square = near @ near
     return torch.addmm(square, square, near, beta=3.0, alpha=-2.0)
 

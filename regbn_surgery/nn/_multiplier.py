@@ -141,9 +141,18 @@ def _shrink(values: Array, own: Array | None, sizes: Sizes, problem: Problem, gi
         energies = replaced**2 if own is None else xp.where(spanned & (own > 0.0), own * (replaced / safe), 0.0)
         multiplier, active = solve_root(replaced, energies, floor)
     multiplier = multiplier if given is None else given
+    if problem.constraint != "gcv" and limits.threshold == 0.0:
+        # A lambda above its floor makes weak directions harmless: they count up to the rounding of K.
+        spanned = xp.where(active, values > zero_level * below_floor(values), spanned)
+        safe = replaced = xp.where(spanned, values, 1.0)
     # W = sum_i v_i sigma~_i / (sigma~_i^2 + lambda) u_i^T F with v_i = G^T u_i / sigma_i
     weights = xp.where(spanned, (replaced / safe) ** 0.5, 0.0) / (replaced + multiplier)
     return _Shrunk(values, kept, weights, multiplier, active)
+
+
+def below_floor(like: Array) -> float:
+    """The part of lambda's floor from which an eigenvalue is more than the rounding of K."""
+    return 1e-3 if like.dtype in (torch.float64, np.float64) else 1.0
 
 
 def fixed(trace: Array, floor: Array, sizes: Sizes, problem: Problem, xp: Any) -> tuple[Array, Array]:

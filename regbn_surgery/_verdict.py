@@ -59,8 +59,10 @@ def verdict(found: Evidence) -> Iterator[str]:
         none = f"f and g share no direction that shows in {before.samples} samples: nothing to remove"
         yield coded("RB302", f"`{found.site}`: {none}")
         return
+    if not found.running_to_batch:
+        return  # it has seen no training step, and subtracts nothing yet
     left = after.explained_variance
-    ability = _ability(found.options, enough=shared <= 1 or left < LITTLE)
+    ability = _ability(found.options, shared, enough=left < LITTLE)
     told = f"g explains {max(before.explained_variance, 0.0):.1%} of f before, {max(left, 0.0):.1%} after"
     yield coded("RB303", f"`{found.site}`: {told}, with {many} before; {ability}")
     if found.running_to_batch < BEHIND:
@@ -73,10 +75,12 @@ def verdict(found: Evidence) -> Iterator[str]:
         )
 
 
-def _ability(options: RegBNOptions, *, enough: bool) -> str:
+def _ability(options: RegBNOptions, shared: int, *, enough: bool) -> str:
     if options.constraint == "smoother":
         if enough:
             return "`smoother` takes about one, which is enough here"
+        if shared <= 1:
+            return "`smoother` takes about one, which is not all here: compare `regbn: {constraint: gcv}`"
         return (
             "`smoother` takes about one in all, whatever their number; `regbn: {constraint: gcv}` takes those it "
             "finds, which helps a part that sees f' alone (compare them by `sweep`)"

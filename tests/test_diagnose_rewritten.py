@@ -111,6 +111,7 @@ def test_one_that_was_never_trained_is_told() -> None:
     model = regbnify(Two(), PLAIN, next(iter(batches(0.5))))
     found = diagnose(model, batches(0.5), 12)
     assert any(note.startswith("RB309 `regbn_late`") for note in found.notes)
+    assert not any(note.startswith(("RB303", "RB304")) for note in found.notes), "RB309 is the whole answer"
     (row,) = found.rows
     assert row.after == row.before
     assert not any(note.startswith("RB309") for note in diagnose(trained(), batches(0.5), 12).notes)

@@ -229,7 +229,7 @@ _KINDS = (
     ),
     # diagnose
     NoteKind("RB301", "after RegBN g explains more of f than before", "The note names the option that helps."),
-    NoteKind("RB302", "f and g share nothing linear: there is nothing to remove", "Leave RegBN out there."),
+    NoteKind("RB302", "f and g share next to nothing linear: there is little to remove", "Leave RegBN out there."),
     NoteKind("RB303", "how many shared directions the chosen constraint removes", "The note names the alternative."),
     NoteKind("RB304", "evaluation removes less than training", "`update_regbn` after training, or larger batches."),
     NoteKind("RB305", "too few samples were seen at a site", "Give more batches: `--batches`."),

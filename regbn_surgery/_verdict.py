@@ -55,9 +55,10 @@ def verdict(found: Evidence) -> Iterator[str]:
     before, after = found.before, found.after
     shared = before.shared_directions
     many = f"{shared} shared direction{'' if shared == 1 else 's'}"
-    if shared == 0 and before.explained_variance < LITTLE:
+    if before.explained_variance < LITTLE:
         none = f"f and g share no direction that shows in {before.samples} samples: nothing to remove"
-        yield coded("RB302", f"`{found.site}`: {none}")
+        little = f"g explains only {max(before.explained_variance, 0.0):.1%} of f: little to remove"
+        yield coded("RB302", f"`{found.site}`: {little if shared else none}")
         return
     if not found.running_to_batch:
         return  # it has seen no training step, and subtracts nothing yet

@@ -146,7 +146,7 @@ LAYERS = (
         for name in ("pad_packed_sequence", "pack_padded_sequence", "grid_sample", "grid_sampler", "grid_sampler_2d")
     ),
     *(Operation(name, carries="first") for name in ("grid_sampler_3d", "resize_as_")),
-    Operation("RegBN", ("RegressOut",), carries="own"),
+    Operation("RegBN", carries="own"),
     Operation("pad", axes="pad"),
     Operation("interpolate", ("upsample", "Upsample"), axes="pool"),
     Operation("layer_norm", axes="layer_norm", channels="last"),

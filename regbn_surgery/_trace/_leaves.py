@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ._source import kind_of_module
+
 #: Whether the module at a path is such a one.
 LeafRule = Callable[[nn.Module, str], bool]
 _TRAITS = ("num_features", "normalized_shape", "in_channels", "out_channels", "in_features",
@@ -20,7 +22,7 @@ def is_torch_leaf(module: nn.Module, path: str) -> bool:
         return False
     if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
         return True
-    if any(base.__name__ == "RegBN" for base in type(module).__mro__):
+    if kind_of_module(module) == "RegBN":
         return True
     home = type(module).__module__
     return home.startswith(("torch.nn.", "torch.ao.nn.")) and type(module) is not nn.Module

@@ -27,6 +27,10 @@ class Published(nn.Module):
 Published.__name__ = "RegBN"
 
 
+class Derived(RegBN):
+    """One of another name."""
+
+
 class Net(nn.Module):
     def __init__(self, made: Any = RegBN) -> None:
         super().__init__()
@@ -45,7 +49,7 @@ def inputs(batch: int = 6) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("made", [RegBN, RegressOut, Published])
+@pytest.mark.parametrize("made", [RegBN, RegressOut, Derived, Published])
 def test_only_what_comes_after_it_meets(made: Any) -> None:
     found = inspect(Net(made), inputs())
     assert [(point.id, [side.home for side in point.sites[0].sides]) for point in found.fusion_points] == [

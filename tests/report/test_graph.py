@@ -216,6 +216,25 @@ class TestDot:
         assert b"alert" not in draw(made, "svg")
         assert "&lt;b&gt;" in draw(made, "svg").decode()
 
+    def test_the_title_counts_and_what_nothing_reads_is_left_out(self):
+        class Reading(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.one, self.two = nn.Linear(6, 8), nn.Linear(5, 4)
+
+            def forward(self, scan, table, age):
+                return torch.cat([self.one(scan), self.two(table)], 1)
+
+        rules = Rules.from_dict({"version": 1, "rules": [{"id": "r", "match": {}, "normalize": "scan"}]})
+        example = (torch.randn(8, 6), torch.randn(8, 5), torch.randn(8))
+        plan, analysis, _ = operate(Reading(), rules, example)
+        old = graph_of(analysis)
+        plain, rewritten = to_dot(old), to_dot(graph_after(old, analysis, plan))
+        assert 'label="Reading: 1 fusion point"' in plain
+        assert 'label="Reading: 1 fusion point, 1 RegBN"' in rewritten
+        assert "scan" in plain
+        assert "age" not in plain
+
     def test_without_graphviz_the_message_says_what_to_do(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "pygraphviz", None)
         assert to_dot(before()).startswith("digraph")
